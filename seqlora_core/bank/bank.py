@@ -1,0 +1,321 @@
+"""The operations on a bank's folder.  Safe between processes, and against a crash at any instant."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+from torch import Tensor
+
+from .. import subspace
+from ..errors import UserError
+from ..layers import Adapter, LayerShape
+from . import lora_file, names, storage
+from .manifest import BaseIdentity, Concept, Manifest
+
+_MANIFEST = "bank.json"
+_THUMBNAIL_SIZE = 256
+
+
+@dataclass(frozen=True)
+class NewConcept:
+    """A trained concept on its way into a bank; `adapters` by canonical layer name."""
+
+    name: str
+    token: str
+    class_word: str
+    rank: int
+    method: str
+    adapters: Mapping[str, Adapter]
+    config: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    thumbnail: Image.Image | None = None
+
+
+class Bank:
+    """A bank as it was when opened or last refreshed; every change reads the newest manifest first.
+
+    Attributes:
+        folder: where it lies.
+        manifest: the snapshot.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    # Opening
+
+    @staticmethod
+    def exists(folder: Path | str) -> bool:
+        """Whether a bank lies there."""
+        return (Path(folder) / _MANIFEST).is_file()
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Bank":
+        """Open an existing bank.
+
+        Raises:
+            UserError: there is none, or its manifest cannot be used.
+        """
+        folder = Path(folder)
+        return cls(folder, _read_manifest(folder))
+
+    @classmethod
+    def open_or_create(cls, folder: Path | str, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Bank":
+        """Open a bank and check that it belongs to `base`, or create an empty one.
+
+        Raises:
+            UserError: the bank was made with another base (names both), or its folder cannot be used.
+        """
+        folder = Path(folder)
+        if not cls.exists(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"Cannot make the bank's folder {folder}: {error.strerror}.") from error
+            with storage.locked(folder / ".lock"):
+                if not cls.exists(folder):
+                    _write_manifest(folder, Manifest(base, dict(layers)))
+        bank = cls.open(folder)
+        bank.check_base(base)
+        return bank
+
+    def refresh(self) -> "Bank":
+        """Read the manifest again."""
+        self.manifest = _read_manifest(self.folder)
+        return self
+
+    def check_base(self, base: BaseIdentity) -> None:
+        """Refuse a base model that the bank was not made with.
+
+        Raises:
+            UserError: names both.
+        """
+        own = self.manifest.base
+        if own.fingerprint != base.fingerprint:
+            raise UserError(
+                f"The bank {self.folder} belongs to the base model {own.name} ({own.fingerprint[:8]}), "
+                f"not to {base.name} ({base.fingerprint[:8]}): use that base, or another bank."
+            )
+
+    # Reading
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """The concepts in training order."""
+        return self.manifest.concepts
+
+    def concept(self, name: str) -> Concept:
+        """One concept.
+
+        Raises:
+            UserError: the bank has none of that name; lists those that it has.
+        """
+        found = self.manifest.find(name)
+        if found is None:
+            known = ", ".join(concept.name for concept in self.concepts) or "none yet"
+            raise UserError(f"The bank {self.folder} has no concept {name!r}; it has: {known}.")
+        return found
+
+    def load(self, concepts: Sequence[Concept] | None = None) -> dict[str, dict[str, Adapter]]:
+        """The adapters of some concepts (default: all), by concept name, then canonical layer name; float32, CPU.
+
+        Raises:
+            UserError: a file is missing, was changed, or does not fit the bank.
+        """
+        with self._reading():
+            if concepts is None:
+                concepts = self.refresh().concepts
+            return {concept.name: self._load_one(concept) for concept in concepts}
+
+    def _load_one(self, concept: Concept) -> dict[str, Adapter]:
+        path = self.folder / PurePosixPath(concept.file)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"The file of concept {concept.name!r} cannot be read: {path} ({error.strerror})."
+            ) from error
+        if storage.sha256(content) != concept.sha256:
+            raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
+        adapters = lora_file.deserialize(content, str(path))
+        for layer, (A, B) in adapters.items():
+            if self.manifest.layers.get(layer) != LayerShape(B.shape[0], A.shape[0]):
+                raise UserError(f"The file of concept {concept.name!r} does not fit this bank's layer {layer}: {path}.")
+        return adapters
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keep files from being replaced while several are read; a bank on a read-only disk cannot change anyway."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(storage.Unwritable):
+                stack.enter_context(storage.locked(self.folder / ".lock"))
+            yield
+
+    def occupied(self, without: str | None = None) -> dict[str, Tensor]:
+        """Per layer, `Q [n, k]`: an orthonormal basis of all concepts' bases, float64 (see `subspace`).
+
+        Args:
+            without: a concept to leave out, because it is about to be replaced.
+        """
+        skipped = self.manifest.find(without) if without else None
+        kept = [concept for concept in self.concepts if concept is not skipped]
+        loaded = self.load(kept)
+        return {
+            layer: subspace.occupied(
+                (adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width
+            )
+            for layer, shape in self.manifest.layers.items()
+        }
+
+    # Changing
+
+    @contextmanager
+    def training(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Be the only training in this bank: a basis is orthogonal only to what was there when its training began."""
+        with storage.locked(self.folder / ".training.lock", waiting):
+            self.refresh()
+            yield
+
+    def checkpoint_path(self, name: str) -> Path:
+        """Where the unfinished training of a concept is kept, outside the manifest."""
+        return self.folder / "checkpoints" / f"{names.slug(name)}.safetensors"
+
+    def add(self, new: NewConcept, replace: bool = False) -> Concept:
+        """Append a concept; with `replace`, in place of the one of that name (its order becomes the last).
+
+        Raises:
+            UserError: the name is bad, or taken (without `replace`).
+        """
+        name = names.check_name(new.name)
+        with self._changing():
+            old = self.manifest.find(name)
+            if old is not None and not replace:
+                raise UserError(f"The bank already has a concept {old.name!r}: choose another name, or replace it.")
+            kept = tuple(concept for concept in self.concepts if concept is not old)
+            record = Concept(
+                name=name,
+                token=new.token,
+                class_word=new.class_word,
+                rank=new.rank,
+                method=new.method,
+                file="",
+                sha256="",
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                layers_skipped=tuple(layer for layer in self.manifest.layers if layer not in new.adapters),
+                config=new.config,
+                metrics=new.metrics,
+            )
+            record = self._write_concept(record, new.adapters, _webp(new.thumbnail))
+            self._publish((*kept, record))
+            if old is not None:
+                self._discard(old)
+        return record
+
+    def remove(self, name: str) -> Concept:
+        """Take a concept out; its directions are free again for later concepts."""
+        with self._changing():
+            concept = self.concept(name)
+            self._publish(tuple(other for other in self.concepts if other is not concept))
+            self._discard(concept)
+        return concept
+
+    def rename(self, name: str, new_name: str) -> Concept:
+        """Give a concept another name; its token stays what it was trained with.
+
+        Raises:
+            UserError: there is no such concept, or the new name is bad or taken.
+        """
+        new_name = names.check_name(new_name)
+        with self._changing():
+            old = self.concept(name)
+            taken = self.manifest.find(new_name)
+            if taken is not None and taken is not old:
+                raise UserError(f"The bank already has a concept {taken.name!r}: choose another name.")
+            thumbnail = (self.folder / PurePosixPath(old.thumbnail)).read_bytes() if old.thumbnail else b""
+            renamed = dataclasses.replace(old, name=new_name)
+            renamed = self._write_concept(renamed, self._load_one(old), thumbnail)
+            self._publish(tuple(renamed if other is old else other for other in self.concepts))
+            self._discard(old)
+        return renamed
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with storage.locked(self.folder / ".lock"):
+            self.refresh()
+            yield
+
+    def _write_concept(self, record: Concept, adapters: Mapping[str, Adapter], thumbnail: bytes) -> Concept:
+        """Write a concept's files under names that no other concept has; until `_publish` nobody knows of them."""
+        slug = names.slug(record.name, {PurePosixPath(concept.file).stem for concept in self.concepts})
+        record = dataclasses.replace(
+            record,
+            file=f"concepts/{slug}.safetensors",
+            thumbnail=f"thumbnails/{slug}.webp" if thumbnail else "",
+        )
+        described = {key: value for key, value in record.as_dict().items() if key != "sha256"}
+        header = lora_file.metadata(
+            title=record.name,
+            trigger=f"{record.token} {record.class_word}",
+            base_name=self.manifest.base.name,
+            rank=record.rank,
+            extra={"bank": self.manifest.id, "concept": described},
+        )
+        content = lora_file.serialize(adapters, header)
+        storage.write_atomically(self.folder / record.file, content)
+        if thumbnail:
+            storage.write_atomically(self.folder / record.thumbnail, thumbnail)
+        return dataclasses.replace(record, sha256=storage.sha256(content))
+
+    def _publish(self, concepts: tuple[Concept, ...]) -> None:
+        self.manifest = self.manifest.with_concepts(concepts)
+        _write_manifest(self.folder, self.manifest)
+
+    def _discard(self, concept: Concept) -> None:
+        for relative in filter(None, (concept.file, concept.thumbnail)):
+            # A file that is open elsewhere on Windows, or gone already, is no longer part of the bank either way.
+            with contextlib.suppress(OSError):
+                (self.folder / PurePosixPath(relative)).unlink()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / _MANIFEST
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"There is no bank in {folder}: train a concept into it first, or check the path.") from error
+    except OSError as error:
+        raise UserError(f"The bank {folder} cannot be read: {error.strerror}.") from error
+    manifest = Manifest.from_json(text, str(path))
+    for concept in manifest.concepts:
+        _check_relative(concept.file, path)
+        if concept.thumbnail:
+            _check_relative(concept.thumbnail, path)
+    return manifest
+
+
+def _check_relative(relative: str, source: Path) -> None:
+    """A manifest comes from anywhere, so what it names must lie in its own folder."""
+    parts = PurePosixPath(relative).parts
+    if len(parts) != 2 or parts[0] not in ("concepts", "thumbnails") or ".." in parts or set("\\:") & set(relative):
+        raise UserError(f"{source} names a file outside its folder ({relative!r}) and is not used.")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    storage.write_atomically(folder / _MANIFEST, manifest.to_json().encode())
+
+
+def _webp(image: Image.Image | None) -> bytes:
+    if image is None:
+        return b""
+    small = image.convert("RGB")
+    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,61 @@
+"""What `inspect` says of a bank: orthogonality of every pair, capacity left in each layer, integrity of files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from .. import subspace
+from ..errors import UserError
+from ..layers import Adapter
+from .bank import Bank
+
+OVERLAP_LIMIT = 1e-5
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The result of `inspect`.
+
+    Attributes:
+        pairs: (earlier, later) -> their largest normalized `|B_j^T B_i|` over layers.
+        layers: canonical name -> {"width", "used", "free"} in directions.
+        problems: one sentence for each broken file.
+    """
+
+    max_overlap: float
+    pairs: dict[tuple[str, str], float]
+    layers: dict[str, dict[str, int]]
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Every file is intact and every pair orthogonal."""
+        return not self.problems and self.max_overlap <= OVERLAP_LIMIT
+
+
+def inspect(bank: Bank) -> Inspection:
+    """Read every file of a bank and measure it."""
+    loaded: dict[str, dict[str, Adapter]] = {}
+    problems = []
+    for concept in bank.refresh().concepts:
+        try:
+            loaded.update(bank.load([concept]))
+        except UserError as error:
+            problems.append(str(error))
+    layers = {}
+    for layer, shape in bank.manifest.layers.items():
+        used = subspace.occupied((adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width)
+        layers[layer] = {"width": shape.width, "used": used.shape[1], "free": shape.width - used.shape[1]}
+    pairs = pair_overlaps(loaded)
+    return Inspection(max(pairs.values(), default=0.0), pairs, layers, problems)
+
+
+def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:
+    """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`."""
+    pairs = dict.fromkeys(combinations(concepts, 2), 0.0)
+    for layer in {layer for adapters in concepts.values() for layer in adapters}:
+        present = [name for name, adapters in concepts.items() if layer in adapters]
+        table = subspace.overlaps([concepts[name][layer].B for name in present]).tolist()
+        for (i, first), (j, second) in combinations(enumerate(present), 2):
+            pairs[first, second] = max(pairs[first, second], table[i][j])
+    return pairs

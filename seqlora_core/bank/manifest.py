@@ -1,0 +1,124 @@
+"""`bank.json`: what a bank holds.  The format is public; a change of it comes with a higher version and a migration.
+
+{"format": "seqlora-bank", "version": 1, "id": "...", "generation": 7,
+ "base": {"name": "...", "fingerprint": "..."},
+ "layers": {"<canonical layer name>": {"width": n, "out": m}, ...},
+ "concepts": [{"name", "token", "class_word", "rank", "method", "file", "sha256", "layers_skipped", "created",
+               "id", "thumbnail", "config": {...}, "metrics": {...}}, ...]}          in training order
+"""
+
+import dataclasses
+import json
+import uuid
+from dataclasses import dataclass, field
+
+from ..errors import UserError
+from ..layers import LayerShape
+
+FORMAT = "seqlora-bank"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The base model that a bank belongs to: a name for people, a fingerprint for the check."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Concept:
+    """The record of one concept.
+
+    Attributes:
+        rank: of every layer that it adapts.
+        layers_skipped: canonical names of layers that were full, or outside the preset, when it was trained.
+        file, thumbnail: relative to the bank's folder, with forward slashes; no thumbnail is an empty string.
+        sha256: of the file's bytes.
+        created: UTC, ISO 8601.
+    """
+
+    name: str
+    token: str
+    class_word: str
+    rank: int
+    method: str
+    file: str
+    sha256: str
+    created: str
+    thumbnail: str = ""
+    layers_skipped: tuple[str, ...] = ()
+    config: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def as_dict(self) -> dict:
+        """JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Concept":
+        """From `as_dict`, leaving out names that this version does not know."""
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        values = {name: value for name, value in values.items() if name in known}
+        return cls(**{**values, "layers_skipped": tuple(values.get("layers_skipped", ()))})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bank at one instant.  `generation` grows with every change."""
+
+    base: BaseIdentity
+    layers: dict[str, LayerShape]
+    concepts: tuple[Concept, ...] = ()
+    generation: int = 0
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def with_concepts(self, concepts: tuple[Concept, ...]) -> "Manifest":
+        """The next generation."""
+        return dataclasses.replace(self, concepts=concepts, generation=self.generation + 1)
+
+    def find(self, name: str) -> Concept | None:
+        """The concept of that name (names differ by more than case), or None."""
+        wanted = name.strip().casefold()
+        return next((concept for concept in self.concepts if concept.name.casefold() == wanted), None)
+
+    def to_json(self) -> str:
+        """The text of `bank.json`."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "id": self.id,
+                "generation": self.generation,
+                "base": dataclasses.asdict(self.base),
+                "layers": {name: shape._asdict() for name, shape in self.layers.items()},
+                "concepts": [concept.as_dict() for concept in self.concepts],
+            },
+            indent=1,
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> "Manifest":
+        """Read the text of `bank.json`.
+
+        Raises:
+            UserError: it is not a bank's, is damaged, or is of a later version; names `source`.
+        """
+        try:
+            document = json.loads(text)
+            if document.get("format") != FORMAT:
+                raise UserError(f"{source} is not the manifest of a SeqLoRA bank: choose a bank's folder.")
+            if document["version"] > VERSION:
+                raise UserError(f"{source} was written by a newer SeqLoRA: update the node pack to use this bank.")
+            return cls(
+                base=BaseIdentity(document["base"]["name"], document["base"]["fingerprint"]),
+                layers={name: LayerShape(int(s["width"]), int(s["out"])) for name, s in document["layers"].items()},
+                concepts=tuple(Concept.from_dict(values) for values in document["concepts"]),
+                generation=int(document["generation"]),
+                id=document["id"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{source} is damaged ({error}): restore it from a backup.") from error

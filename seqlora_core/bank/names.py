@@ -1,0 +1,63 @@
+"""Names that users give, and the file names made from them."""
+
+import re
+import unicodedata
+from collections.abc import Collection
+
+from ..errors import UserError
+
+_RESERVED_ON_WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+_MAX_NAME = 100
+_MAX_SLUG = 60
+
+
+def check_name(name: str) -> str:
+    """A concept's name without surrounding spaces.
+
+    Raises:
+        UserError: it is empty, too long, or holds a character with a meaning elsewhere (paths, `NAME:STRENGTH` lists).
+    """
+    name = name.strip()
+    if not name:
+        raise UserError("The concept's name is empty: give it one.")
+    if len(name) > _MAX_NAME:
+        raise UserError(f"The concept's name is longer than {_MAX_NAME} characters: shorten it.")
+    bad = sorted({char for char in name if char in '/\\:,<>"|?*' or not char.isprintable()})
+    if bad or name in (".", ".."):
+        shown = " ".join(map(repr, bad)) or repr(name)
+        raise UserError(
+            f"A concept's name is not a path and cannot hold {shown}: use letters, digits, spaces, - and _."
+        )
+    return name
+
+
+def check_word(value: str, what: str) -> str:
+    """A token or class word without surrounding spaces.
+
+    Raises:
+        UserError: it is empty or does not print.
+    """
+    value = value.strip()
+    if not value or not value.isprintable():
+        raise UserError(f"The {what} is empty or does not print: give a word, such as {_EXAMPLES.get(what, 'dog')!r}.")
+    return value
+
+
+_EXAMPLES = {"token": "sksdog", "class word": "dog"}
+
+
+def slug(name: str, taken: Collection[str] = ()) -> str:
+    """A file name for `name` that every file system holds: a-z, 0-9 and hyphens, none of `taken`, none reserved."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    base = re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:_MAX_SLUG].strip("-") or "concept"
+    if base in _RESERVED_ON_WINDOWS:
+        base = f"{base}-concept"
+    candidate, number = base, 2
+    while candidate in taken:
+        candidate, number = f"{base}-{number}", number + 1
+    return candidate
+
+
+def default_token(name: str) -> str:
+    """A token that is hardly a word yet, made from the name: "My dog" -> "sksmydog"."""
+    return "sks" + slug(name).replace("-", "")

@@ -1,0 +1,103 @@
+"""Files that are never half written, and locks between processes."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import UserError
+
+_REPLACE_ATTEMPTS = 20
+
+
+class Unwritable(UserError):
+    """The folder cannot be written to."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Give `path` this content at one instant: temporary file beside it, flushed to the disk, renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _replace(source: str, target: Path) -> None:
+    for attempt in range(_REPLACE_ATTEMPTS):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:  # Windows, while another process reads the target
+            if attempt == _REPLACE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.05)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; Windows cannot open folders, and needs no such step."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] | None = None, patience: float = 60.0) -> Iterator[None]:
+    """Hold the lock file at `path`; other processes and threads wait.
+
+    Args:
+        waiting: called about twice a second while somebody else holds it; may raise to give up.
+        patience: seconds to wait, without `waiting`.
+
+    Raises:
+        UserError: the lock was not to be had in time.
+        Unwritable: the folder cannot be written to.
+    """
+    lock = FileLock(path)
+    try:
+        if waiting is None:
+            lock.acquire(timeout=patience)
+        else:
+            _acquire_reporting(lock, waiting)
+    except Timeout as error:
+        raise UserError(
+            f"Another process has been using {path.parent} for too long: try again when it is done."
+        ) from error
+    except OSError as error:
+        raise Unwritable(f"Cannot write to {path.parent}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire_reporting(lock: FileLock, waiting: Callable[[], None]) -> None:
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            return
+        except Timeout:
+            waiting()

@@ -1,0 +1,77 @@
+"""One iteration of Algorithm 1, and of the alternating baseline that it is compared with."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from . import subspace
+from .optimizers import FactorOptimizer
+
+Hypergradient = Callable[..., tuple[float, list[Tensor]]]
+
+
+class Objective(Protocol):
+    """The loss `L(A, B)` of one minibatch, fixed while an iteration lasts.  `A [m, r]`, `B [n, r]`, one a layer."""
+
+    difference_step: float  # relative step at which a central difference of its gradient is accurate
+
+    def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
+        """L(A, B) as a scalar with its graph."""
+
+    def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
+        """L, dL/dA and dL/dB at (A, B): one forward and backward pass."""
+
+
+def bilevel_iteration(
+    objective: Objective,
+    lower: FactorOptimizer,
+    upper: FactorOptimizer,
+    Q: Sequence[Tensor],
+    hypergradient: Hypergradient,
+    inner_steps: int = 1,
+) -> float:
+    """Steps 1 to 4 of Algorithm 1 on one minibatch; returns L before them.
+
+    Args:
+        lower, upper: hold the factors A and B, changed in place.
+        Q: [n, k] a layer, orthonormal basis of all earlier concepts' bases.
+        hypergradient: one of `hypergradient.HYPERGRADIENTS`.
+    """
+    A, B = lower.parameters, upper.parameters
+    loss, dPhi_dB = hypergradient(objective, _data(A), _data(B), lower.step_sizes, inner_steps)  # eqs. 8, 15, 16
+    step_inside(upper, dPhi_dB, Q)  # eq. 17
+    for _ in range(inner_steps):
+        _, dL_dA, _ = objective.gradients(_data(A), _data(B))
+        lower.step(dL_dA)  # eq. 18
+    return loss
+
+
+def alternating_iteration(
+    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
+) -> float:
+    """The paper's "Continual Alternating": fix B and step A, fix A and step B, project.  No coupling term."""
+    A, B = lower.parameters, upper.parameters
+    first_loss = None
+    for _ in range(inner_steps):
+        loss, dL_dA, _ = objective.gradients(_data(A), _data(B))
+        first_loss = loss if first_loss is None else first_loss
+        lower.step(dL_dA)
+    _, _, dL_dB = objective.gradients(_data(A), _data(B))
+    step_inside(upper, dL_dB, Q)
+    return first_loss
+
+
+def step_inside(upper: FactorOptimizer, gradient: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
+    """`B <- P (B - step)` (eq. 17), for any optimizer.
+
+    The gradient is projected too: for plain steps this changes nothing, but an adaptive optimizer would otherwise scale
+    its steps by directions in which B may not move.
+    """
+    upper.step([subspace.project(g, q) for g, q in zip(gradient, Q, strict=True)])
+    for B, q in zip(upper.parameters, Q, strict=True):
+        B.data.copy_(subspace.project(B.data, q))
+
+
+def _data(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach() for parameter in parameters]

@@ -1,0 +1,77 @@
+"""The state of an unfinished training: one safetensors file, rewritten atomically."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .bank.storage import write_atomically
+from .config import TrainingConfig
+from .errors import UserError
+
+_METADATA_KEY = "seqlora.checkpoint"
+
+
+@dataclass
+class Checkpoint:
+    """Everything that the next step depends on.
+
+    Attributes:
+        identity: what must be the same for a resumed training to be the same training: the data's fingerprint, the
+            concept, the bank's concepts before it.
+        tensors: factors and optimizer state by name.
+    """
+
+    step: int
+    config: TrainingConfig
+    identity: dict
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    passes: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write it in place of the previous one."""
+        record = {
+            "step": self.step,
+            "config": self.config.as_dict(),
+            "identity": self.identity,
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "passes": self.passes,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(record)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Checkpoint":
+        """Read one.
+
+        Raises:
+            UserError: the file is not a checkpoint of this program.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                record = json.loads((file.metadata() or {})[_METADATA_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is not a readable checkpoint: delete it and train again.") from error
+        config = TrainingConfig.from_dict(record.pop("config"))
+        return cls(config=config, tensors=tensors, **record)
+
+    def check_same_training(self, config: TrainingConfig, identity: dict, path: Path) -> None:
+        """Refuse to continue another training.
+
+        Raises:
+            UserError: names the first thing that differs.
+        """
+        old, new = {**self.config.as_dict(), **self.identity}, {**config.as_dict(), **identity}
+        for name, value in new.items():
+            if old.get(name) != value:
+                raise UserError(
+                    f"Cannot resume {path}: its {name} was {old.get(name)!r} and is now {value!r}. "
+                    "Use the same settings and data, or train without resuming."
+                )

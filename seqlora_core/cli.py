@@ -1,0 +1,188 @@
+"""The command line: `python -m seqlora_core COMMAND`.
+
+Exit status: 0 on success, 2 for the user's mistakes (one line on stderr), 130 when interrupted, 1 otherwise.
+"""
+
+import argparse
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Sequence
+
+from . import commands
+from .config import DTYPES, HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
+from .errors import Cancelled, TrainingDiverged, UserError
+
+_CHOICES = {
+    "method": METHODS,
+    "hypergradient": HYPERGRADIENTS,
+    "optimizer": OPTIMIZERS,
+    "init": ("random", "spectral"),
+    "layers": LAYER_PRESETS,
+    "train_on": ("auto", "accumulated", "bare"),
+    "draw": ("without-replacement", "independent"),
+    "crop": ("center", "random"),
+    "dtype": ("auto", *DTYPES),
+}
+_HELP = {
+    "method": "how the factors are trained; seqlora is the paper's",
+    "hypergradient": "how the coupling of A and B is differentiated",
+    "optimizer": "projected Adam, or the paper's plain gradient steps",
+    "alpha": "step size of the coefficients A (lower level)",
+    "beta": "step size of the basis B (upper level)",
+    "rank": "directions that the concept takes in every layer",
+    "steps": "minibatches",
+    "batch_size": "images in one forward pass",
+    "accumulation": "forward passes a minibatch consists of",
+    "bilevel_iterations": "iterations of Algorithm 1 on each minibatch",
+    "inner_steps": "lower-level steps in each iteration",
+    "ridge": "weight of the regularization of both factors",
+    "clip": "bound on the norm of each factor's gradient, 0 for none",
+    "init": "where the basis starts inside the free subspace",
+    "layers": "attention layers to adapt",
+    "train_on": "the base with all earlier concepts, or without; auto is what the method's paper does",
+    "draw": "columns of the shared matrix (method orthogonal)",
+    "prior_weight": "weight of the class images' loss",
+    "resolution": "pixels; the default is the base's own size",
+    "crop": "how images become square",
+    "flip": "train on mirrored images too",
+    "dtype": "precision of the passes; auto takes the device's fastest",
+    "gradient_checkpointing": "less memory, about a third more time",
+    "seed": "of everything random",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        args = _parser().parse_args(arguments)
+        args.run(args)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Cancelled:
+        print("Stopped; the same command with --resume continues.", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m seqlora_core", description="Learn concepts one after another, and sum any subset.")
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(subcommands.add_parser("train", help="learn one concept from a folder of images"))
+
+    listing = subcommands.add_parser("list", help="show the concepts of a bank")
+    inspecting = subcommands.add_parser("inspect", help="orthogonality, free capacity and integrity of a bank")
+    for command, run in ((listing, commands.list_concepts), (inspecting, commands.inspect_bank)):
+        _add_bank(command)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.set_defaults(run=run)
+
+    composing = subcommands.add_parser("compose", help="sum concepts into one LoRA file")
+    _add_bank(composing)
+    _add_concepts(composing, required=True)
+    composing.add_argument("--out", required=True, metavar="FILE.safetensors")
+    composing.set_defaults(run=commands.compose_concepts)
+
+    _add_generate(subcommands.add_parser("generate", help="make a picture, with or without concepts"))
+
+    removing = subcommands.add_parser("remove", help="take a concept out of a bank")
+    renaming = subcommands.add_parser("rename", help="give a concept another name")
+    for command, run in ((removing, commands.remove_concept), (renaming, commands.rename_concept)):
+        _add_bank(command)
+        command.add_argument("--name", required=True)
+        command.set_defaults(run=run)
+    renaming.add_argument("--to", required=True, metavar="NEW_NAME")
+    return parser
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    _add_base(command)
+    _add_bank(command)
+    command.add_argument("--name", required=True, help="of the concept, in the bank")
+    command.add_argument("--images", required=True, metavar="DIR", help="reference images, with captions or without")
+    command.add_argument("--class-word", required=True, metavar="WORD", help="what the concept is, such as dog")
+    command.add_argument("--token", help="word that will mean the concept (default: made from the name)")
+    command.add_argument("--prior-images", metavar="DIR", help="other images of the class, for prior preservation")
+    command.add_argument("--resume", action="store_true", help="continue where a stopped training was")
+    command.add_argument("--on-existing", choices=("error", "skip", "replace"), default="error")
+    command.add_argument("--checkpoint-seconds", type=_positive, default=60.0, metavar="SECONDS")
+    for field in dataclasses.fields(TrainingConfig):
+        _add_setting(command, field)
+    command.set_defaults(dtype="auto", resolution=None)
+    settings = [field.name for field in dataclasses.fields(TrainingConfig)]
+    command.set_defaults(run=lambda args: commands.train(args, {name: getattr(args, name) for name in settings}))
+
+
+def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    if field.type is bool:
+        command.add_argument(flag, action="store_true", help=_HELP[field.name])
+    elif field.name in _CHOICES:
+        note = "auto" if field.name == "dtype" else field.default
+        command.add_argument(
+            flag, choices=_CHOICES[field.name], default=field.default, help=f"{_HELP[field.name]} (default: {note})"
+        )
+    else:
+        note = "" if field.name == "resolution" else f" (default: {field.default})"
+        metavar = "N" if field.type is int else "X"
+        command.add_argument(
+            flag, type=field.type, default=field.default, metavar=metavar, help=_HELP[field.name] + note
+        )
+
+
+def _add_generate(command: argparse.ArgumentParser) -> None:
+    _add_base(command)
+    _add_bank(command, required=False)
+    _add_concepts(command, required=False)
+    command.add_argument("--prompt", required=True)
+    command.add_argument("--negative-prompt", default="")
+    command.add_argument("--out", required=True, metavar="PNG")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
+    command.add_argument("--size", type=_count, metavar="PX", help="of the square picture (default: the base's own)")
+    command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
+    command.add_argument("--dtype", choices=_CHOICES["dtype"], default="auto")
+    command.set_defaults(run=commands.generate_picture)
+
+
+def _add_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base", required=True, help="a .safetensors checkpoint of SD1.5, or a diffusers folder")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    command.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, for checkpoints on machines offline")
+
+
+def _add_bank(command: argparse.ArgumentParser, required: bool = True) -> None:
+    command.add_argument("--bank", required=required, metavar="DIR", help="the bank's folder")
+
+
+def _add_concepts(command: argparse.ArgumentParser, required: bool) -> None:
+    command.add_argument(
+        "--concept", action="append", default=[], required=required, metavar="NAME[:STRENGTH]", help="once a concept"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value

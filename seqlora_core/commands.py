@@ -1,0 +1,190 @@
+"""What the commands of the command line do; `cli` reads their arguments."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from .bank import Bank
+from .bank.inspection import Inspection, inspect
+from .composition import compose, parse_selection, save_composed
+from .config import TrainingConfig
+from .errors import UserError
+
+
+def train(args: Namespace, settings: dict) -> None:
+    """Learn one concept from a folder of images and add it to the bank."""
+    from .bank.names import default_token
+    from .plan import ConceptSpec, check_new_name
+
+    token = args.token if args.token is not None else default_token(args.name)
+    spec = ConceptSpec(args.name, token, args.class_word)
+    existing = Bank.open(args.bank).manifest.find(spec.name) if Bank.exists(args.bank) else None
+    if existing and args.on_existing == "skip":
+        print(f"The bank already has {existing.name!r}; nothing to do.")
+        return
+    if existing:
+        check_new_name(Bank.open(args.bank), spec, replace=args.on_existing == "replace")
+    _train(args, settings, spec)
+
+
+def _train(args: Namespace, settings: dict, spec) -> None:
+    from .bases import load_base
+    from .devices import best_dtype, resolve_device
+    from .encoding import encode_concept
+    from .images import read_folder
+    from .terminal import TerminalMonitor, quiet_libraries
+    from .trainer import Options, train_concept
+
+    if settings["dtype"] == "auto":
+        settings["dtype"] = best_dtype(resolve_device(args.device))
+    native = settings["resolution"] is None
+    config = TrainingConfig.from_dict({**settings, "resolution": 512 if native else settings["resolution"]})
+    references = read_folder(args.images, spec.subject)
+    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else []
+    quiet_libraries()
+    base = load_base(args.base, args.device, config.dtype, args.tokenizer)
+    if native:
+        config = TrainingConfig.from_dict({**config.as_dict(), "resolution": base.native_size})
+    base.check_resolution(config.resolution)
+    bank = Bank.open_or_create(args.bank, base.identity, base.layers)
+    monitor = TerminalMonitor()
+    monitor.message(f"{len(references)} images; {config}")
+    options = Options(
+        resume=args.resume,
+        replace=args.on_existing == "replace",
+        checkpoint_seconds=args.checkpoint_seconds,
+        thumbnail=references[0].image,
+    )
+    with monitor.watching():
+        concept = train_concept(
+            base.denoiser(),
+            lambda: encode_concept(base, references, config, prior),
+            bank,
+            spec,
+            config,
+            monitor,
+            options,
+        )
+    metrics = concept.metrics
+    print(
+        f"Learned {concept.name!r} as '{spec.subject}' in {metrics['seconds']:.0f} s: "
+        f"loss {metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}. It is in {bank.folder / concept.file}."
+    )
+
+
+def list_concepts(args: Namespace) -> None:
+    """Print the concepts of a bank in training order."""
+    bank = Bank.open(args.bank)
+    if args.json:
+        _print_json({"base": bank.manifest.base.name, "concepts": [concept.as_dict() for concept in bank.concepts]})
+        return
+    print(f"{len(bank.concepts)} concepts on {bank.manifest.base.name}")
+    for concept in bank.concepts:
+        print(f"  {concept.name}: '{concept.token} {concept.class_word}', rank {concept.rank}, {concept.method}")
+
+
+def inspect_bank(args: Namespace) -> None:
+    """Print orthogonality, capacity and integrity; raises UserError where something is wrong."""
+    bank = Bank.open(args.bank)
+    result = inspect(bank)
+    if args.json:
+        _print_json(_inspection_document(bank, result))
+    else:
+        _print_inspection(bank, result)
+    if result.problems:
+        raise UserError(" ".join(result.problems))
+
+
+def _inspection_document(bank: Bank, result: Inspection) -> dict:
+    return {
+        "ok": result.ok,
+        "max_overlap": result.max_overlap,
+        "base": bank.manifest.base.name,
+        "concepts": [concept.as_dict() for concept in bank.concepts],
+        "pairs": [{"concepts": list(pair), "overlap": value} for pair, value in result.pairs.items()],
+        "layers": result.layers,
+        "problems": result.problems,
+    }
+
+
+def _print_inspection(bank: Bank, result: Inspection) -> None:
+    print(f"{len(bank.concepts)} concepts on {bank.manifest.base.name}: {'ok' if result.ok else 'NOT OK'}")
+    print(f"  largest overlap of two concepts: {result.max_overlap:.1e}")
+    for (first, second), value in sorted(result.pairs.items(), key=lambda pair: -pair[1])[:5]:
+        print(f"    {value:.1e}  {first} - {second}")
+    by_width: dict[int, list[int]] = {}
+    for layer in result.layers.values():
+        by_width.setdefault(layer["width"], []).append(layer["free"])
+    for width, free in sorted(by_width.items()):
+        print(f"  {len(free)} layers of width {width}: {min(free)} to {max(free)} directions free")
+
+
+def compose_concepts(args: Namespace) -> None:
+    """Write the sum of the selected concepts as one LoRA file."""
+    selection = [parse_selection(text) for text in args.concept]
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
+    rank = save_composed(Bank.open(args.bank), selection, out)
+    print(f"Wrote {out}: {len(selection)} concepts, rank {rank}.")
+
+
+def generate_picture(args: Namespace) -> None:
+    """Sample one picture and write it as PNG."""
+    from .bases import load_base
+    from .devices import best_dtype, resolve_device
+    from .terminal import quiet_libraries
+
+    selection = [parse_selection(text) for text in args.concept]
+    if bool(selection) != bool(args.bank):
+        raise UserError("--bank and --concept belong together: give both, or neither for the plain base.")
+    bank = Bank.open(args.bank) if args.bank else None
+    adapters = compose(bank, selection) if bank else None
+    out = Path(args.out)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"The output must be a .png file, not {out.name!r}.")
+    dtype = best_dtype(resolve_device(args.device)) if args.dtype == "auto" else args.dtype
+    quiet_libraries()
+    base = load_base(args.base, args.device, dtype, args.tokenizer)
+    if bank:
+        bank.check_base(base.identity)
+    _sample(args, base, adapters, out)
+
+
+def _sample(args: Namespace, base, adapters, out: Path) -> None:
+    from .generation import generate
+
+    picture = generate(
+        base,
+        args.prompt,
+        adapters,
+        seed=args.seed,
+        steps=args.steps,
+        size=args.size if args.size is not None else base.native_size,
+        guidance=args.guidance,
+        negative_prompt=args.negative_prompt,
+    )[0]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error.strerror}.") from error
+    print(f"Wrote {out}.")
+
+
+def remove_concept(args: Namespace) -> None:
+    """Take a concept out of a bank."""
+    concept = Bank.open(args.bank).remove(args.name)
+    print(f"Removed {concept.name!r}; its directions are free again.")
+
+
+def rename_concept(args: Namespace) -> None:
+    """Give a concept another name."""
+    concept = Bank.open(args.bank).rename(args.name, args.to)
+    print(f"{args.name!r} is now {concept.name!r}; its token is still {concept.token!r}.")
+
+
+def _print_json(document: dict) -> None:
+    json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")

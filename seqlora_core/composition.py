@@ -1,0 +1,91 @@
+"""Summing concepts: one adapter a layer whose product is the sum of the parts (eq. 3)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from .bank import Bank, lora_file
+from .bank.storage import write_atomically
+from .errors import UserError
+from .layers import Adapter
+
+
+def parse_selection(text: str) -> tuple[str, float]:
+    """`NAME` or `NAME:STRENGTH` -> (name, strength); the strength is 1 where none is given.
+
+    Raises:
+        UserError: the strength is not a finite number.
+    """
+    name, colon, strength = text.partition(":")
+    if not colon:
+        return name.strip(), 1.0
+    try:
+        value = float(strength)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(
+            f"The strength of {name.strip()!r} is not a number: {strength.strip()!r}; write {name.strip()}:0.8."
+        )
+    return name.strip(), value
+
+
+def sum_adapters(parts: Sequence[tuple[Mapping[str, Adapter], float]]) -> dict[str, Adapter]:
+    """`sum_i s_i A_i B_i^T` as one adapter a layer, `[s_1 A_1 ...] [B_1 ...]^T`, with the sum of the ranks.
+
+    Concatenating instead of multiplying out loses nothing, and a host applies (and rounds) one patch instead of many.
+    """
+    layers = dict.fromkeys(layer for adapters, _ in parts for layer in adapters)
+    composed = {}
+    for layer in layers:
+        present = [(adapters[layer], strength) for adapters, strength in parts if layer in adapters]
+        A = torch.cat([strength * adapter.A for adapter, strength in present], dim=1)  # [m, sum of ranks]
+        B = torch.cat([adapter.B for adapter, _ in present], dim=1)  # [n, sum of ranks]
+        composed[layer] = Adapter(A, B)
+    return composed
+
+
+def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Adapter]:
+    """The sum of some of a bank's concepts, each with its strength (negative and zero too).
+
+    Raises:
+        UserError: nothing is selected, a name is unknown or given twice, or a file is damaged.
+    """
+    if not selection:
+        raise UserError("No concept is selected: name at least one.")
+    concepts = [bank.concept(name) for name, _ in selection]
+    repeated = {concept.name for concept in concepts if concepts.count(concept) > 1}
+    if repeated:
+        raise UserError(f"{', '.join(sorted(repeated))} is selected more than once: give it one strength.")
+    loaded = bank.load(concepts)
+    return sum_adapters([(loaded[c.name], strength) for c, (_, strength) in zip(concepts, selection, strict=True)])
+
+
+def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
+    """What to write into a prompt for the selected concepts: "sksdog dog, skscat cat"."""
+    concepts = [bank.concept(name) for name, _ in selection]
+    return ", ".join(f"{concept.token} {concept.class_word}" for concept in concepts)
+
+
+def save_composed(bank: Bank, selection: Sequence[tuple[str, float]], path: Path) -> int:
+    """Write the sum as one stock LoRA file; returns its largest rank.
+
+    Raises:
+        UserError: as `compose`; or the file cannot be written.
+    """
+    composed = compose(bank, selection)
+    rank = max((adapter.B.shape[1] for adapter in composed.values()), default=0)
+    header = lora_file.metadata(
+        title=" + ".join(bank.concept(name).name for name, _ in selection),
+        trigger=trigger_words(bank, selection),
+        base_name=bank.manifest.base.name,
+        rank=rank,
+        extra={"bank": bank.manifest.id, "composed": [list(part) for part in selection]},
+    )
+    try:
+        write_atomically(path, lora_file.serialize(composed, header))
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    return rank

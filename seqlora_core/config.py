@@ -1,0 +1,99 @@
+"""The frozen settings of one training."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from .errors import UserError
+
+HYPERGRADIENTS = ("lookahead", "finite-difference", "exact")
+METHODS = ("seqlora", "alternating", "orthogonal", "lora")
+OPTIMIZERS = ("adam", "gradient")
+LAYER_PRESETS = ("all", "cross", "cross-kv")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides what a training computes.  Stored with every concept.
+
+    Step sizes `alpha` (coefficients A, the lower level) and `beta` (basis B, the upper level) are those of
+    eqs. 8 and 17 with `optimizer="gradient"`, and Adam's learning rates with `optimizer="adam"`.
+
+    Raises:
+        UserError: a value is out of range; the message names the setting.
+    """
+
+    method: str = "seqlora"
+    hypergradient: str = "lookahead"
+    optimizer: str = "adam"
+    alpha: float = 1e-3
+    beta: float = 1e-3
+    rank: int = 4
+    steps: int = 400
+    batch_size: int = 1
+    accumulation: int = 1  # micro-batches per step; every hypergradient sees all of them
+    bilevel_iterations: int = 1  # of Algorithm 1, on one minibatch
+    inner_steps: int = 1  # lower-level steps in each of them
+    ridge: float = 1e-4  # eps of the term eps/2 (|A|^2 + |B|^2)
+    clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
+    init: str = "random"
+    layers: str = "all"
+    train_on: str = "auto"  # "auto" is what the method's paper does
+    draw: str = "without-replacement"  # of the orthogonal method's columns; "independent" is its paper's
+    prior_weight: float = 1.0
+    resolution: int = 512
+    crop: str = "center"
+    flip: bool = False
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of(self, "method", METHODS)
+        _one_of(self, "hypergradient", HYPERGRADIENTS)
+        _one_of(self, "optimizer", OPTIMIZERS)
+        _one_of(self, "init", ("random", "spectral"))
+        _one_of(self, "layers", LAYER_PRESETS)
+        _one_of(self, "train_on", ("auto", "accumulated", "bare"))
+        _one_of(self, "draw", ("without-replacement", "independent"))
+        _one_of(self, "crop", ("center", "random"))
+        _one_of(self, "dtype", DTYPES)
+        for name in ("rank", "steps", "batch_size", "accumulation", "bilevel_iterations", "inner_steps"):
+            _at_least(self, name, 1)
+        for name in ("ridge", "clip", "prior_weight", "seed"):
+            _at_least(self, name, 0)
+        for name in ("alpha", "beta"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}.")
+        if self.resolution < 8 or self.resolution % 8:
+            raise UserError(f"resolution must be a multiple of 8 pixels, not {self.resolution}.")
+        if self.hypergradient == "exact" and self.gradient_checkpointing and self.method == "seqlora":
+            raise UserError(
+                "The exact hypergradient differentiates twice, which gradient checkpointing does not allow: "
+                "choose lookahead, or switch gradient checkpointing off."
+            )
+
+    def as_dict(self) -> dict:
+        """The settings as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "TrainingConfig":
+        """The settings from `as_dict`; names that this version does not know are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.as_dict().items())
+
+
+def _one_of(config: TrainingConfig, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}.")
+
+
+def _at_least(config: TrainingConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if not (math.isfinite(value) and value >= least):
+        raise UserError(f"{name} must be at least {least}, not {value}.")

@@ -1,0 +1,191 @@
+"""The denoising loss of one minibatch (eq. 2) as the objective `L(A, B)` of the bilevel iteration."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import TrainingConfig
+from .denoiser import Denoiser
+from .errors import TrainingDiverged
+from .examples import EncodedConcept, Example
+from .layers import Adapter
+
+# float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.
+FIRST_LOSS_SCALE = 2.0**12
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one forward pass needs, all on the training device; `b` examples."""
+
+    noisy: Tensor  # [b, 4, h, w]
+    timesteps: Tensor  # [b]
+    noise: Tensor  # [b, 4, h, w], the target
+    text: Tensor  # [b, tokens, d]
+    mask: Tensor  # [b, 1, h, w]
+    weight: float  # of its loss in the step's
+
+    def squared_error(self, prediction: Tensor) -> Tensor:
+        """Mean squared error per counted latent value, a scalar."""
+        error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
+        return self.weight * (error * self.mask).sum() / self.mask.sum()
+
+
+def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int) -> list[Minibatch]:
+    """The micro-batches of a step: a pure function of the seed and the step's number.
+
+    So a resumed training sees exactly what an uninterrupted one sees, on any device (random numbers come from the CPU).
+    """
+    generator = _generator(config.seed, "step", step)
+    share = 1 / config.accumulation
+    batches = []
+    for micro in range(config.accumulation):
+        first = (step * config.accumulation + micro) * config.batch_size
+        sources = [(data.examples, share)]
+        if data.prior and config.prior_weight:
+            sources.append((data.prior, share * config.prior_weight))
+        for examples, weight in sources:
+            order = [
+                _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
+            ]
+            picks = [examples[index] for index in order]
+            batches.append(_minibatch(picks, data.window, denoiser, generator, weight))
+    return batches
+
+
+def _minibatch(
+    picks: Sequence[Example], window: int | None, denoiser: Denoiser, generator: torch.Generator, weight: float
+) -> Minibatch:
+    height, width = (min(pick.mean.shape[axis] for pick in picks) for axis in (1, 2))
+    if window is not None:
+        height, width = min(height, window), min(width, window)
+    windows = [_window(pick, height, width, generator) for pick in picks]
+    latents = torch.stack([latent for latent, _ in windows])  # [b, 4, h, w]
+    mask = torch.stack([mask for _, mask in windows])  # [b, 1, h, w]
+    text = torch.stack([pick.prompts[_randint(len(pick.prompts), generator)] for pick in picks]).float()
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
+    signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
+    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight=weight)
+
+
+def _shuffled(position: int, count: int, seed: int) -> int:
+    """The example at `position` of an endless sequence that shows all of them once an epoch, in a new order each."""
+    epoch, offset = divmod(position, count)
+    return int(torch.randperm(count, generator=_generator(seed, "epoch", epoch))[offset])
+
+
+def _window(example: Example, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents [4, height, width], sampled anew from their posterior, and mask [1, height, width] at a random place."""
+    top = _randint(example.mean.shape[1] - height + 1, generator)
+    left = _randint(example.mean.shape[2] - width + 1, generator)
+    window = (slice(None), slice(top, top + height), slice(left, left + width))
+    latents = example.mean[window].float().cpu()
+    if example.std is not None:
+        latents = latents + example.std[window].float().cpu() * torch.randn(latents.shape, generator=generator)
+    mask = torch.ones(1, height, width) if example.mask is None else example.mask[window].float().cpu()
+    return latents, mask
+
+
+def _generator(*key: int | str) -> torch.Generator:
+    """Random numbers that depend on the key alone, in every process and on every platform."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _randint(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+class DenoisingObjective:
+    """`L(A, B)` of the minibatches at hand, on a UNet whose layers read `adapters` (see `layers.attached`).
+
+    Args:
+        adapters: the mapping that the attached hooks look up; holds the factors only while a pass lasts.
+        config: ridge weight (eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight) and dtype.
+    """
+
+    def __init__(self, denoiser: Denoiser, adapters: dict[str, Adapter], names: Sequence[str], config: TrainingConfig):
+        self.denoiser = denoiser
+        self.minibatches: list[Minibatch] = []
+        self.passes = 0  # forward-backward passes over a micro-batch so far
+        self._adapters = adapters
+        self._names = list(names)
+        self._ridge = config.ridge
+        self._dtype = getattr(torch, config.dtype)
+        self._scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
+        self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
+
+    def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
+        """L(A, B) with its graph over all minibatches."""
+        with self._using(A, B):
+            return sum(self._errors(minibatch) for minibatch in self.minibatches) + self._ridge_term(A, B)
+
+    def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
+        """L, dL/dA and dL/dB; one minibatch's graph in memory at a time.
+
+        Raises:
+            TrainingDiverged: they are not finite.
+        """
+        while True:
+            loss, gradients = self._scaled_gradients(A, B)
+            finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+            if finite:
+                return loss, gradients[: len(A)], gradients[len(A) :]
+            if self._scale <= 1:
+                raise TrainingDiverged("The loss is no longer finite: lower the step sizes alpha and beta.")
+            self._scale /= 2
+
+    def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        # Copies, so that the caller's factors never gain a gradient.
+        A, B = ([factor.detach().requires_grad_() for factor in factors] for factors in (A, B))
+        factors = [*A, *B]
+        with torch.enable_grad():
+            ridge = self._ridge_term(A, B)
+            totals = list(torch.autograd.grad(ridge, factors))
+            loss = float(ridge.detach())
+            # Gradient checkpointing reads the factors again in the backward pass, so they stay in use until its end.
+            with self._using(A, B):
+                for minibatch in self.minibatches:
+                    error = self._errors(minibatch)
+                    for total, part in zip(totals, torch.autograd.grad(error * self._scale, factors), strict=True):
+                        total += part / self._scale
+                    loss += float(error.detach())
+                    self.passes += 1
+        return loss, totals
+
+    def _errors(self, minibatch: Minibatch) -> Tensor:
+        device = self.denoiser.device.type
+        precision = nullcontext() if self._dtype == torch.float32 else torch.autocast(device, self._dtype)
+        with precision:
+            prediction = self.denoiser.predict_noise(minibatch.noisy, minibatch.timesteps, minibatch.text)
+        return minibatch.squared_error(prediction)
+
+    def _ridge_term(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
+        return self._ridge / 2 * sum(factor.square().sum() for factor in (*A, *B))
+
+    @contextmanager
+    def _using(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Iterator[None]:
+        self._adapters.update(zip(self._names, map(Adapter, A, B), strict=True))
+        try:
+            yield
+        finally:
+            for name in self._names:
+                self._adapters.pop(name, None)
+
+
+@torch.no_grad()
+def heldout_loss(denoiser: Denoiser, data: EncodedConcept, config: TrainingConfig, steps: int) -> float:
+    """Mean denoising error of the UNet, with whatever is attached to it, over `steps` fixed minibatches of `data`."""
+    losses = []
+    for step in range(steps):
+        for minibatch in draw_minibatches(data, denoiser, config, step):
+            prediction = denoiser.predict_noise(minibatch.noisy, minibatch.timesteps, minibatch.text)
+            losses.append(F.mse_loss(prediction.float(), minibatch.noise).item())
+    return sum(losses) / len(losses)

@@ -1,0 +1,38 @@
+"""Images and captions through the frozen VAE and text encoder of a base, once, before training."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from .bases import Base
+from .config import TrainingConfig
+from .examples import EncodedConcept, Example
+from .images import Reference, fit, to_tensor
+
+
+def encode_concept(
+    base: Base, references: Sequence[Reference], config: TrainingConfig, prior: Sequence[Reference] = ()
+) -> EncodedConcept:
+    """Latents (mean and standard deviation) and text embeddings of all references, on the CPU.
+
+    With random crops the whole picture is encoded, and each step cuts its window out of the latents; flipped pictures
+    are encoded as further examples.
+    """
+    window = None if config.crop == "center" else config.resolution // base.latent_scale
+    return EncodedConcept(_examples(base, references, config), _examples(base, prior, config), window)
+
+
+def _examples(base: Base, references: Sequence[Reference], config: TrainingConfig) -> list[Example]:
+    embeddings: dict[str, Tensor] = {}
+    for prompt in dict.fromkeys(prompt for reference in references for prompt in reference.prompts):
+        embeddings[prompt] = base.encode_prompt(prompt)  # [tokens, d]
+    examples = []
+    for reference in references:
+        prompts = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
+        image = fit(reference.image, config.resolution, config.crop == "center", base.latent_scale)
+        for variant in [image, ImageOps.mirror(image)] if config.flip else [image]:
+            mean, std = base.encode_image(to_tensor([variant]))
+            examples.append(Example(mean[0], prompts, std[0]))
+    return examples

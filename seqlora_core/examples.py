@@ -1,0 +1,79 @@
+"""One concept's training data, encoded: what the trainer takes, from the command line and from a graph alike."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image as latents, with the prompts that describe it.
+
+    Attributes:
+        mean: [4, h, w] mean of the VAE's posterior, already multiplied by its scaling factor.
+        std: [4, h, w] its standard deviation, scaled likewise; None where the latents are not to be sampled anew.
+        prompts: [P, tokens, d] text embeddings; each step takes one at random.
+        mask: [1, h, w] in 0..1; the loss counts only where it is above 0.  None counts everywhere.
+    """
+
+    mean: Tensor
+    prompts: Tensor
+    std: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncodedConcept:
+    """The reference images of a concept, and optionally images of its class for prior preservation.
+
+    Attributes:
+        window: side, in latent pixels, of the square that each step cuts at random from an example; None takes all of
+            it (the smallest of the batch's sizes, where they differ).
+
+    Raises:
+        UserError: there is no example, or a tensor has the wrong shape or a value that is not finite.
+    """
+
+    examples: Sequence[Example]
+    prior: Sequence[Example] = ()
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise UserError("There is no training image: give at least one.")
+        for example in (*self.examples, *self.prior):
+            _check(example)
+
+    def fingerprint(self) -> str:
+        """A hash of everything in it, so that a resumed training can tell whether its data is the same."""
+        digest = hashlib.sha256()
+        for example in (*self.examples, *self.prior):
+            for tensor in (example.mean, example.std, example.prompts, example.mask):
+                if tensor is not None:
+                    digest.update(str(tuple(tensor.shape)).encode())
+                    digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{len(self.examples)}+{len(self.prior)}".encode())
+        return digest.hexdigest()
+
+
+def _check(example: Example) -> None:
+    if example.mean.ndim != 3 or example.mean.shape[0] != 4:
+        raise UserError(f"Latents must have the shape [4, height, width], not {list(example.mean.shape)}.")
+    if example.prompts.ndim != 3 or not len(example.prompts):
+        raise UserError(f"Prompts must have the shape [prompts, tokens, width], not {list(example.prompts.shape)}.")
+    if not (torch.isfinite(example.mean).all() and torch.isfinite(example.prompts).all()):
+        raise UserError("Latents and prompts must be finite numbers: the VAE or the text encoder gave NaN.")
+    if example.std is not None and example.std.shape != example.mean.shape:
+        raise UserError("The standard deviation of latents must have the shape of their mean.")
+    if example.mask is not None:
+        if example.mask.shape != (1, *example.mean.shape[1:]):
+            raise UserError(
+                f"A mask must have the shape [1, height, width] of its latents, not {list(example.mask.shape)}."
+            )
+        if not (example.mask > 0).any():
+            raise UserError("A mask is empty, so nothing of its image would count: paint the subject into it.")

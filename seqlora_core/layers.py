@@ -1,0 +1,149 @@
+"""The adapted layers: finding them, naming them, and adding adapters to their outputs.
+
+A layer's canonical name is its path in diffusers' `UNet2DConditionModel`, whichever layout the UNet at hand has.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+
+PROJECTIONS = {
+    "all": r"attn[12]\.to_(q|k|v|out\.0)",
+    "cross": r"attn2\.to_(q|k|v|out\.0)",
+    "cross-kv": r"attn2\.to_(k|v)",
+}
+_PROJECTION = re.compile(r"(?P<block>.+)\.transformer_blocks\.(?P<depth>\d+)\.(?P<rest>attn[12]\.to_(?:q|k|v|out\.0))")
+_ORIGINAL_BLOCK = re.compile(r"(?P<part>input_blocks|output_blocks)\.(?P<index>\d+)\.1|(?P<middle>middle_block)\.1")
+
+
+class Adapter(NamedTuple):
+    """One layer's low-rank update dW = A B^T."""
+
+    A: Tensor  # [m, r]: the coefficients, LoRA's "up"
+    B: Tensor  # [n, r]: the basis, LoRA's "down" transposed
+
+
+class LayerShape(NamedTuple):
+    """The width of a layer's input (n, which limits how many directions it can hold) and of its output (m)."""
+
+    width: int
+    out: int
+
+
+def find_layers(unet: nn.Module, preset: str = "all") -> dict[str, nn.Module]:
+    """The attention projections of an SD1.5-topology UNet, by canonical name, in the UNet's own order.
+
+    Args:
+        unet: a UNet in diffusers' layout or in SD1.5's original one (`input_blocks...`).
+        preset: `all`, `cross` (attn2 only) or `cross-kv` (its keys and values only).
+
+    Raises:
+        UserError: the UNet has no such layer.
+    """
+    wanted = re.compile(rf".+\.{PROJECTIONS[preset]}")
+    modules = dict(unet.named_modules())
+    names = {name: canonical for name, canonical in canonical_names(modules).items() if wanted.fullmatch(canonical)}
+    if not names:
+        raise UserError("This model has no SD1.5 attention layers to adapt: choose a Stable Diffusion 1.5 model.")
+    return {canonical: modules[name] for name, canonical in names.items()}
+
+
+def canonical_names(module_names: Iterable[str]) -> dict[str, str]:
+    """Map the attention projections among `module_names` to their diffusers paths.
+
+    The original layout counts residual blocks and samplers of all levels in one row, so the number of residual
+    blocks a level is read from where the first downsampler stands.
+    """
+    module_names = list(module_names)
+    downsamplers = [
+        int(m[1]) for m in (re.fullmatch(r"input_blocks\.(\d+)\.0\.op", name) for name in module_names) if m
+    ]
+    inputs = [int(m[1]) for m in (re.match(r"input_blocks\.(\d+)\.", name) for name in module_names) if m]
+    per_level = min(downsamplers, default=max(inputs, default=0) + 1) - 1
+    names = {}
+    for name in module_names:
+        match = _PROJECTION.fullmatch(name)
+        if match:
+            block = _canonical_block(match["block"], per_level)
+            names[name] = f"{block}.transformer_blocks.{match['depth']}.{match['rest']}"
+    return names
+
+
+def _canonical_block(block: str, per_level: int) -> str:
+    match = _ORIGINAL_BLOCK.fullmatch(block)
+    if not match:
+        return block
+    if match["middle"]:
+        return "mid_block.attentions.0"
+    index = int(match["index"])
+    if match["part"] == "input_blocks":  # block 0 is conv_in; a downsampler closes each level
+        level, position = divmod(index - 1, per_level + 1)
+        return f"down_blocks.{level}.attentions.{position}"
+    level, position = divmod(index, per_level + 1)  # going up, a level has one residual block more
+    return f"up_blocks.{level}.attentions.{position}"
+
+
+def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
+    """Input and output widths of linear layers."""
+    return {name: LayerShape(layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+@contextmanager
+def attached(layers: Mapping[str, nn.Module], adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
+
+    The weights are never touched, so whatever they are (patched, quantized, low precision), leaving the block
+    restores the model bit for bit.  `adapters` is looked up at every call: replacing an entry takes effect at once.
+    """
+
+    def hook_for(name: str):
+        def add_adapter(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            adapter = adapters.get(name)
+            if adapter is None:
+                return output
+            x = inputs[0]
+            down = F.linear(x, adapter.B.mT.to(x.dtype))  # [..., n] -> [..., r]
+            return output + F.linear(down, adapter.A.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
+
+        return add_adapter
+
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def input_covariances(layers: Mapping[str, nn.Module], run_model) -> dict[str, Tensor]:
+    """Uncentred covariance of each layer's inputs, Sigma = mean of x x^T over tokens [n, n], float32.
+
+    Args:
+        run_model: called once without arguments; every forward pass that it makes is counted.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook_for(name: str):
+        def add_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].detach().float().flatten(0, -2)  # [batch, tokens, n] -> [batch * tokens, n]
+            sums[name] = sums.get(name, 0) + x.mT @ x
+            counts[name] = counts.get(name, 0) + x.shape[0]
+
+        return add_inputs
+
+    handles = [layer.register_forward_pre_hook(hook_for(name)) for name, layer in layers.items()]
+    try:
+        run_model()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / counts[name] for name, total in sums.items()}

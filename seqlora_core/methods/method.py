@@ -1,0 +1,42 @@
+"""What a training method is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import subspace
+from ..bilevel import Objective
+from ..config import TrainingConfig
+from ..optimizers import FactorOptimizer
+
+Start = Callable[[Tensor, TrainingConfig, torch.Generator, Tensor | None], Tensor]
+Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], TrainingConfig], float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train one concept's factors.
+
+    Attributes:
+        start: (Q [n, k], config, generator, covariance [n, n] or None) -> the first B [n, r].
+        iterate: one iteration on a fixed minibatch; moves the factors, returns the loss before it.
+        constrained: whether B keeps to the complement of earlier bases, so that a layer can be full.
+        base: what `train_on="auto"` means: the "accumulated" model or the "bare" one.
+    """
+
+    name: str
+    start: Start
+    iterate: Iterate
+    constrained: bool
+    base: str
+
+
+def start_in_complement(
+    Q: Tensor, config: TrainingConfig, generator: torch.Generator, covariance: Tensor | None
+) -> Tensor:
+    """B's start for a learned basis: random or, given a covariance, spectral; inside the free complement."""
+    if covariance is not None:
+        return subspace.spectral_basis(Q, config.rank, covariance)
+    return subspace.random_basis(Q, config.rank, generator)

@@ -1,0 +1,13 @@
+"""SeqLoRA: bilevel optimization of both factors under the orthogonality constraint (Algorithm 1)."""
+
+from ..bilevel import bilevel_iteration
+from ..hypergradient import HYPERGRADIENTS
+from .method import Method, start_in_complement
+
+
+def _iterate(objective, lower, upper, Q, config) -> float:
+    hypergradient = HYPERGRADIENTS[config.hypergradient]
+    return bilevel_iteration(objective, lower, upper, Q, hypergradient, config.inner_steps)
+
+
+SEQLORA = Method("seqlora", start_in_complement, _iterate, constrained=True, base="accumulated")

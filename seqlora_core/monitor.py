@@ -1,0 +1,33 @@
+"""How a training reports to whoever started it, and hears that it should stop."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step.
+
+    Attributes:
+        step: steps done so far, from 1.
+        loss: the loss before the step, with the ridge term.
+        seconds_left: an estimate from the steps of this run.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+
+class Monitor:
+    """Does nothing; override what you need.  The core never prints."""
+
+    def message(self, text: str) -> None:
+        """One sentence that the user should see: skipped layers, a resumed checkpoint."""
+
+    def stepped(self, report: StepReport) -> None:
+        """After every step; the factors are consistent here, so raising stops the training with nothing lost."""
+
+    def cancelled(self) -> bool:
+        """Asked before every step; True stops the training with a checkpoint and `errors.Cancelled`."""
+        return False

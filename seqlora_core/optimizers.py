@@ -1,0 +1,76 @@
+"""The steps of the two factors: the paper's plain gradient, or Adam followed by the same projection."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class FactorOptimizer:
+    """Moves one factor (A or B) of all layers at once.
+
+    Args:
+        parameters: leaf tensors, changed in place by `step`.
+        kind: "gradient" (eqs. 8, 17, 18 as they stand) or "adam".
+        step_size: alpha or beta.
+        clip: bound on the norm of all gradients together; 0 for none.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], kind: str, step_size: float, clip: float) -> None:
+        self.parameters = list(parameters)
+        self.step_size = step_size
+        self.clip = clip
+        self.adaptive = kind == "adam"
+        optimizer = torch.optim.Adam if self.adaptive else torch.optim.SGD
+        self._optimizer = optimizer(self.parameters, lr=step_size)
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Move the parameters along their gradients."""
+        scale = self._clip_factor(gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient * scale
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def step_sizes(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The factors D of the tentative lower step `A+ = A - D g` that `step` would roughly take.
+
+        Scalars for plain gradient steps; for Adam its diagonal preconditioner with the new gradient counted in, without
+        momentum, so that the step stays linear in `g` as eq. 8 has it.
+        """
+        scale = self._clip_factor(gradients)
+        if not self.adaptive:
+            return [scale * self.step_size for _ in gradients]
+        return [
+            scale * self._preconditioner(parameter, gradient * scale)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True)
+        ]
+
+    def _preconditioner(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        group = self._optimizer.param_groups[0]
+        decay, eps = group["betas"][1], group["eps"]
+        state = self._optimizer.state.get(parameter, {})
+        moment = decay * state.get("exp_avg_sq", torch.zeros_like(gradient)) + (1 - decay) * gradient.square()
+        bias = 1 - decay ** (float(state.get("step", 0)) + 1)
+        return self.step_size / ((moment / bias).sqrt() + eps)
+
+    def _clip_factor(self, gradients: Sequence[Tensor]) -> Tensor:
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        return (self.clip / (norm + 1e-12)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's memory as flat tensors, for a checkpoint."""
+        return {
+            f"{index}.{name}": torch.as_tensor(value)
+            for index, state in self._optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+            if value is not None
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})

@@ -1,0 +1,123 @@
+"""What a training will do, checked before anything expensive starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import subspace
+from .bank import Bank, names
+from .config import TrainingConfig
+from .errors import UserError
+from .layers import Adapter
+from .methods import METHODS, Method
+
+
+@dataclass(frozen=True)
+class ConceptSpec:
+    """Who a concept is.
+
+    Raises:
+        UserError: a part is empty or cannot be used.
+    """
+
+    name: str
+    token: str
+    class_word: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", names.check_name(self.name))
+        object.__setattr__(self, "token", names.check_word(self.token, "token"))
+        object.__setattr__(self, "class_word", names.check_word(self.class_word, "class word"))
+
+    @property
+    def subject(self) -> str:
+        """What prompts call it."""
+        return f"{self.token} {self.class_word}"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The layers to adapt, the room that is left in them, and the model to train on.
+
+    Attributes:
+        Q: per layer, [n, k] float64, what B has to be orthogonal to; in an unconstrained training it is empty.
+        earlier: the adapters of earlier concepts that are part of the model while training.
+        full: layers of the preset that have no room for the rank.
+        concepts: ids of the bank's concepts that this training depends on.
+    """
+
+    spec: ConceptSpec
+    config: TrainingConfig
+    Q: Mapping[str, Tensor]
+    earlier: Mapping[str, Mapping[str, Adapter]]
+    full: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+    @property
+    def method(self) -> Method:
+        """The training method."""
+        return METHODS[self.config.method]
+
+    def start_basis(self, layer: str, generator: torch.Generator, covariance: Tensor | None) -> Tensor:
+        """The first B [n, r] of a layer, float32."""
+        return self.method.start(self.Q[layer], self.config, generator, covariance).float()
+
+
+def check_new_name(bank: Bank, spec: ConceptSpec, replace: bool) -> None:
+    """Raises UserError where the name is taken (and is not to be replaced)."""
+    existing = bank.manifest.find(spec.name)
+    if existing is not None and not replace:
+        raise UserError(
+            f"The bank already has a concept {existing.name!r}: choose another name, or have it replaced or skipped."
+        )
+
+
+def make_plan(
+    bank: Bank, spec: ConceptSpec, config: TrainingConfig, adaptable: Mapping[str, object], replace: bool = False
+) -> TrainingPlan:
+    """Look at the bank and decide.
+
+    Args:
+        adaptable: the base's layers of the preset, by canonical name.
+        replace: the concept of that name, if any, is about to go: neither trained on nor avoided.
+
+    Raises:
+        UserError: the name is taken, the base has other layers than the bank, or no layer has room.
+    """
+    check_new_name(bank, spec, replace)
+    unknown = [layer for layer in adaptable if layer not in bank.manifest.layers]
+    if unknown:
+        raise UserError(f"The bank {bank.folder} knows no layer {unknown[0]}: it belongs to another kind of UNet.")
+    method = METHODS[config.method]
+    occupied = bank.occupied(without=spec.name)
+    if not method.constrained:
+        occupied = {layer: subspace.empty(Q.shape[0]) for layer, Q in occupied.items()}
+    free = {layer: occupied[layer].shape[0] - occupied[layer].shape[1] for layer in adaptable}
+    full = tuple(layer for layer in adaptable if free[layer] < config.rank)
+    if len(full) == len(free):
+        raise UserError(
+            f"No layer has room for rank {config.rank}: at most {max(free.values())} directions are free. "
+            "Choose a smaller rank, remove a concept, or start another bank."
+        )
+    replaced = bank.manifest.find(spec.name)
+    kept = [concept for concept in bank.concepts if concept is not replaced]
+    base = method.base if config.train_on == "auto" else config.train_on
+    return TrainingPlan(
+        spec=spec,
+        config=config,
+        Q={layer: occupied[layer] for layer in adaptable if layer not in full},
+        earlier=bank.load(kept) if base == "accumulated" else {},
+        full=full,
+        concepts=tuple(concept.id for concept in kept),
+    )
+
+
+def describe_full_layers(plan: TrainingPlan) -> str:
+    """The sentence about saturated layers."""
+    narrowest = min(plan.full, key=len)
+    return (
+        f"{len(plan.full)} of {len(plan.full) + len(plan.Q)} layers have fewer than {plan.config.rank} free directions "
+        f"and are left out of this concept (for example {narrowest})."
+    )

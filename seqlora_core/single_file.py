@@ -1,0 +1,205 @@
+"""Single-file checkpoints in SD1.5's original layout, loaded by diffusers without asking the network for a config.
+
+diffusers converts such a file once it has the configuration of every part; for SD1.5's topology that can be read off
+the shapes of the weights, also for models that are narrower or shallower than the published one.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import UserError
+
+_UNET = "model.diffusion_model."
+_VAE = "first_stage_model."
+_TEXT = "cond_stage_model.transformer.text_model."
+_HEADS = 8  # in every attention layer of SD1.5; shapes cannot tell
+_CLIP_HEAD_WIDTH = 64
+CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load_single_file(path: Path, tokenizer: str | None) -> Any:
+    """A `StableDiffusionPipeline` from a checkpoint file.
+
+    Raises:
+        UserError: it cannot be read, or is not SD1.5 (says what it looks like).
+    """
+    from diffusers import StableDiffusionPipeline
+
+    shapes = _read_shapes(path)
+    _refuse_others(path, shapes)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_configs(Path(folder), shapes)
+        try:
+            return StableDiffusionPipeline.from_single_file(
+                str(path),
+                config=folder,
+                tokenizer=_load_tokenizer(tokenizer, path),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                local_files_only=True,
+            )
+        except (KeyError, ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"{path} cannot be loaded as a Stable Diffusion 1.5 checkpoint: {error}") from error
+
+
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(
+            f"{path} is not a .safetensors file: convert the checkpoint first (other formats can run code)."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: download it again.") from error
+
+
+def _refuse_others(path: Path, shapes: Shapes) -> None:
+    first = shapes.get(f"{_UNET}input_blocks.0.0.weight", ())
+    problem = None
+    if any(key.startswith("conditioner.embedders.") for key in shapes):
+        problem = "an SDXL model"
+    elif any(key.startswith("cond_stage_model.model.") for key in shapes):
+        problem = "a Stable Diffusion 2.x model"
+    elif any(
+        key.startswith(("model.diffusion_model.joint_blocks.", "model.diffusion_model.double_blocks."))
+        for key in shapes
+    ):
+        problem = "a transformer model (SD3 or Flux)"
+    elif any(".lora_down." in key or ".lora_A." in key for key in shapes):
+        problem = "a LoRA, not a base model"
+    elif not first:
+        problem = "not a checkpoint with a UNet in SD1.5's layout"
+    elif first[1] == 9:
+        problem = "an inpainting model"
+    elif first[1] != 4:
+        problem = f"a model with {first[1]} input channels"
+    elif not any(key.startswith(_TEXT) for key in shapes) or not any(key.startswith(_VAE) for key in shapes):
+        problem = "a checkpoint without text encoder or VAE"
+    if problem:
+        raise UserError(
+            f"{path} is {problem}, which SeqLoRA cannot train on: give a full Stable Diffusion 1.5 checkpoint."
+        )
+
+
+def _load_tokenizer(folder: str | None, checkpoint: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    beside = checkpoint.parent / "tokenizer"
+    source = folder or (str(beside) if beside.is_dir() else CLIP_TOKENIZER)
+    try:
+        return CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"CLIP's tokenizer was not found in {source}: give --tokenizer a folder with its vocab.json and merges.txt."
+        ) from error
+
+
+def _write_configs(folder: Path, shapes: Shapes) -> None:
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    scheduler = {
+        "_class_name": "PNDMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+    }
+    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(folder / "unet" / "config.json", unet_config(shapes))
+    _write_json(folder / "vae" / "config.json", vae_config(shapes))
+    _write_json(folder / "text_encoder" / "config.json", text_config(shapes))
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def unet_config(shapes: Shapes) -> dict:
+    """The config of diffusers' `UNet2DConditionModel` for a UNet in the original layout."""
+    blocks = {int(m[1]) for m in (re.match(rf"{_UNET}input_blocks\.(\d+)\.", key) for key in shapes) if m}
+    samplers = sorted(
+        int(m[1]) for m in (re.match(rf"{_UNET}input_blocks\.(\d+)\.0\.op\.weight", k) for k in shapes) if m
+    )
+    per_level = samplers[0] - 1 if samplers else len(blocks) - 1
+    channels, attends = [], []
+    for level in range(len(samplers) + 1):
+        index = 1 + level * (per_level + 1)
+        channels.append(shapes[f"{_UNET}input_blocks.{index}.0.out_layers.3.weight"][0])
+        attends.append(f"{_UNET}input_blocks.{index}.1.norm.weight" in shapes)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": shapes[f"{_UNET}input_blocks.0.0.weight"][1],
+        "out_channels": shapes[f"{_UNET}out.2.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": per_level,
+        "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        "cross_attention_dim": shapes[f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        "attention_head_dim": _HEADS,
+        "transformer_layers_per_block": _count(shapes, rf"{_UNET}middle_block\.1\.transformer_blocks\.(\d+)\."),
+        "use_linear_projection": len(shapes[f"{_UNET}middle_block.1.proj_in.weight"]) == 2,
+        "sample_size": 64,
+    }
+
+
+def vae_config(shapes: Shapes) -> dict:
+    """The config of diffusers' `AutoencoderKL` for a VAE in the original layout."""
+    levels = _count(shapes, rf"{_VAE}encoder\.down\.(\d+)\.")
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [
+            shapes[f"{_VAE}encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)
+        ],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": _count(shapes, rf"{_VAE}encoder\.down\.0\.block\.(\d+)\."),
+        "latent_channels": shapes[f"{_VAE}post_quant_conv.weight"][1],
+        "scaling_factor": 0.18215,
+    }
+
+
+def text_config(shapes: Shapes) -> dict:
+    """The config of transformers' `CLIPTextModel`."""
+    vocabulary, width = shapes[f"{_TEXT}embeddings.token_embedding.weight"]
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": shapes[f"{_TEXT}encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(shapes, rf"{re.escape(_TEXT)}encoder\.layers\.(\d+)\."),
+        "num_attention_heads": max(width // _CLIP_HEAD_WIDTH, 1),
+        "max_position_embeddings": shapes[f"{_TEXT}embeddings.position_embedding.weight"][0],
+        "hidden_act": "quick_gelu",
+        "eos_token_id": vocabulary - 1,
+        "bos_token_id": vocabulary - 2,
+    }
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return 1 + max(int(match[1]) for match in (re.match(pattern, key) for key in shapes) if match)

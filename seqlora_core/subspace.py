@@ -1,0 +1,108 @@
+"""Subspaces of a layer's input space: what earlier concepts occupy, and what is left of it.
+
+Everything here is numpy-like: tensors in, tensors out.  `Q [n, k]` is an orthonormal basis of the span of all earlier
+bases `B_j [n, r_j]` of one layer; the projector of eq. 17 is `P = I - Q Q^T`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+# A direction counts as new when this much of it is left after projection; below it is rounding of float32 files.
+RANK_TOLERANCE = 1e-4
+
+
+def empty(width: int) -> Tensor:
+    """The occupied subspace of a layer without concepts, [n, 0], float64."""
+    return torch.zeros(width, 0, dtype=torch.float64)
+
+
+def project(B: Tensor, Q: Tensor) -> Tensor:
+    """`P B`, the part of `B [n, r]` outside span(Q) (eq. 17).
+
+    Projects twice: one pass leaves an error proportional to what it removed, the second removes that
+    ("twice is enough", Giraud et al. 2005).
+    """
+    for _ in range(2):
+        B = B - Q @ (Q.mT @ B)
+    return B
+
+
+def extend(Q: Tensor, B: Tensor) -> Tensor:
+    """An orthonormal basis of span(Q) + span(B), computed in float64: [n, k] and [n, r] -> [n, k + rank of P B].
+
+    Columns that add nothing new (a basis that lost rank) take up no room.
+    """
+    Q, B = Q.double(), B.double()
+    norms = B.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    fresh = project(B / norms, Q)
+    U, S, _ = torch.linalg.svd(fresh, full_matrices=False)
+    U = project(U[:, S > RANK_TOLERANCE], Q)
+    return torch.cat([Q, torch.linalg.qr(U).Q], dim=1)
+
+
+def occupied(bases: Iterable[Tensor], width: int) -> Tensor:
+    """`Q [n, k]` for the bases of all earlier concepts, in their order."""
+    Q = empty(width)
+    for B in bases:
+        Q = extend(Q, B)
+    return Q
+
+
+def overlaps(bases: Sequence[Tensor]) -> Tensor:
+    """How far the bases `B_i [n, r_i]` of one layer are from orthogonal, for every pair: [k, k], float64.
+
+    An entry is the largest of `|B_j^T B_i|` over `|B_j| |B_i|` (Frobenius norms); off the diagonal it is 0 when the
+    constraint of eq. 4 holds.
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    scaled = [B.double() / B.double().norm().clamp_min(tiny) for B in bases]
+    stacked = torch.cat(scaled, dim=1)  # [n, sum of ranks]
+    products = (stacked.mT @ stacked).abs()
+    blocks = products.split([B.shape[1] for B in bases])
+    return torch.stack(
+        [torch.stack([part.max() for part in rows.split([B.shape[1] for B in bases], dim=1)]) for rows in blocks]
+    )
+
+
+def random_basis(Q: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """A projected Gaussian, orthonormalized: [n, r] inside the complement of span(Q)."""
+    gaussian = torch.randn(Q.shape[0], rank, generator=generator, dtype=torch.float64)
+    return _orthonormal_outside(gaussian, Q)
+
+
+def spectral_basis(Q: Tensor, rank: int, covariance: Tensor) -> Tensor:
+    """The top-r eigenvectors of the compressed covariance `P Sigma P`: [n, r].
+
+    By Theorem 7 of the paper they minimize the exposed residual energy `tr((I - Pi) Sigma)` among all rank-r
+    projectors that respect the constraint.
+    """
+    P_sigma = project(covariance.double().cpu(), Q)
+    compressed = project(P_sigma.mT, Q)
+    eigenvectors = torch.linalg.eigh((compressed + compressed.mT) / 2).eigenvectors  # ascending eigenvalues
+    return _orthonormal_outside(eigenvectors.flip(-1)[:, :rank], Q)
+
+
+def shared_columns(Q: Tensor, rank: int, generator: torch.Generator, without_replacement: bool) -> Tensor:
+    """`r` columns of the one random orthogonal matrix O [n, n] of this width (Orthogonal Adaptation, Po et al. 2024).
+
+    Args:
+        without_replacement: take columns that no earlier concept occupies, which makes their orthogonality exact;
+            otherwise draw among all n, as the paper does, so that two concepts may share a column.
+    """
+    width = Q.shape[0]
+    shared = torch.linalg.qr(
+        torch.randn(width, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    ).Q
+    order = torch.randperm(width, generator=generator)
+    if not without_replacement:
+        return shared[:, order[:rank]]
+    taken = (Q.mT @ shared[:, order]).square().sum(0)  # share of each column that is occupied: 0 or 1 in a pure bank
+    freest = order[torch.argsort((taken * 1e6).round(), stable=True)[:rank]]
+    return _orthonormal_outside(shared[:, freest], Q)
+
+
+def _orthonormal_outside(B: Tensor, Q: Tensor) -> Tensor:
+    basis = torch.linalg.qr(project(B, Q)).Q
+    return project(basis, Q)

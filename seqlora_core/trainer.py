@@ -1,0 +1,256 @@
+"""The training of one concept: from encoded examples to a concept in the bank."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .bank import Bank, Concept, NewConcept
+from .checkpoint import Checkpoint
+from .composition import sum_adapters
+from .config import TrainingConfig
+from .denoiser import Denoiser
+from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
+from .errors import Cancelled
+from .examples import EncodedConcept
+from .layers import Adapter, attached, find_layers, input_covariances
+from .monitor import Monitor, StepReport
+from .optimizers import FactorOptimizer
+from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan
+
+CHECKPOINT_SECONDS = 60.0
+_COVARIANCE_STEPS = 8
+_CURVE_POINTS = 100
+_FINAL_SHARE = 10  # the reported final loss is the mean over the last tenth of the steps
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a training is run, as opposed to what it computes.
+
+    Attributes:
+        resume: continue from the concept's checkpoint where there is one.
+        replace: an existing concept of that name gives way once the new one is trained.
+        checkpoint_seconds: interval of checkpoints.
+        thumbnail: kept with the concept.
+    """
+
+    resume: bool = False
+    replace: bool = False
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    thumbnail: Image.Image | None = None
+
+
+def train_concept(
+    denoiser: Denoiser,
+    data: EncodedConcept | Callable[[], EncodedConcept],
+    bank: Bank,
+    spec: ConceptSpec,
+    config: TrainingConfig,
+    monitor: Monitor | None = None,
+    options: Options = Options(),
+) -> Concept:
+    """Train a concept on a frozen UNet and add it to the bank.
+
+    The UNet is not changed: adapters act on the outputs of its layers while this function runs.  A checkpoint is
+    written at intervals and whenever the training stops early, for whatever reason, at a step's end.
+
+    Args:
+        data: encoded images, or a function that encodes them, called after all checks have passed.
+
+    Raises:
+        UserError: something to mend (see `plan.make_plan`, `Checkpoint.check_same_training`); nothing was changed.
+        Cancelled: the monitor asked for it; a checkpoint is saved.
+        TrainingDiverged: the loss is not finite; the last checkpoint is kept.
+    """
+    monitor = monitor or Monitor()
+    layers = find_layers(denoiser.unet, config.layers)
+    plan = make_plan(bank.refresh(), spec, config, layers, options.replace)
+    planned_for = bank.manifest.generation
+    encoded = data() if callable(data) else data
+    with bank.training(_wait_for_others(monitor)):
+        if bank.manifest.generation != planned_for:
+            plan = make_plan(bank, spec, config, layers, options.replace)
+        if plan.full:
+            monitor.message(describe_full_layers(plan))
+        run = _Run(denoiser, encoded, bank, plan, layers, monitor, options)
+        concept = run.train()
+        bank.checkpoint_path(spec.name).unlink(missing_ok=True)
+    return concept
+
+
+def _wait_for_others(monitor: Monitor) -> Callable[[], None]:
+    told = False
+
+    def waiting() -> None:
+        nonlocal told
+        if monitor.cancelled():
+            raise Cancelled
+        if not told:
+            monitor.message("Another training is using this bank; waiting for it to finish.")
+        told = True
+
+    return waiting
+
+
+class _Run:
+    """The state of one training."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        data: EncodedConcept,
+        bank: Bank,
+        plan: TrainingPlan,
+        layers: Mapping[str, nn.Module],
+        monitor: Monitor,
+        options: Options,
+    ) -> None:
+        self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
+        self.monitor, self.options, self.config = monitor, options, plan.config
+        self.layers = {name: layers[name] for name in plan.Q}
+        self.earlier = _to(sum_adapters([(a, 1.0) for a in plan.earlier.values()]), denoiser.device)
+        self.identity = {
+            "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
+            "data": data.fingerprint(),
+            "concepts before it": list(plan.concepts),
+        }
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self.between_steps = True
+
+    def train(self) -> Concept:
+        path = self.bank.checkpoint_path(self.plan.spec.name)
+        saved = self._resumable(path)
+        with ExitStack() as stack:
+            stack.enter_context(attached(find_layers(self.denoiser.unet), self.earlier))
+            self._set_up(saved)
+            stack.enter_context(attached(self.layers, self.adapters))
+            if self.config.gradient_checkpointing:
+                stack.enter_context(self.denoiser.checkpointing())
+            with self._saving_on_exit(path):
+                self._loop(path)
+        return self.bank.add(self._result(), replace=self.options.replace)
+
+    def _resumable(self, path: Path) -> Checkpoint | None:
+        if not (self.options.resume and path.is_file()):
+            return None
+        saved = Checkpoint.load(path)
+        saved.check_same_training(self.config, self.identity, path)
+        self.monitor.message(f"Resuming at step {saved.step} of {self.config.steps}.")
+        return saved
+
+    def _set_up(self, saved: Checkpoint | None) -> None:
+        """Factors, optimizers and objective: from the start, or as the checkpoint has them."""
+        device, config = self.denoiser.device, self.config
+        self.Q = [Q.float().to(device) for Q in self.plan.Q.values()]
+        A = [torch.zeros(layer.out_features, config.rank, device=device) for layer in self.layers.values()]
+        B = [saved.tensors[f"B.{name}"] for name in self.layers] if saved else self._start_bases()
+        B = [b.to(device) for b in B]
+        if saved:
+            A = [saved.tensors[f"A.{name}"].to(device) for name in self.layers]
+        self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
+        self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
+        self.adapters: dict[str, Adapter] = {}
+        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config)
+        self.step = 0
+        if saved:
+            self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
+            self.objective.passes = saved.passes
+            for prefix, optimizer in (("lower.", self.lower), ("upper.", self.upper)):
+                state = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
+                optimizer.load_state_tensors(state)
+
+    def _start_bases(self) -> list[Tensor]:
+        covariances: dict[str, Tensor] = {}
+        if self.config.init == "spectral":
+            covariances = input_covariances(
+                self.layers, lambda: heldout_loss(self.denoiser, self.data, self.config, _COVARIANCE_STEPS)
+            )
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return [self.plan.start_basis(name, generator, covariances.get(name)) for name in self.layers]
+
+    def _loop(self, path: Path) -> None:
+        started, first = time.monotonic(), self.step
+        seconds_before, last_saved = self.seconds, started
+        while self.step < self.config.steps:
+            if self.monitor.cancelled():
+                raise Cancelled
+            self.between_steps = False
+            self.losses.append(self._one_step())
+            self.step += 1
+            self.between_steps = True
+            now = time.monotonic()
+            self.seconds = seconds_before + now - started
+            left = (now - started) / (self.step - first) * (self.config.steps - self.step)
+            if now - last_saved >= self.options.checkpoint_seconds:
+                self._checkpoint().save(path)
+                last_saved = now
+            self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
+
+    def _one_step(self) -> float:
+        self.objective.minibatches = draw_minibatches(self.data, self.denoiser, self.config, self.step)
+        loss = None
+        for _ in range(self.config.bilevel_iterations):
+            value = self.plan.method.iterate(self.objective, self.lower, self.upper, self.Q, self.config)
+            loss = value if loss is None else loss
+        return loss
+
+    @contextmanager
+    def _saving_on_exit(self, path: Path) -> Iterator[None]:
+        """Keep what was done when a training stops early, unless in the middle of a step: then A and B do not match."""
+        try:
+            yield
+        except BaseException:
+            if self.step and self.between_steps:
+                self._checkpoint().save(path)
+            raise
+
+    def _checkpoint(self) -> Checkpoint:
+        tensors = {f"A.{name}": a for name, a in zip(self.layers, self.lower.parameters, strict=True)}
+        tensors |= {f"B.{name}": b for name, b in zip(self.layers, self.upper.parameters, strict=True)}
+        tensors |= {f"lower.{key}": value for key, value in self.lower.state_tensors().items()}
+        tensors |= {f"upper.{key}": value for key, value in self.upper.state_tensors().items()}
+        return Checkpoint(
+            self.step, self.config, self.identity, self.losses, self.seconds, self.objective.passes, tensors
+        )
+
+    def _result(self) -> NewConcept:
+        tail = self.losses[-max(len(self.losses) // _FINAL_SHARE, 1) :]
+        factors = zip(self.lower.parameters, self.upper.parameters, strict=True)
+        return NewConcept(
+            name=self.plan.spec.name,
+            token=self.plan.spec.token,
+            class_word=self.plan.spec.class_word,
+            rank=self.config.rank,
+            method=self.config.method,
+            adapters={name: Adapter(A.cpu(), B.cpu()) for name, (A, B) in zip(self.layers, factors, strict=True)},
+            config=self.config.as_dict(),
+            metrics={
+                "first_loss": self.losses[0],
+                "final_loss": sum(tail) / len(tail),
+                "loss_curve": _curve(self.losses),
+                "steps": self.step,
+                "passes": self.objective.passes,
+                "seconds": round(self.seconds, 2),
+                "device": str(self.denoiser.device),
+                "images": len(self.data.examples),
+            },
+            thumbnail=self.options.thumbnail,
+        )
+
+
+def _curve(losses: list[float]) -> list[float]:
+    """At most `_CURVE_POINTS` means of consecutive losses: enough to draw, little to keep in every manifest."""
+    stride = -(-len(losses) // _CURVE_POINTS)
+    parts = [losses[start : start + stride] for start in range(0, len(losses), stride)]
+    return [round(sum(part) / len(part), 6) for part in parts]
+
+
+def _to(adapters: Mapping[str, Adapter], device: torch.device) -> dict[str, Adapter]:
+    return {name: Adapter(A.to(device), B.to(device)) for name, (A, B) in adapters.items()}
