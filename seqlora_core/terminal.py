@@ -31,8 +31,8 @@ class TerminalMonitor(Monitor):
             self._bar = tqdm(
                 total=report.steps, initial=report.step - 1, unit="step", dynamic_ncols=True, mininterval=interval
             )
-
-        self._bar.set_postfix(loss=f"{report.loss:.4f}")
+        self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+        self._bar.update()
 
     def cancelled(self) -> bool:
         return self._interrupted.is_set()
