@@ -1,0 +1,62 @@
+"""Shared fixtures: a small UNet in memory, random examples, and a reduced-width SD1.5 base on disk."""
+
+from pathlib import Path
+
+import pytest
+import tiny_base
+import torch
+
+from seqlora_core.bank import Bank, BaseIdentity
+from seqlora_core.bank.fingerprint import fingerprint
+from seqlora_core.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
+from seqlora_core.examples import EncodedConcept, Example
+from seqlora_core.layers import find_layers, layer_shapes
+
+PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    if not PHOTOS.is_dir():
+        pytest.skip(f"the shared photos are not at {PHOTOS}")
+    return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def denoiser() -> DiffusersDenoiser:
+    """A UNet of two levels, 24 adapted layers of width 32 and 64, text width 32."""
+    return DiffusersDenoiser(tiny_base.make_unet((32, 64), 1, 32), sd15_alphas_cumprod())
+
+
+@pytest.fixture(scope="session")
+def base_identity(denoiser) -> BaseIdentity:
+    weights = {name: layer.weight for name, layer in find_layers(denoiser.unet).items()}
+    return BaseIdentity("tiny", fingerprint(weights))
+
+
+@pytest.fixture
+def bank(tmp_path, denoiser, base_identity) -> Bank:
+    return Bank.open_or_create(tmp_path / "bank", base_identity, layer_shapes(find_layers(denoiser.unet)))
+
+
+def random_concept(seed: int, images: int = 3, prior: int = 0, size: int = 8) -> EncodedConcept:
+    """Random latents and text embeddings."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def example() -> Example:
+        mean = torch.randn(4, size, size, generator=generator)
+        return Example(mean, torch.randn(2, 7, 32, generator=generator), 0.1 * torch.ones_like(mean))
+
+    return EncodedConcept([example() for _ in range(images)], [example() for _ in range(prior)])
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory) -> Path:
+    """A diffusers folder with SD1.5's topology at reduced width."""
+    return tiny_base.save_folder(tmp_path_factory.mktemp("base") / "small-sd")
+
+
+@pytest.fixture(scope="session")
+def base_file(tmp_path_factory) -> Path:
+    """The same weights as one file in SD1.5's original layout."""
+    return tiny_base.save_single_file(tmp_path_factory.mktemp("file") / "small-sd.safetensors")

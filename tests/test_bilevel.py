@@ -1,0 +1,190 @@
+"""The hypergradients against numerical derivatives and each other, and the descent that Theorem 1 promises."""
+
+import dataclasses
+
+import pytest
+import tiny_base
+import torch
+from conftest import random_concept
+
+from seqlora_core import subspace
+from seqlora_core.bilevel import bilevel_iteration
+from seqlora_core.config import TrainingConfig
+from seqlora_core.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
+from seqlora_core.denoising import DenoisingObjective, draw_minibatches
+from seqlora_core.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead
+from seqlora_core.layers import attached, find_layers
+from seqlora_core.optimizers import FactorOptimizer
+
+RANK = 2
+
+
+class Problem:
+    """A fixed minibatch of the denoising loss on a UNet, with factors A and B somewhere off zero."""
+
+    def __init__(self, unet, dtype: torch.dtype, ridge: float = 1e-3) -> None:
+        self.unet = unet.to(dtype)
+        self.denoiser = DiffusersDenoiser(self.unet, sd15_alphas_cumprod())
+        self.layers = find_layers(self.unet)
+        self.adapters: dict = {}
+        config = TrainingConfig(rank=RANK, ridge=ridge, batch_size=2)
+        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config)
+        (minibatch,) = draw_minibatches(random_concept(0), self.denoiser, config, 0)
+        floats = {
+            name: value.to(dtype)
+            for name, value in vars(minibatch).items()
+            if torch.is_tensor(value) and value.is_floating_point()
+        }
+        self.objective.minibatches = [dataclasses.replace(minibatch, **floats)]
+        generator = torch.Generator().manual_seed(1)
+        self.A = [self._normal(layer.out_features, generator, dtype) for layer in self.layers.values()]
+        self.B = [self._normal(layer.in_features, generator, dtype) for layer in self.layers.values()]
+
+    @staticmethod
+    def _normal(width: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(width, RANK, generator=generator, dtype=torch.float64).to(dtype) / width**0.5
+
+    def attached(self):
+        return attached(self.layers, self.adapters)
+
+    def step_for(self, share: float) -> float:
+        """The lower step size whose first step is `share` of |A| long."""
+        _, g, _ = self.objective.gradients(self.A, self.B)
+        return share * norm(self.A) / norm(g)
+
+
+def norm(tensors) -> float:
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
+
+
+def cosine(a, b) -> float:
+    return float(torch.cosine_similarity(*(torch.cat([t.flatten() for t in x]) for x in (a, b)), dim=0))
+
+
+def error(a, b) -> float:
+    return norm([x - y for x, y in zip(a, b, strict=True)]) / norm(b)
+
+
+@pytest.fixture(scope="module")
+def double_problem() -> Problem:
+    return Problem(tiny_base.make_unet((32, 64), 1, 32), torch.float64)
+
+
+@pytest.fixture(scope="module")
+def sd15_problem() -> Problem:
+    """SD1.5's topology, 128 adapted layers, float32."""
+    problem = Problem(tiny_base.make_unet((32, 32, 64, 64), text_width=32), torch.float32)
+    assert len(problem.layers) == 128
+    return problem
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+def test_exact_hypergradient_is_the_numerical_derivative_of_phi(double_problem, inner_steps):
+    problem, h = double_problem, 1e-5
+    with problem.attached():
+        alpha = problem.step_for(0.3)
+
+        def phi(B):
+            A = problem.A
+            for _ in range(inner_steps):
+                _, g, _ = problem.objective.gradients(A, B)
+                A = [a - alpha * g_a for a, g_a in zip(A, g, strict=True)]
+            return problem.objective.gradients(A, B)[0]
+
+        _, gradient = exact(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps)
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            direction = [torch.randn(b.shape, generator=generator, dtype=b.dtype) for b in problem.B]
+            ahead = phi([b + h * d for b, d in zip(problem.B, direction, strict=True)])
+            behind = phi([b - h * d for b, d in zip(problem.B, direction, strict=True)])
+            expected = (ahead - behind) / (2 * h)
+            along = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+            assert along == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(0.003, 1e-3), (0.01, 2e-3), (0.03, 6e-3), (0.1, 0.03), (0.3, 0.1)])
+def test_lookahead_agrees_with_exact_on_the_sd15_topology(sd15_problem, share, allowed):
+    problem = sd15_problem
+    with problem.attached():
+        alpha = problem.step_for(share)
+        _, reference = exact(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), 1)
+        _, gradient = lookahead(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), 1)
+    assert error(gradient, reference) <= allowed
+    assert cosine(gradient, reference) >= 0.998
+
+
+@pytest.mark.parametrize(("share", "inner_steps", "allowed"), [(0.01, 1, 1e-3), (0.1, 1, 2e-3), (0.1, 3, 0.05)])
+def test_finite_difference_agrees_with_exact(sd15_problem, share, inner_steps, allowed):
+    problem = sd15_problem
+    with problem.attached():
+        alpha = problem.step_for(share)
+        _, reference = exact(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps)
+        _, gradient = finite_difference(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps)
+    assert error(gradient, reference) <= allowed
+
+
+@pytest.mark.parametrize("name", ["lookahead", "finite-difference"])
+def test_a_preconditioned_lower_step_is_followed_too(sd15_problem, name):
+    problem = sd15_problem
+    with problem.attached():
+        _, g, _ = problem.objective.gradients(problem.A, problem.B)
+        D = [1 / (g_a.abs().sqrt() + g_a.abs().max()) for g_a in g]
+        scale = 0.02 * norm(problem.A) / norm([d * g_a for d, g_a in zip(D, g, strict=True)])
+        D = [scale * d for d in D]
+        _, reference = exact(problem.objective, problem.A, problem.B, lambda g: D, 1)
+        _, gradient = HYPERGRADIENTS[name](problem.objective, problem.A, problem.B, lambda g: D, 1)
+        _, plain, _ = problem.objective.gradients(problem.A, problem.B)
+    assert cosine(gradient, reference) >= 0.998
+
+
+def test_finite_difference_works_where_training_starts_with_a_at_zero(sd15_problem):
+    problem = sd15_problem
+    zero = [torch.zeros_like(a) for a in problem.A]
+    with problem.attached():
+        _, g, _ = problem.objective.gradients(zero, problem.B)
+        alpha = 0.02 * norm(problem.A) / norm(g)
+        _, reference = exact(problem.objective, zero, problem.B, lambda g: [alpha] * len(g), 1)
+        _, gradient = finite_difference(problem.objective, zero, problem.B, lambda g: [alpha] * len(g), 1)
+    assert cosine(gradient, reference) >= 0.998
+
+
+@pytest.mark.parametrize("name", list(HYPERGRADIENTS))
+def test_hypergradients_leave_the_factors_bit_for_bit(double_problem, name):
+    problem = double_problem
+    before = [t.clone() for t in (*problem.A, *problem.B)]
+    with problem.attached():
+        HYPERGRADIENTS[name](problem.objective, problem.A, problem.B, lambda g: [0.1] * len(g), 2)
+    assert all(torch.equal(old, new) for old, new in zip(before, (*problem.A, *problem.B), strict=True))
+    assert problem.adapters == {}
+
+
+@pytest.mark.parametrize("name", list(HYPERGRADIENTS))
+def test_the_loss_falls_at_every_iteration_on_a_fixed_minibatch(double_problem, name):
+    """Theorem 1: with small steps the objective is monotone, and the constraint holds all the way."""
+    problem = double_problem
+    generator = torch.Generator().manual_seed(5)
+    Q = [torch.linalg.qr(torch.randn(b.shape[0], 6, generator=generator, dtype=b.dtype)).Q for b in problem.B]
+    A = [a.clone() for a in problem.A]
+    B = [subspace.project(b, q) for b, q in zip(problem.B, Q, strict=True)]
+    lower, upper = (FactorOptimizer(factor, "gradient", 0.2, clip=0) for factor in (A, B))
+    losses = []
+    with problem.attached():
+        for _ in range(12):
+            losses.append(bilevel_iteration(problem.objective, lower, upper, Q, HYPERGRADIENTS[name]))
+    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < 0.99 * losses[0]
+    for b, q in zip(upper.parameters, Q, strict=True):
+        assert float((q.mT @ b).abs().max()) < 1e-12
+
+
+def test_gradients_under_bfloat16_stay_close_to_float32(sd15_problem):
+    problem = sd15_problem
+    half = DenoisingObjective(
+        problem.denoiser, problem.adapters, list(problem.layers), TrainingConfig(rank=RANK, dtype="bfloat16", ridge=1e-3)
+    )
+    half.minibatches = problem.objective.minibatches
+    with problem.attached():
+        _, dA, dB = problem.objective.gradients(problem.A, problem.B)
+        _, half_dA, half_dB = half.gradients(problem.A, problem.B)
+    assert cosine([*half_dA, *half_dB], [*dA, *dB]) > 0.99
+    assert all(t.dtype == torch.float32 for t in (*half_dA, *half_dB))

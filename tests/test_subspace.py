@@ -1,0 +1,96 @@
+"""Properties of the subspaces that concepts live in."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqlora_core import subspace
+
+WIDTH = 24
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def occupied_spaces(draw, most: int = 16):
+    ranks = draw(st.lists(st.integers(1, 4), max_size=4))
+    seed = draw(st.integers(0, 10_000))
+    scale = 10.0 ** draw(st.integers(-3, 3))
+    bases = [scale * torch.randn(WIDTH, r, generator=generator(seed + i)) for i, r in enumerate(ranks)]
+    return bases, subspace.occupied(bases, WIDTH)
+
+
+@settings(deadline=None, max_examples=40)
+@given(occupied_spaces())
+def test_occupied_is_an_orthonormal_basis_of_all_earlier_spans(space):
+    bases, Q = space
+    assert Q.shape[1] == sum(B.shape[1] for B in bases)
+    assert torch.allclose(Q.mT @ Q, torch.eye(Q.shape[1], dtype=Q.dtype), atol=1e-10)
+    for B in bases:
+        assert float(subspace.project(B.double(), Q).norm()) <= 1e-9 * float(B.norm())
+
+
+@settings(deadline=None, max_examples=40)
+@given(occupied_spaces(), st.integers(1, 6), st.integers(0, 99))
+def test_projection_is_idempotent_and_leaves_nothing_in_the_occupied_span(space, rank, seed):
+    _, Q = space
+    B = torch.randn(WIDTH, rank, generator=generator(seed), dtype=torch.float64)
+    projected = subspace.project(B, Q)
+    assert torch.allclose(subspace.project(projected, Q), projected, atol=1e-12)
+    assert Q.shape[1] == 0 or float((Q.mT @ projected).abs().max()) < 1e-12
+
+
+@settings(deadline=None, max_examples=30)
+@given(occupied_spaces(), st.integers(1, 6), st.integers(0, 99), st.sampled_from(["random", "spectral", "columns"]))
+def test_every_start_is_orthonormal_and_free(space, rank, seed, kind):
+    _, Q = space
+    if kind == "random":
+        B = subspace.random_basis(Q, rank, generator(seed))
+    elif kind == "spectral":
+        x = torch.randn(200, WIDTH, generator=generator(seed))
+        B = subspace.spectral_basis(Q, rank, x.mT @ x / 200)
+    else:
+        B = subspace.shared_columns(Q, rank, generator(seed), without_replacement=True)
+    assert torch.allclose(B.mT @ B, torch.eye(rank, dtype=B.dtype), atol=1e-9)
+    assert Q.shape[1] == 0 or float((Q.mT @ B).abs().max()) < 1e-12
+
+
+def test_a_basis_that_lost_rank_takes_up_no_more_room_than_it_spans():
+    B = torch.randn(WIDTH, 3, generator=generator(0))
+    B[:, 2] = B[:, 0] - B[:, 1]
+    assert subspace.occupied([B], WIDTH).shape[1] == 2
+
+
+def test_spectral_start_captures_more_energy_than_any_random_one():
+    """Theorem 7: the top eigenvectors of P Sigma P minimize the residual energy under the constraint."""
+    x = torch.randn(500, WIDTH, generator=generator(1)) @ torch.diag(torch.linspace(0.1, 3, WIDTH))
+    sigma = (x.mT @ x / 500).double()
+    Q = subspace.occupied([torch.randn(WIDTH, 5, generator=generator(2))], WIDTH)
+
+    def residual(B):
+        return float(sigma.trace() - (B.mT @ sigma @ B).trace())
+
+    best = residual(subspace.spectral_basis(Q, 3, sigma))
+    assert all(best < residual(subspace.random_basis(Q, 3, generator(seed))) for seed in range(50))
+
+
+def test_columns_of_the_shared_matrix_repeat_only_with_replacement():
+    first = subspace.shared_columns(subspace.empty(8), 5, generator(0), without_replacement=False)
+    second = subspace.shared_columns(subspace.empty(8), 5, generator(1), without_replacement=False)
+    cosines = (first.mT @ second).abs()
+    assert torch.allclose(cosines, cosines.round(), atol=1e-12)  # the same columns or orthogonal ones
+    assert cosines.sum() >= 2  # 5 + 5 of 8: at least two are shared
+    Q = subspace.occupied([first], 8)
+    third = subspace.shared_columns(Q, 3, generator(1), without_replacement=True)
+    assert float((first.mT @ third).abs().max()) < 1e-12
+
+
+def test_overlaps_are_relative_to_the_size_of_the_bases():
+    B = torch.linalg.qr(torch.randn(WIDTH, 4, generator=generator(0))).Q
+    table = subspace.overlaps([B[:, :1], 100 * B[:, :1], B[:, 1:3]])
+    assert table.shape == (3, 3)
+    assert float(table[0, 1]) == pytest.approx(1.0)
+    assert float(table[0, 2]) < 1e-6
