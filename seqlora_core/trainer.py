@@ -149,11 +149,13 @@ class _Run:
         """Factors, optimizers and objective: from the start, or as the checkpoint has them."""
         device, config = self.denoiser.device, self.config
         self.Q = [Q.float().to(device) for Q in self.plan.Q.values()]
-        A = [torch.zeros(layer.out_features, config.rank, device=device) for layer in self.layers.values()]
-        B = [saved.tensors[f"B.{name}"] for name in self.layers] if saved else self._start_bases()
-        B = [b.to(device) for b in B]
         if saved:
-            A = [saved.tensors[f"A.{name}"].to(device) for name in self.layers]
+            A, B = ([saved.tensors[f"{factor}.{name}"] for name in self.layers] for factor in "AB")
+        else:
+            A = [torch.zeros(layer.out_features, config.rank) for layer in self.layers.values()]
+            B = self._start_bases()
+        # One memory layout, or a resumed training would take other kernels and round differently.
+        A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
         self.adapters: dict[str, Adapter] = {}

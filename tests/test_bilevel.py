@@ -22,14 +22,14 @@ RANK = 2
 class Problem:
     """A fixed minibatch of the denoising loss on a UNet, with factors A and B somewhere off zero."""
 
-    def __init__(self, unet, dtype: torch.dtype, ridge: float = 1e-3) -> None:
+    def __init__(self, unet, dtype: torch.dtype, size: int = 8, ridge: float = 1e-3) -> None:
         self.unet = unet.to(dtype)
         self.denoiser = DiffusersDenoiser(self.unet, sd15_alphas_cumprod())
         self.layers = find_layers(self.unet)
         self.adapters: dict = {}
         config = TrainingConfig(rank=RANK, ridge=ridge, batch_size=2)
         self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config)
-        (minibatch,) = draw_minibatches(random_concept(0), self.denoiser, config, 0)
+        (minibatch,) = draw_minibatches(random_concept(0, size=size), self.denoiser, config, 0)
         floats = {
             name: value.to(dtype)
             for name, value in vars(minibatch).items()
@@ -72,9 +72,13 @@ def double_problem() -> Problem:
 
 @pytest.fixture(scope="module")
 def sd15_problem() -> Problem:
-    """SD1.5's topology, 128 adapted layers, float32."""
-    problem = Problem(tiny_base.make_unet((32, 32, 64, 64), text_width=32), torch.float32)
+    """SD1.5's topology, 128 adapted layers, float32; adapters a few percent of the weights, as trained LoRAs are.
+
+    Latents of 32 pixels: with less, the deepest level has so few that group norm over them is all but discontinuous.
+    """
+    problem = Problem(tiny_base.make_unet((32, 64, 128, 128), text_width=32), torch.float32, size=32)
     assert len(problem.layers) == 128
+    problem.A = [0.1 * a for a in problem.A]
     return problem
 
 
@@ -102,8 +106,9 @@ def test_exact_hypergradient_is_the_numerical_derivative_of_phi(double_problem, 
             assert along == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("share", "allowed"), [(0.003, 1e-3), (0.01, 2e-3), (0.03, 6e-3), (0.1, 0.03), (0.3, 0.1)])
+@pytest.mark.parametrize(("share", "allowed"), [(0.003, 8e-5), (0.01, 8e-4), (0.03, 4e-3), (0.1, 0.018), (0.3, 0.055)])
 def test_lookahead_agrees_with_exact_on_the_sd15_topology(sd15_problem, share, allowed):
+    """Within the relative errors that the method's description gives for these lower steps."""
     problem = sd15_problem
     with problem.attached():
         alpha = problem.step_for(share)
@@ -113,13 +118,15 @@ def test_lookahead_agrees_with_exact_on_the_sd15_topology(sd15_problem, share, a
     assert cosine(gradient, reference) >= 0.998
 
 
-@pytest.mark.parametrize(("share", "inner_steps", "allowed"), [(0.01, 1, 1e-3), (0.1, 1, 2e-3), (0.1, 3, 0.05)])
+@pytest.mark.parametrize(("share", "inner_steps", "allowed"), [(0.01, 1, 4e-5), (0.1, 1, 4e-5), (0.1, 2, 0.02)])
 def test_finite_difference_agrees_with_exact(sd15_problem, share, inner_steps, allowed):
     problem = sd15_problem
     with problem.attached():
         alpha = problem.step_for(share)
         _, reference = exact(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps)
-        _, gradient = finite_difference(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps)
+        _, gradient = finite_difference(
+            problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps
+        )
     assert error(gradient, reference) <= allowed
 
 
@@ -133,7 +140,6 @@ def test_a_preconditioned_lower_step_is_followed_too(sd15_problem, name):
         D = [scale * d for d in D]
         _, reference = exact(problem.objective, problem.A, problem.B, lambda g: D, 1)
         _, gradient = HYPERGRADIENTS[name](problem.objective, problem.A, problem.B, lambda g: D, 1)
-        _, plain, _ = problem.objective.gradients(problem.A, problem.B)
     assert cosine(gradient, reference) >= 0.998
 
 
@@ -166,13 +172,13 @@ def test_the_loss_falls_at_every_iteration_on_a_fixed_minibatch(double_problem, 
     Q = [torch.linalg.qr(torch.randn(b.shape[0], 6, generator=generator, dtype=b.dtype)).Q for b in problem.B]
     A = [a.clone() for a in problem.A]
     B = [subspace.project(b, q) for b, q in zip(problem.B, Q, strict=True)]
-    lower, upper = (FactorOptimizer(factor, "gradient", 0.2, clip=0) for factor in (A, B))
+    lower, upper = (FactorOptimizer(factor, "gradient", 1.0, clip=0) for factor in (A, B))
     losses = []
     with problem.attached():
         for _ in range(12):
             losses.append(bilevel_iteration(problem.objective, lower, upper, Q, HYPERGRADIENTS[name]))
     assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
-    assert losses[-1] < 0.99 * losses[0]
+    assert losses[-1] < 0.995 * losses[0]
     for b, q in zip(upper.parameters, Q, strict=True):
         assert float((q.mT @ b).abs().max()) < 1e-12
 
@@ -180,7 +186,10 @@ def test_the_loss_falls_at_every_iteration_on_a_fixed_minibatch(double_problem, 
 def test_gradients_under_bfloat16_stay_close_to_float32(sd15_problem):
     problem = sd15_problem
     half = DenoisingObjective(
-        problem.denoiser, problem.adapters, list(problem.layers), TrainingConfig(rank=RANK, dtype="bfloat16", ridge=1e-3)
+        problem.denoiser,
+        problem.adapters,
+        list(problem.layers),
+        TrainingConfig(rank=RANK, dtype="bfloat16", ridge=1e-3),
     )
     half.minibatches = problem.objective.minibatches
     with problem.attached():

@@ -1,0 +1,306 @@
+"""Training concepts one after another: what is guaranteed, resuming, stopping, and what is refused."""
+
+import pytest
+import tiny_base
+import torch
+from conftest import random_concept
+
+from seqlora_core.bank import Bank
+from seqlora_core.bank.inspection import inspect
+from seqlora_core.composition import compose
+from seqlora_core.config import TrainingConfig
+from seqlora_core.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
+from seqlora_core.denoising import DenoisingObjective, draw_minibatches, heldout_loss
+from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
+from seqlora_core.examples import EncodedConcept, Example
+from seqlora_core.layers import attached, find_layers
+from seqlora_core.monitor import Monitor
+from seqlora_core.plan import ConceptSpec
+from seqlora_core.trainer import Options, train_concept
+
+
+def spec(name: str) -> ConceptSpec:
+    return ConceptSpec(name, f"sks{name}", "thing")
+
+
+def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **settings):
+    config = TrainingConfig(**{"steps": 4, "rank": 2, **settings})
+    data = data or random_concept(sum(map(ord, name)))
+    return train_concept(denoiser, data, bank, spec(name), config, monitor, options or Options())
+
+
+def factors(bank: Bank, name: str) -> dict:
+    return bank.load([bank.refresh().concept(name)])[bank.concept(name).name]
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[layer].A, second[layer].A) and torch.equal(first[layer].B, second[layer].B) for layer in first
+    )
+
+
+class StopAfter(Monitor):
+    """Cancels once `steps` steps are done, or raises `error` there."""
+
+    def __init__(self, steps: int, error: BaseException | None = None) -> None:
+        self.steps, self.error, self.done, self.messages = steps, error, 0, []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def stepped(self, report) -> None:
+        self.done = report.step
+        if self.error and self.done == self.steps:
+            raise self.error
+
+    def cancelled(self) -> bool:
+        return self.error is None and self.done >= self.steps
+
+
+def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(denoiser, bank):
+    for name, rank, method in (("a", 2, "seqlora"), ("b", 4, "alternating"), ("c", 1, "seqlora")):
+        learn(denoiser, bank, name, rank=rank, method=method, steps=6)
+    bank.remove("b")
+    for name, rank, method in (("d", 3, "orthogonal"), ("e", 4, "seqlora"), ("f", 2, "seqlora")):
+        learn(denoiser, bank, name, rank=rank, method=method, init="spectral" if name == "e" else "random")
+    result = inspect(Bank.open(bank.folder))
+    assert [concept.name for concept in bank.concepts] == ["a", "c", "d", "e", "f"]
+    assert result.ok
+    assert result.max_overlap <= 1e-5
+    assert {layer["used"] for layer in result.layers.values()} == {2 + 1 + 3 + 4 + 2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "gradient", "alpha": 3.0, "beta": 3.0, "clip": 0},
+        {"method": "alternating"},
+        {"method": "orthogonal"},
+        {"method": "lora"},
+        {"bilevel_iterations": 2, "inner_steps": 2, "hypergradient": "finite-difference"},
+    ],
+)
+def test_training_lowers_the_denoising_loss_of_its_images(denoiser, bank, settings):
+    data = random_concept(1)
+    config = TrainingConfig(batch_size=2)
+    before = heldout_loss(denoiser, data, config, 20)
+    learn(denoiser, bank, "a", data, **{"steps": 40, "alpha": 5e-3, "beta": 5e-3, **settings})
+    with attached(find_layers(denoiser.unet), factors(bank, "a")):
+        after = heldout_loss(denoiser, data, config, 20)
+    assert after < before - 0.005
+
+
+def test_later_concepts_do_not_touch_the_earlier_span(denoiser, bank):
+    """Proposition 1: the part of x_i inside span(B_i) does not see later concepts."""
+    learn(denoiser, bank, "first", steps=6, alpha=1e-2)
+    learn(denoiser, bank, "second", steps=6, alpha=1e-2)
+    first, second = factors(bank, "first"), factors(bank, "second")
+    generator = torch.Generator().manual_seed(0)
+    for layer in first:
+        inside = first[layer].B @ torch.randn(2, 50, generator=generator)  # [n, 50], columns in span(B_1)
+        A, B = second[layer]
+        outside = torch.randn(inside.shape, generator=generator)
+        outside *= inside.norm() / outside.norm()
+        assert float((A @ (B.mT @ inside)).norm()) <= 1e-5 * float((A @ (B.mT @ outside)).norm())
+
+
+def test_accumulated_training_sees_the_earlier_concepts_and_bare_training_does_not(denoiser, bank):
+    learn(denoiser, bank, "first", steps=8, alpha=5e-2, beta=5e-2)
+    data = random_concept(7)
+    accumulated = learn(denoiser, bank, "x", data, steps=1).metrics["first_loss"]
+    bare = learn(denoiser, bank, "y", data, steps=1, train_on="bare").metrics["first_loss"]
+    empty = Bank.open_or_create(bank.folder.parent / "other", bank.manifest.base, bank.manifest.layers)
+    alone = learn(denoiser, empty, "x", data, steps=1).metrics["first_loss"]
+    assert bare == pytest.approx(alone, abs=1e-6)
+    assert abs(accumulated - alone) > 1e-4
+
+
+def test_the_same_seed_gives_the_same_tensors_and_another_does_not(denoiser, bank):
+    data = random_concept(3)
+    results = []
+    for seed in (1, 1, 2):
+        learn(denoiser, bank, "a", data, seed=seed)
+        results.append(factors(bank, "a"))
+        bank.remove("a")
+    assert equal(results[0], results[1])
+    assert not equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "gradient"}, {"method": "lora"}, {"method": "orthogonal"}])
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
+def test_a_stopped_training_resumes_to_exactly_the_uninterrupted_tensors(denoiser, bank, settings, error):
+    data = random_concept(4)
+    learn(denoiser, bank, "part", data, steps=7, **settings)
+    uninterrupted = factors(bank, "part")
+    bank.remove("part")
+    stop = StopAfter(3, error)
+    with pytest.raises(Cancelled if error is None else RuntimeError):
+        learn(denoiser, bank, "part", data, stop, steps=7, **settings)
+    assert stop.done == 3
+    assert bank.refresh().concepts == ()
+    learn(denoiser, bank, "part", data, options=Options(resume=True), steps=7, **settings)
+    assert equal(factors(bank, "part"), uninterrupted)
+    assert not bank.checkpoint_path("part").exists()
+
+
+@pytest.mark.parametrize("change", ["settings", "data", "bank"])
+def test_resuming_another_training_is_refused_and_keeps_the_checkpoint(denoiser, bank, change):
+    data = random_concept(4)
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", data, StopAfter(2))
+    if change == "bank":
+        learn(denoiser, bank, "b")
+    settings = {"rank": 3} if change == "settings" else {}
+    with pytest.raises(UserError, match={"settings": "rank", "data": "data", "bank": "concepts before"}[change]):
+        learn(
+            denoiser,
+            bank,
+            "a",
+            random_concept(5) if change == "data" else data,
+            options=Options(resume=True),
+            **settings,
+        )
+    assert bank.checkpoint_path("a").is_file()
+
+
+def test_a_full_layer_is_left_out_and_the_user_is_told_before_training(denoiser, bank):
+    learn(denoiser, bank, "wide", rank=20, steps=1)
+    monitor = StopAfter(99)
+    concept = learn(denoiser, bank, "more", rank=20, steps=1, monitor=monitor)
+    assert set(concept.layers_skipped) == {name for name, shape in bank.manifest.layers.items() if shape.width == 32}
+    assert "left out" in monitor.messages[0]
+    assert inspect(bank).ok
+
+
+def test_a_rank_larger_than_the_free_space_is_refused_before_the_data_is_encoded(denoiser, bank):
+    def encode():
+        raise AssertionError("encoded")
+
+    with pytest.raises(UserError, match="No layer has room for rank 65"):
+        learn(denoiser, bank, "a", encode, rank=65)
+
+
+def test_replacing_frees_the_old_directions_and_comes_last(denoiser, bank):
+    for name in ("a", "b"):
+        learn(denoiser, bank, name, rank=8, steps=1)
+    old = factors(bank, "a")
+    with pytest.raises(UserError, match="already has"):
+        learn(denoiser, bank, "A", rank=24, steps=1)
+    learn(denoiser, bank, "a", rank=24, steps=1, options=Options(replace=True))
+    assert [concept.name for concept in bank.refresh().concepts] == ["b", "a"]
+    assert inspect(bank).layers[next(iter(old))] == {"width": 32, "used": 32, "free": 0}
+
+
+def test_a_cancelled_replacement_leaves_the_old_concept(denoiser, bank):
+    learn(denoiser, bank, "a")
+    old = factors(bank, "a")
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", monitor=StopAfter(1), options=Options(replace=True), steps=5)
+    assert equal(old, factors(bank, "a"))
+
+
+@pytest.mark.parametrize("method", ["seqlora", "alternating", "orthogonal", "lora"])
+def test_training_leaves_the_unet_as_it_was(denoiser, bank, method):
+    before = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
+    learn(denoiser, bank, "a", method=method, gradient_checkpointing=True)
+    assert all(torch.equal(value, before[name]) for name, value in denoiser.unet.state_dict().items())
+    assert not any(module._forward_hooks for module in denoiser.unet.modules())
+    assert not denoiser.unet.training
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(denoiser, bank):
+    data = random_concept(8)
+    learn(denoiser, bank, "a", data)
+    plain = factors(bank, "a")
+    bank.remove("a")
+    learn(denoiser, bank, "a", data, gradient_checkpointing=True)
+    again = factors(bank, "a")
+    for layer in plain:
+        assert torch.allclose(plain[layer].A, again[layer].A, atol=1e-6)
+        assert torch.allclose(plain[layer].B, again[layer].B, atol=1e-6)
+
+
+def test_accumulated_minibatches_give_the_gradient_of_all_of_them():
+    """On one image without noise in the latents, two micro-batches of one equal what each of them alone averages to."""
+    denoiser = DiffusersDenoiser(tiny_base.make_unet((32, 64), 1, 32), sd15_alphas_cumprod())
+    layers, adapters = find_layers(denoiser.unet), {}
+    config = TrainingConfig(rank=2, accumulation=2, ridge=0)
+    objective = DenoisingObjective(denoiser, adapters, list(layers), config)
+    A = [torch.zeros(layer.out_features, 2) for layer in layers.values()]
+    B = [torch.randn(layer.in_features, 2, generator=torch.Generator().manual_seed(0)) for layer in layers.values()]
+    batches = draw_minibatches(random_concept(1), denoiser, config, 0)
+    with attached(layers, adapters):
+        losses, gradients = [], []
+        for chosen in (batches[:1], batches[1:], batches):
+            objective.minibatches = chosen
+            loss, dL_dA, _ = objective.gradients(A, B)
+            losses.append(loss)
+            gradients.append(dL_dA[0])
+    assert losses[2] == pytest.approx(losses[0] + losses[1])
+    assert torch.allclose(gradients[2], gradients[0] + gradients[1], atol=1e-7)
+
+
+def test_the_loss_counts_only_inside_the_mask(denoiser, bank):
+    """Pixels outside the mask may hold anything at all."""
+    generator = torch.Generator().manual_seed(0)
+    mean, text = torch.randn(4, 8, 8, generator=generator), torch.randn(1, 7, 32, generator=generator)
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    masked = learn(denoiser, bank, "a", EncodedConcept([Example(mean, text, mask=mask)]), steps=1).metrics["first_loss"]
+    whole = learn(denoiser, bank, "b", EncodedConcept([Example(mean, text)]), steps=1).metrics["first_loss"]
+    assert masked != pytest.approx(whole)
+    with pytest.raises(UserError, match="mask is empty"):
+        EncodedConcept([Example(mean, text, mask=torch.zeros(1, 8, 8))])
+
+
+def test_class_images_add_their_own_weighted_loss(denoiser, bank):
+    data = random_concept(1, prior=2)
+    alone = learn(denoiser, bank, "a", random_concept(1, prior=2), steps=1, prior_weight=0, ridge=0)
+    half = learn(denoiser, bank, "b", data, steps=1, prior_weight=0.5, ridge=0, train_on="bare")
+    full = learn(denoiser, bank, "c", data, steps=1, prior_weight=1.0, ridge=0, train_on="bare")
+    prior = full.metrics["first_loss"] - alone.metrics["first_loss"]
+    assert prior > 0
+    assert half.metrics["first_loss"] == pytest.approx(alone.metrics["first_loss"] + prior / 2, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(denoiser, bank):
+    with pytest.raises(TrainingDiverged, match="step sizes"):
+        learn(denoiser, bank, "a", steps=20, optimizer="gradient", alpha=1e30, beta=1e30, clip=0)
+    assert bank.refresh().concepts == ()
+
+
+def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
+    """The accumulated model right after training and the composition of all concepts are one and the same."""
+    for name in ("a", "b"):
+        learn(denoiser, bank, name, steps=5, alpha=1e-2)
+    layers = find_layers(denoiser.unet)
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.randn(1, 4, 8, 8, generator=generator),
+        torch.tensor([50]),
+        torch.randn(1, 7, 32, generator=generator),
+    )
+    with torch.no_grad():
+        with attached(layers, factors(bank, "a")), attached(layers, factors(bank, "b")):
+            both = denoiser.predict_noise(*inputs)
+        with attached(layers, compose(bank, [("b", 1.0), ("a", 1.0)])):
+            composed = denoiser.predict_noise(*inputs)
+    assert torch.allclose(both, composed, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank": 0},
+        {"steps": 0},
+        {"alpha": 0.0},
+        {"beta": float("nan")},
+        {"method": "magic"},
+        {"resolution": 100},
+        {"hypergradient": "exact", "gradient_checkpointing": True},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        TrainingConfig(**settings)
