@@ -1,0 +1,225 @@
+"""The bank on disk: stock files, crashes, several processes, names, and files that were tampered with."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from seqlora_core import subspace
+from seqlora_core.bank import Bank, BaseIdentity, NewConcept, names, storage
+from seqlora_core.bank.inspection import inspect
+from seqlora_core.errors import UserError
+from seqlora_core.layers import Adapter, LayerShape
+
+LAYERS = {
+    f"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_{p}": LayerShape(16, 8) for p in ("q", "k", "v", "out.0")
+}
+BASE = BaseIdentity("tiny", "f" * 32)
+
+
+def concept(name: str, seed: int = 0, rank: int = 2, bank: Bank | None = None, **more) -> NewConcept:
+    """Random factors; with a bank, orthogonal to what is in it."""
+    generator = torch.Generator().manual_seed(seed)
+    Q = bank.refresh().occupied() if bank else {layer: subspace.empty(16) for layer in LAYERS}
+    adapters = {
+        layer: Adapter(
+            torch.randn(8, rank, generator=generator), subspace.random_basis(Q[layer], rank, generator).float()
+        )
+        for layer in LAYERS
+    }
+    return NewConcept(name, f"sks{seed}", "dog", rank, "seqlora", adapters, **more)
+
+
+@pytest.fixture
+def empty_bank(tmp_path) -> Bank:
+    return Bank.open_or_create(tmp_path / "my bank", BASE, LAYERS)
+
+
+def test_what_was_added_is_read_back_bit_for_bit_in_order(empty_bank):
+    added = [concept(f"c{i}", i) for i in range(3)]
+    for new in added:
+        empty_bank.add(new)
+    loaded = Bank.open(empty_bank.folder).load()
+    assert list(loaded) == ["c0", "c1", "c2"]
+    for new in added:
+        for layer, (A, B) in new.adapters.items():
+            assert torch.equal(loaded[new.name][layer].A, A)
+            assert torch.equal(loaded[new.name][layer].B, B)
+
+
+def test_a_bank_refuses_another_base_and_names_both(empty_bank):
+    with pytest.raises(UserError, match=r"tiny \(ffffffff\).*other \(00000000\)"):
+        Bank.open_or_create(empty_bank.folder, BaseIdentity("other", "0" * 32), LAYERS)
+
+
+def test_removing_frees_directions_and_deletes_the_files(empty_bank):
+    empty_bank.add(concept("a", 1, thumbnail=Image.new("RGB", (600, 300), "red")))
+    folder = empty_bank.folder
+    assert Image.open(folder / "thumbnails" / "a.webp").size == (256, 128)
+    assert {v["free"] for v in inspect(empty_bank).layers.values()} == {14}
+    empty_bank.remove("A")
+    assert {v["free"] for v in inspect(empty_bank).layers.values()} == {16}
+    assert not list((folder / "concepts").iterdir())
+    assert not list((folder / "thumbnails").iterdir())
+
+
+def test_renaming_keeps_tensors_thumbnail_token_and_order(empty_bank):
+    first = empty_bank.add(concept("a", 1, thumbnail=Image.new("RGB", (9, 9))))
+    empty_bank.add(concept("b", 2, bank=empty_bank))
+    before = empty_bank.load()["a"]
+    renamed = empty_bank.rename("a", "Émile: no".replace(":", ""))
+    assert [c.name for c in Bank.open(empty_bank.folder).concepts] == ["Émile no", "b"]
+    assert (renamed.token, renamed.id) == (first.token, first.id)
+    after = Bank.open(empty_bank.folder).load()["Émile no"]
+    assert all(torch.equal(before[layer].B, after[layer].B) for layer in LAYERS)
+    assert (empty_bank.folder / renamed.thumbnail).is_file()
+    with pytest.raises(UserError, match="already has"):
+        empty_bank.rename("b", "ÉMILE NO")
+
+
+@pytest.mark.parametrize("operation", ["add", "replace", "remove", "rename"])
+def test_a_crash_at_any_write_leaves_a_whole_bank(empty_bank, monkeypatch, operation):
+    """Fail at the 1st, 2nd, ... file system change of an operation; the bank is as before, or as after."""
+    empty_bank.add(concept("a", 1))
+    act = {
+        "add": lambda bank: bank.add(concept("b", 2, bank=empty_bank)),
+        "replace": lambda bank: bank.add(concept("a", 3), replace=True),
+        "remove": lambda bank: bank.remove("a"),
+        "rename": lambda bank: bank.rename("a", "z"),
+    }[operation]
+    real_replace, real_unlink = os.replace, Path.unlink
+
+    class Crash(BaseException):
+        pass
+
+    for moment in range(6):
+        before = Bank.open(empty_bank.folder).load()
+        calls = iter(range(99))
+
+        def counting(real, calls=calls, moment=moment):
+            def call(*args, **kwargs):
+                if next(calls) == moment:
+                    raise Crash
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counting(real_replace))
+            patch.setattr(Path, "unlink", counting(real_unlink))
+            try:
+                act(Bank.open(empty_bank.folder))
+                finished = True
+            except Crash:
+                finished = False
+        bank = Bank.open(empty_bank.folder)
+        result = inspect(bank)
+        assert not result.problems
+        if finished:
+            assert moment > 0
+            return
+        for name, adapters in bank.load().items():
+            if name in before and operation != "replace":
+                assert all(torch.equal(adapters[layer].A, before[name][layer].A) for layer in LAYERS)
+        if [c.name for c in bank.concepts] != list(before):
+            return  # the change was published before the crash
+    raise AssertionError("the operation never finished")
+
+
+def _add_some(folder: str, worker: int) -> None:
+    for i in range(3):
+        Bank.open(folder).add(concept(f"w{worker}-{i}", 10 * worker + i))
+
+
+def test_several_processes_add_at_once_and_nothing_is_lost(empty_bank):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_add_some, args=(str(empty_bank.folder), worker)) for worker in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert {worker.exitcode for worker in workers} == {0}
+    assert len(Bank.open(empty_bank.folder).load()) == 6
+
+
+def test_a_damaged_or_missing_file_is_named_and_the_others_still_load(empty_bank):
+    for i, name in enumerate("abc"):
+        empty_bank.add(concept(name, i, bank=empty_bank))
+    path = empty_bank.folder / "concepts" / "a.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (empty_bank.folder / "concepts" / "b.safetensors").unlink()
+    result = inspect(empty_bank)
+    assert not result.ok
+    assert len(result.problems) == 2
+    assert "'a' is damaged" in result.problems[0]
+    with pytest.raises(UserError, match="'b' cannot be read"):
+        empty_bank.load([empty_bank.concept("b")])
+    assert list(empty_bank.load([empty_bank.concept("c")])) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["concepts"][0].update(file="../../x.safetensors"), "outside"),
+        (lambda m: m["concepts"][0].update(file="concepts/..\\x"), "outside"),
+        (lambda m: m["concepts"][0].update(thumbnail="/etc/passwd"), "outside"),
+        (lambda m: m.update(version=99), "newer"),
+        (lambda m: m.update(format="other"), "not the manifest"),
+        (lambda m: m.pop("base"), "damaged"),
+    ],
+)
+def test_a_manifest_from_elsewhere_is_checked(empty_bank, change, message):
+    empty_bank.add(concept("a"))
+    path = empty_bank.folder / "bank.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(UserError, match=message):
+        Bank.open(empty_bank.folder)
+
+
+def test_concepts_that_were_not_trained_orthogonally_are_not_called_ok(empty_bank):
+    empty_bank.add(concept("a", 1))
+    empty_bank.add(concept("b", 2))
+    result = inspect(empty_bank)
+    assert not result.ok
+    assert result.pairs["a", "b"] == result.max_overlap > 0.01
+
+
+@pytest.mark.parametrize("bad", ["", "  ", "a/b", "a\\b", "a:b", "a,b", "a\nb", "..", "x" * 101, 'say "hi"', "what?"])
+def test_names_that_are_paths_or_lists_are_refused(bad):
+    with pytest.raises(UserError):
+        names.check_name(bad)
+
+
+@given(st.text(max_size=120), st.lists(st.sampled_from(["con", "concept", "a", "a-2"])))
+def test_slugs_are_file_names_on_every_system(name, taken):
+    slug = names.slug(name, taken)
+    assert slug not in taken
+    assert slug.isascii()
+    assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert 0 < len(slug) <= 80
+    assert slug.split(".")[0] not in {"con", "nul", "aux", "prn", "com1", "lpt9"}
+
+
+def test_two_names_with_one_slug_get_two_files(empty_bank):
+    empty_bank.add(concept("my dog", 1))
+    empty_bank.add(concept("my-dog", 2, bank=empty_bank))
+    assert len(Bank.open(empty_bank.folder).load()) == 2
+    assert len(list((empty_bank.folder / "concepts").iterdir())) == 2
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path, monkeypatch):
+    target = tmp_path / "f"
+    storage.write_atomically(target, b"old")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -1,0 +1,128 @@
+"""Base models: both forms, their identity, and what is refused by name."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seqlora_core.bases import load_base
+from seqlora_core.config import TrainingConfig
+from seqlora_core.denoiser import sd15_alphas_cumprod
+from seqlora_core.encoding import encode_concept
+from seqlora_core.errors import UserError
+from seqlora_core.images import Reference, template_prompts, to_rgb
+from seqlora_core.layers import find_layers
+
+
+def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_file):
+    folder, file = load_base(str(base_folder)), load_base(str(base_file))
+    assert folder.identity.fingerprint == file.identity.fingerprint
+    assert folder.layers == file.layers
+    text = folder.encode_prompt("photo of a sksdog dog")
+    assert torch.equal(text, file.encode_prompt("photo of a sksdog dog"))
+    noisy, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([77])
+    first = folder.denoiser().predict_noise(noisy, timesteps, text[None])
+    second = file.denoiser().predict_noise(noisy, timesteps, text[None])
+    assert torch.allclose(first, second, atol=1e-5)
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    for a, b in zip(folder.encode_image(pixels), file.encode_image(pixels), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_float16_file_of_the_same_weights_has_the_same_fingerprint(base_file, tmp_path):
+    half = {key: value.half() for key, value in load_file(base_file).items()}
+    save_file(half, tmp_path / "half.safetensors")
+    identity = load_base(str(tmp_path / "half.safetensors"), tokenizer=str(base_file.parent / "tokenizer")).identity
+    assert identity.fingerprint == load_base(str(base_file)).identity.fingerprint
+
+
+def test_lower_precision_weights_train_with_the_fingerprint_of_the_published_ones(base_folder):
+    base = load_base(str(base_folder), dtype="bfloat16")
+    assert next(base.pipeline.unet.parameters()).dtype == torch.bfloat16
+    assert base.identity.fingerprint == load_base(str(base_folder)).identity.fingerprint
+
+
+def test_the_schedule_is_the_pipelines(base_folder):
+    scheduler = load_base(str(base_folder)).pipeline.scheduler
+    assert torch.allclose(scheduler.alphas_cumprod, sd15_alphas_cumprod(), atol=1e-6)
+
+
+def test_all_128_layers_of_sd15_are_found(base_folder):
+    assert len(find_layers(load_base(str(base_folder)).pipeline.unet)) == 128
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda t: t | {"conditioner.embedders.0.x": torch.zeros(1)}, "SDXL"),
+        (lambda t: t | {"cond_stage_model.model.token_embedding.weight": torch.zeros(1)}, "2.x"),
+        (
+            lambda t: t | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)},
+            "inpainting",
+        ),
+        (
+            lambda t: {k: v for k, v in t.items() if not k.startswith("first_stage_model.")},
+            "without text encoder or VAE",
+        ),
+        (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "a LoRA"),
+        (lambda t: {"something.else": torch.zeros(1)}, "not a checkpoint"),
+        (lambda t: {"model.diffusion_model.double_blocks.0.x": torch.zeros(1)}, "Flux"),
+    ],
+)
+def test_other_single_files_are_refused_by_name(base_file, tmp_path, change, what):
+    save_file(change(load_file(base_file)), tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=what):
+        load_base(str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "what"),
+    [
+        ("unet/config.json", {"in_channels": 9}, "inpainting|cannot be loaded"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction"),
+    ],
+)
+def test_other_folders_are_refused_by_name(base_folder, tmp_path, part, change, what):
+    import shutil
+
+    copy = shutil.copytree(base_folder, tmp_path / "copy")
+    config = json.loads((copy / part).read_text("utf-8"))
+    (copy / part).write_text(json.dumps({**config, **change}), "utf-8")
+    with pytest.raises(UserError, match=what):
+        load_base(str(copy))
+
+
+def test_missing_and_broken_bases_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no base model"):
+        load_base(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="model_index"):
+        load_base(str(tmp_path))
+    for name in ("x.ckpt", "x.safetensors"):
+        (tmp_path / name).write_bytes(b"rubbish")
+        with pytest.raises(UserError, match="safetensors"):
+            load_base(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda:7", "float32"), ("tpu9", "float32"), ("cpu", "float16")])
+def test_devices_and_precisions_that_are_not_there_are_refused(base_folder, device, dtype):
+    with pytest.raises(UserError):
+        load_base(str(base_folder), device, dtype)
+
+
+def test_encoding_gives_a_mean_and_a_spread_and_one_embedding_a_prompt(base_folder, photos):
+    base = load_base(str(base_folder))
+    from PIL import Image
+
+    picture = to_rgb(Image.open(photos / "dog" / "00.jpg"))
+    wide = picture.resize((200, 100))
+    references = [Reference(picture, template_prompts("sks dog"), "a"), Reference(wide, ("my caption",), "b")]
+    data = encode_concept(base, references, TrainingConfig(resolution=64))
+    assert [example.mean.shape for example in data.examples] == [(4, 8, 8)] * 2
+    assert all((example.std > 0).all() for example in data.examples)
+    assert data.examples[0].prompts.shape == (6, 77, 64)
+    assert torch.equal(data.examples[1].prompts[0], base.encode_prompt("my caption"))
+    data = encode_concept(base, references, TrainingConfig(resolution=64, crop="random", flip=True))
+    assert [example.mean.shape[1:] for example in data.examples] == [(8, 8), (8, 8), (8, 16), (8, 16)]
+    assert data.window == 8

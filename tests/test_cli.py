@@ -1,0 +1,213 @@
+"""The command line as people type it: the main job on real photos, every mistake, Ctrl-C and resuming."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from seqlora_core.cli import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--resolution", "64", "--steps", "2", "--rank", "2"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, colour in enumerate(("red", "green")):
+        Image.new("RGB", (80, 64), colour).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base_folder, pictures, tmp_path_factory) -> Path:
+    bank = tmp_path_factory.mktemp("cli") / "bank"
+    assert main(train_command(base_folder, bank, pictures, "dog")) == 0
+    return bank
+
+
+@pytest.fixture
+def bank(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "bank")
+
+
+def train_command(base, bank, images, name, *more) -> list[str]:
+    command = ["train", "--base", base, "--bank", bank, "--name", name, "--images", images, "--class-word", "dog"]
+    return [str(part) for part in (*command, *SMALL, *more)]
+
+
+def document(capsys) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_three_photo_subjects_from_training_to_a_picture(base_folder, photos, tmp_path):
+    """The documented commands, each in its own process."""
+
+    def run(*arguments) -> str:
+        command = [sys.executable, "-m", "seqlora_core", *map(str, arguments)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    bank = tmp_path / "bank"
+    for subject in ("dog", "cat", "backpack"):
+        run(
+            *("train", "--base", base_folder, "--bank", bank, "--name", subject, "--images", photos / subject),
+            *("--class-word", subject, "--steps", 10, "--resolution", 128),
+        )
+    inspection = json.loads(run("inspect", "--bank", bank, "--json"))
+    assert inspection["ok"] is True
+    assert inspection["max_overlap"] <= 1e-5
+    assert {layer["used"] for layer in inspection["layers"].values()} == {12}
+    out = tmp_path / "sum.safetensors"
+    assert "rank 8" in run("compose", "--bank", bank, "--concept", "dog", "--concept", "cat:0.8", "--out", out)
+    picture = tmp_path / "picture.png"
+    run(
+        *("generate", "--base", base_folder, "--bank", bank, "--concept", "dog", "--concept", "cat:0.8"),
+        *("--prompt", "a sksdog dog and a skscat cat", "--out", picture, "--steps", 2, "--size", 128),
+    )
+    assert Image.open(picture).size == (128, 128)
+
+
+def test_list_and_inspect_print_one_json_document(bank, capsys):
+    assert main(["list", "--bank", str(bank), "--json"]) == 0
+    (concept,) = document(capsys)["concepts"]
+    expected = {"name": "dog", "token": "sksdog", "class_word": "dog", "rank": 2, "method": "seqlora"}
+    assert expected.items() <= concept.items()
+    assert main(["inspect", "--bank", str(bank), "--json"]) == 0
+    inspection = document(capsys)
+    assert inspection["ok"] is True
+    assert inspection["max_overlap"] == 0.0
+    assert all(layer["free"] == layer["width"] - 2 for layer in inspection["layers"].values())
+
+
+@pytest.mark.parametrize(("policy", "status"), [("error", 2), ("skip", 0), ("replace", 0)])
+def test_an_existing_name_follows_the_policy(base_folder, bank, pictures, capsys, policy, status):
+    before = (bank / "bank.json").read_bytes()
+    command = train_command(base_folder, bank, pictures, "DOG", "--on-existing", policy, "--rank", "3")
+    assert main(command) == status
+    capsys.readouterr()
+    assert main(["list", "--bank", str(bank), "--json"]) == 0
+    assert [c["rank"] for c in document(capsys)["concepts"]] == [3 if policy == "replace" else 2]
+    assert ((bank / "bank.json").read_bytes() == before) == (policy != "replace")
+
+
+def test_rename_and_remove(bank, capsys):
+    assert main(["rename", "--bank", str(bank), "--name", "dog", "--to", "Rex"]) == 0
+    assert main(["remove", "--bank", str(bank), "--name", "rex"]) == 0
+    capsys.readouterr()
+    assert main(["list", "--bank", str(bank), "--json"]) == 0
+    assert document(capsys)["concepts"] == []
+
+
+def test_strength_zero_generates_what_the_plain_base_does(base_folder, bank, tmp_path):
+    pictures = []
+    for index, concept in enumerate(([], ["--bank", str(bank), "--concept", "dog:0"])):
+        out = tmp_path / f"{index}.png"
+        command = ["generate", "--base", str(base_folder), *concept, "--prompt", "a dog", "--out", str(out)]
+        assert main([*command, "--steps", "2", "--size", "64", "--seed", "3"]) == 0
+        pictures.append(Image.open(out).tobytes())
+    assert pictures[0] == pictures[1]
+
+
+MISTAKES = {
+    "no images": (["train", "--images", "{empty}"], "no images"),
+    "no folder": (["train", "--images", "{empty}/none"], "no folder"),
+    "unreadable image": (["train", "--images", "{broken}"], "cannot be read"),
+    "unknown base": (["train", "--base", "{empty}/none"], "no base model"),
+    "unsupported base": (["train", "--base", "{broken}/a.png"], "safetensors"),
+    "name exists": (["train", "--name", "dog"], "already has"),
+    "rank too large": (["train", "--rank", "4000"], "No layer has room"),
+    "empty class word": (["train", "--class-word", " "], "class word is empty"),
+    "empty token": (["train", "--token", ""], "token is empty"),
+    "name with a path": (["train", "--name", "../x"], "not a path"),
+    "no such method": (["train", "--method", "magic"], "invalid choice"),
+    "steps that are no number": (["train", "--steps", "many"], "--steps"),
+    "size that does not fit": (["train", "--resolution", "72"], "multiple of 64"),
+    "no such device": (["train", "--device", "cuda:9"], "no device"),
+    "no such prior": (["train", "--prior-images", "{empty}"], "no images"),
+    "strength that is no number": (["compose", "--concept", "dog:high"], "not a number"),
+    "unknown concept": (["compose", "--concept", "cat"], "no concept 'cat'"),
+    "not a safetensors output": (["compose", "--concept", "dog", "--out", "x.ckpt"], "safetensors"),
+    "unknown concept to generate": (["generate", "--concept", "cat"], "no concept 'cat'"),
+    "no such bank": (["list", "--bank", "{empty}"], "no bank"),
+    "no command": ([], "required"),
+    "unknown command": (["fly"], "invalid choice"),
+}
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES))
+def test_a_mistake_gets_one_line_and_status_2_and_changes_nothing(
+    base_folder, bank, pictures, tmp_path, capsys, mistake
+):
+    empty, broken = tmp_path / "empty", tmp_path / "broken"
+    empty.mkdir()
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"\x89PNG rubbish")
+    command, message = MISTAKES[mistake]
+    defaults = {
+        "train": train_command(base_folder, bank, pictures, "new"),
+        "compose": ["compose", "--bank", str(bank), "--out", str(tmp_path / "x.safetensors")],
+        "generate": [
+            *("generate", "--base", str(base_folder), "--bank", str(bank)),
+            *("--prompt", "x", "--out", str(tmp_path / "x.png")),
+        ],
+    }
+    before = (bank / "bank.json").read_bytes()
+    more = [part.format(empty=empty, broken=broken) for part in command[1:]]
+    assert main([*defaults.get(command[0] if command else "", command[:1]), *more]) == 2
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert (bank / "bank.json").read_bytes() == before
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_bank_of_another_base_is_refused_before_training(bank, pictures, tmp_path, capsys):
+    import tiny_base
+
+    other = tiny_base.save_folder(tmp_path / "other-sd", seed=9)
+    assert main(train_command(other, bank, pictures, "cat")) == 2
+    assert "small-sd" in (line := capsys.readouterr().err.strip().splitlines()[-1])
+    assert "other-sd" in line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console, the tests' own one too")
+def test_ctrl_c_saves_a_checkpoint_and_a_killed_training_resumes(base_folder, pictures, tmp_path, capsys):
+    bank = tmp_path / "bank"
+    command = train_command(base_folder, bank, pictures, "dog", "--steps", "60", "--checkpoint-seconds", "0.5")
+    checkpoint = bank / "checkpoints" / "dog.safetensors"
+    for sent, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        stamp = checkpoint.stat().st_mtime if checkpoint.exists() else 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "seqlora_core", *command, "--resume"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime > stamp:
+                break
+            time.sleep(0.05)
+        process.send_signal(sent)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == status, stderr
+        assert "Traceback" not in stderr
+        assert not (json.loads((bank / "bank.json").read_text("utf-8"))["concepts"])
+    assert main([*command, "--resume"]) == 0
+    assert main(train_command(base_folder, tmp_path / "other", pictures, "dog", "--steps", "60")) == 0
+    resumed, whole = ((folder / "concepts" / "dog.safetensors") for folder in (bank, tmp_path / "other"))
+    from safetensors.torch import load_file
+
+    first, second = load_file(resumed), load_file(whole)
+    assert first.keys() == second.keys()
+    assert all((first[key] == second[key]).all() for key in first)

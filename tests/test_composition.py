@@ -1,0 +1,145 @@
+"""Sums of concepts, and their files in other software."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from seqlora_core.bank import Bank, lora_file
+from seqlora_core.bases import load_base
+from seqlora_core.composition import compose, parse_selection, save_composed, sum_adapters
+from seqlora_core.config import TrainingConfig
+from seqlora_core.errors import UserError
+from seqlora_core.examples import EncodedConcept, Example
+from seqlora_core.generation import generate
+from seqlora_core.layers import Adapter, attached, find_layers
+from seqlora_core.plan import ConceptSpec
+from seqlora_core.trainer import train_concept
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 4), st.floats(-2, 2), st.booleans()), min_size=1, max_size=5))
+def test_the_sum_is_the_sum_of_the_parts_and_its_rank_the_sum_of_the_ranks(parts):
+    generator = torch.Generator().manual_seed(0)
+    adapters = [
+        (
+            {
+                ("x" if flag else "y"): Adapter(
+                    torch.randn(5, r, generator=generator), torch.randn(7, r, generator=generator)
+                )
+            },
+            s,
+        )
+        for r, s, flag in parts
+    ]
+    composed = sum_adapters(adapters)
+    for layer, (A, B) in composed.items():
+        present = [(part[layer], s) for part, s in adapters if layer in part]
+        assert A.shape[1] == B.shape[1] == sum(a.A.shape[1] for a, _ in present)
+        assert torch.allclose(A @ B.mT, sum(s * a.A @ a.B.mT for a, s in present), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("dog", ("dog", 1.0)), (" my dog : -0.5", ("my dog", -0.5)), ("a:0", ("a", 0.0)), ("a:1e-1", ("a", 0.1))],
+)
+def test_selections_are_names_with_strengths(text, parsed):
+    assert parse_selection(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["dog:", "dog:much", "dog:nan", "dog:inf", "dog:1:2"])
+def test_a_strength_that_is_no_number_is_refused(text):
+    with pytest.raises(UserError, match="not a number"):
+        parse_selection(text)
+
+
+@given(st.sampled_from(["down_blocks.1", "mid_block", "up_blocks.3"]), st.integers(0, 12), st.integers(0, 9))
+def test_kohya_names_come_back(block, attention, depth):
+    for attn, projection in itertools.product(("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out.0")):
+        layer = f"{block}.attentions.{attention}.transformer_blocks.{depth}.{attn}.{projection}"
+        assert lora_file.canonical_name(lora_file.kohya_name(layer)) == layer
+
+
+def test_alpha_of_a_foreign_file_is_honoured():
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = lora_file.to_state_dict({layer: Adapter(torch.ones(3, 4), torch.ones(5, 4))})
+    tensors[f"{lora_file.kohya_name(layer)}.alpha"] = torch.tensor(1.0)
+    (adapter,) = lora_file.from_state_dict(tensors).values()
+    assert torch.allclose(adapter.A @ adapter.B.mT, torch.ones(3, 5))
+
+
+@pytest.fixture(scope="module")
+def trained(base_folder, tmp_path_factory):
+    """A base with two trained concepts that clearly change its pictures."""
+    base = load_base(str(base_folder))
+    bank = Bank.open_or_create(tmp_path_factory.mktemp("bank") / "bank", base.identity, base.layers)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("dog", "cat"):
+        text = base.encode_prompt(f"photo of a {name}")[None]
+        data = EncodedConcept([Example(torch.randn(4, 16, 16, generator=generator), text)])
+        config = TrainingConfig(steps=3, rank=3 if name == "dog" else 2, alpha=0.05, beta=0.05)
+        train_concept(base.denoiser(), data, bank, ConceptSpec(name, f"sks{name}", name), config)
+    return base, bank
+
+
+def test_a_composition_of_unknown_or_repeated_concepts_is_refused(trained):
+    _, bank = trained
+    with pytest.raises(UserError, match="no concept 'bird'; it has: dog, cat"):
+        compose(bank, [("bird", 1.0)])
+    with pytest.raises(UserError, match="more than once"):
+        compose(bank, [("dog", 1.0), ("Dog", 0.5)])
+    with pytest.raises(UserError, match="at least one"):
+        compose(bank, [])
+
+
+@pytest.mark.parametrize("selection", [[("dog", 1.0)], [("dog", 0.7), ("cat", -0.4)]])
+def test_files_load_through_diffusers_and_act_as_generate_does(trained, base_folder, tmp_path, selection):
+    """diffusers' own LoRA loading gives the same UNet output and the same picture as our adapters."""
+    from diffusers import StableDiffusionPipeline
+
+    base, bank = trained
+    path = bank.folder / bank.concept("dog").file
+    if len(selection) > 1:
+        path = tmp_path / "sum.safetensors"
+        assert save_composed(bank, selection, path) == 5
+    pipeline = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    loaded = {key for key, _ in pipeline.unet.named_parameters() if "lora_" in key}
+    assert len(loaded) == 2 * 128
+
+    inputs = torch.randn(1, 4, 16, 16), torch.tensor([400]), base.encode_prompt("photo of a sksdog dog")[None]
+    layers = find_layers(base.pipeline.unet)
+    with torch.no_grad():
+        plain = base.denoiser().predict_noise(*inputs)
+        with attached(layers, compose(bank, selection)):
+            ours = base.denoiser().predict_noise(*inputs)
+        theirs = pipeline.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2]).sample
+    assert (ours - plain).abs().max() > 100 * (ours - theirs).abs().max()
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+    arguments = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 64, "width": 64}
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a dog", generator=[torch.Generator().manual_seed(5)], **arguments).images[0]
+    own = generate(base, "a dog", compose(bank, selection), seed=5, steps=3, size=64)[0]
+    difference = [abs(a - b) for a, b in zip(picture.tobytes(), own.tobytes(), strict=True)]
+    assert max(difference) <= 1
+
+
+def test_the_file_tells_managers_what_it_is(trained):
+    _, bank = trained
+    with safe_open(bank.folder / bank.concept("dog").file, framework="pt") as file:
+        header = file.metadata()
+    assert header["modelspec.trigger_phrase"] == "sksdog dog"
+    assert header["ss_network_dim"] == "3"
+    assert header["ss_base_model_version"] == "sd_v1"
+
+
+def test_generation_leaves_the_base_as_it_was(trained):
+    base, bank = trained
+    first = generate(base, "a dog", seed=1, steps=2, size=64)[0].tobytes()
+    with_concept = generate(base, "a dog", compose(bank, [("dog", 1.0)]), seed=1, steps=2, size=64)[0].tobytes()
+    again = generate(base, "a dog", seed=1, steps=2, size=64)[0].tobytes()
+    assert first == again != with_concept
