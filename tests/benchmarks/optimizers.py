@@ -1,0 +1,76 @@
+"""Held-out denoising loss at equal forward-backward passes: plain gradient steps against projected Adam.
+
+    python tests/benchmarks/optimizers.py --photos DIR [--passes 180] [--subjects dog cat backpack]
+
+On the reduced-width base with random weights that the tests use.  Each subject's last photo is held out; a subject is
+trained in a bank of its own, so that the figures differ by the optimizer only.  The lower step size alpha and the upper
+one beta are equal.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import tiny_base  # noqa: E402
+
+from seqlora_core.bank import Bank  # noqa: E402
+from seqlora_core.bases import Base, load_base  # noqa: E402
+from seqlora_core.config import TrainingConfig  # noqa: E402
+from seqlora_core.denoising import heldout_loss  # noqa: E402
+from seqlora_core.encoding import encode_concept  # noqa: E402
+from seqlora_core.errors import TrainingDiverged  # noqa: E402
+from seqlora_core.images import read_folder  # noqa: E402
+from seqlora_core.layers import attached, find_layers  # noqa: E402
+from seqlora_core.plan import ConceptSpec  # noqa: E402
+from seqlora_core.trainer import train_concept  # noqa: E402
+
+PASSES = {"seqlora": 3, "alternating": 2, "lora": 1}  # of one iteration
+STEP_SIZES = {"adam": (3e-4, 1e-3, 3e-3, 1e-2), "gradient": (0.1, 1.0, 10.0)}
+HELDOUT_STEPS = 40
+
+
+def heldout_after(base: Base, photos: Path, subject: str, passes: int, **settings) -> tuple[float, float]:
+    """Held-out loss before and after training one subject."""
+    references = read_folder(photos / subject, f"sks{subject} {subject}")
+    config = TrainingConfig(resolution=128, steps=passes // PASSES[settings.get("method", "seqlora")], **settings)
+    train = encode_concept(base, references[:-1], config)
+    held = encode_concept(base, references[-1:], config)
+    denoiser = base.denoiser()
+    before = heldout_loss(denoiser, held, config, HELDOUT_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        bank = Bank.open_or_create(folder, base.identity, base.layers)
+        try:
+            train_concept(denoiser, train, bank, ConceptSpec(subject, f"sks{subject}", subject), config)
+        except TrainingDiverged:
+            return before, float("nan")
+        with attached(find_layers(base.pipeline.unet), bank.load()[subject]):
+            return before, heldout_loss(denoiser, held, config, HELDOUT_STEPS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--passes", type=int, default=180)
+    parser.add_argument("--subjects", nargs="+", default=["dog", "cat", "backpack"])
+    arguments = parser.parse_args()
+    print(f"{arguments.passes} passes, held-out loss (mean of {', '.join(arguments.subjects)})")
+    print(f"{'method':12}{'optimizer':>10}{'step size':>11}{'before':>9}{'after':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        base = load_base(str(tiny_base.save_folder(Path(folder) / "base")))
+    for method in PASSES:
+        for optimizer, sizes in STEP_SIZES.items():
+            for size in sizes:
+                settings = {"method": method, "optimizer": optimizer, "alpha": size, "beta": size}
+                losses = [
+                    heldout_after(base, arguments.photos, s, arguments.passes, **settings) for s in arguments.subjects
+                ]
+                before, after = (sum(column) / len(column) for column in zip(*losses, strict=True))
+                print(f"{method:12}{optimizer:>10}{size:11.0e}{before:9.4f}{after:9.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

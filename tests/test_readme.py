@@ -1,0 +1,33 @@
+"""Every `python -m seqlora_core` command of the README runs as it is written there, at fewer steps and pixels."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny_base
+from PIL import Image
+
+from seqlora_core.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```bash\n(.+?)```", README, re.DOTALL)
+COMMANDS = [line.split("&&")[-1].strip() for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [command for command in COMMANDS if "seqlora_core" in command]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_base.save_single_file(Path("base.safetensors"))
+    for index, subject in enumerate(("dog", "cat", "backpack")):
+        folder = Path("photos", subject)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (128, 128), (80 * index, 100, 50)).save(folder / "0.png")
+    assert len(COMMANDS) == 9
+    for command in COMMANDS:
+        arguments = shlex.split(command)[3:]
+        shorter = {"train": ["--steps", "2", "--resolution", "128"], "generate": ["--steps", "2", "--size", "128"]}
+        arguments += shorter.get(arguments[0], [])
+        assert main(arguments) == 0, capsys.readouterr().err
+    assert Image.open("picture.png").size == (128, 128)
