@@ -32,6 +32,12 @@ def parse_selection(text: str) -> tuple[str, float]:
     return name.strip(), value
 
 
+def parse_selections(text: str) -> list[tuple[str, float]]:
+    """`NAME[:STRENGTH]` entries, separated by commas or line ends; empty entries are skipped."""
+    entries = text.replace("\n", ",").split(",")
+    return [parse_selection(entry) for entry in entries if entry.strip()]
+
+
 def sum_adapters(parts: Sequence[tuple[Mapping[str, Adapter], float]]) -> dict[str, Adapter]:
     """`sum_i s_i A_i B_i^T` as one adapter a layer, `[s_1 A_1 ...] [B_1 ...]^T`, with the sum of the ranks.
 

@@ -34,6 +34,8 @@ class EncodedConcept:
     Attributes:
         window: side, in latent pixels, of the square that each step cuts at random from an example; None takes all of
             it (the smallest of the batch's sizes, where they differ).
+        source: a hash of the images and captions before they were encoded, where the encoding itself may differ from
+            run to run (a host's VAE samples); empty to go by the tensors.
 
     Raises:
         UserError: there is no example, or a tensor has the wrong shape or a value that is not finite.
@@ -42,6 +44,7 @@ class EncodedConcept:
     examples: Sequence[Example]
     prior: Sequence[Example] = ()
     window: int | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not self.examples:
@@ -50,7 +53,9 @@ class EncodedConcept:
             _check(example)
 
     def fingerprint(self) -> str:
-        """A hash of everything in it, so that a resumed training can tell whether its data is the same."""
+        """A hash of everything in it, so that a training can tell whether its data is the same as another's."""
+        if self.source:
+            return self.source
         digest = hashlib.sha256()
         for example in (*self.examples, *self.prior):
             for tensor in (example.mean, example.std, example.prompts, example.mask):

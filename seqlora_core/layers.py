@@ -90,6 +90,11 @@ def _canonical_block(block: str, per_level: int) -> str:
     return f"up_blocks.{level}.attentions.{position}"
 
 
+def module_names(unet: nn.Module) -> dict[str, str]:
+    """Canonical name -> the UNet's own name, of every adaptable layer."""
+    return {canonical: name for name, canonical in canonical_names(dict(unet.named_modules())).items()}
+
+
 def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
     """Input and output widths of linear layers."""
     return {name: LayerShape(layer.in_features, layer.out_features) for name, layer in layers.items()}

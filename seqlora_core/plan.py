@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import subspace
-from .bank import Bank, names
+from .bank import Bank, Concept, names
 from .config import TrainingConfig
 from .errors import UserError
 from .layers import Adapter
@@ -63,6 +63,19 @@ class TrainingPlan:
     def start_basis(self, layer: str, generator: torch.Generator, covariance: Tensor | None) -> Tensor:
         """The first B [n, r] of a layer, float32."""
         return self.method.start(self.Q[layer], self.config, generator, covariance).float()
+
+
+def already_trained(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_fingerprint: str) -> Concept | None:
+    """The bank's concept of that name, if it came from the same data with the same settings."""
+    concept = bank.manifest.find(spec.name)
+    if concept is None:
+        return None
+    same = (concept.token, concept.class_word, concept.metrics.get("data")) == (
+        spec.token,
+        spec.class_word,
+        data_fingerprint,
+    )
+    return concept if same and concept.config == config.as_dict() else None
 
 
 def check_new_name(bank: Bank, spec: ConceptSpec, replace: bool) -> None:

@@ -16,7 +16,7 @@ from .composition import sum_adapters
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
-from .errors import Cancelled
+from .errors import Cancelled, UserError
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers, input_covariances
 from .monitor import Monitor, StepReport
@@ -35,12 +35,15 @@ class Options:
 
     Attributes:
         resume: continue from the concept's checkpoint where there is one.
+        restart_if_changed: with `resume`, begin anew where the checkpoint is of other settings or data, instead of
+            refusing.
         replace: an existing concept of that name gives way once the new one is trained.
         checkpoint_seconds: interval of checkpoints.
         thumbnail: kept with the concept.
     """
 
     resume: bool = False
+    restart_if_changed: bool = False
     replace: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     thumbnail: Image.Image | None = None
@@ -141,7 +144,12 @@ class _Run:
         if not (self.options.resume and path.is_file()):
             return None
         saved = Checkpoint.load(path)
-        saved.check_same_training(self.config, self.identity, path)
+        try:
+            saved.check_same_training(self.config, self.identity, path)
+        except UserError:
+            if self.options.restart_if_changed:
+                return None
+            raise
         self.monitor.message(f"Resuming at step {saved.step} of {self.config.steps}.")
         return saved
 
@@ -242,6 +250,7 @@ class _Run:
                 "seconds": round(self.seconds, 2),
                 "device": str(self.denoiser.device),
                 "images": len(self.data.examples),
+                "data": self.identity["data"],
             },
             thumbnail=self.options.thumbnail,
         )

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_base
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,24 @@ def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_fil
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
     for a, b in zip(folder.encode_image(pixels), file.encode_image(pixels), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
+def test_single_files_with_fewer_levels_load(tmp_path, channels, per_level):
+    attending = len(channels) - 1
+    shape = {
+        "block_out_channels": channels,
+        "layers_per_block": per_level,
+        "down_block_types": ["CrossAttnDownBlock2D"] * attending + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attending,
+    }
+    pipeline = tiny_base.make_pipeline(tmp_path / "tokenizer", **shape)
+    save_file(tiny_base.original_layout(pipeline), tmp_path / "small.safetensors")
+    loaded = load_base(str(tmp_path / "small.safetensors"))
+    inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64)
+    with torch.no_grad():
+        expected = pipeline.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2]).sample
+        assert torch.allclose(loaded.denoiser().predict_noise(*inputs), expected, atol=1e-5)
 
 
 def test_a_float16_file_of_the_same_weights_has_the_same_fingerprint(base_file, tmp_path):

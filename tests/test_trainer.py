@@ -78,6 +78,9 @@ def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(
         {"method": "alternating"},
         {"method": "orthogonal"},
         {"method": "lora"},
+        {"dtype": "bfloat16"},
+        {"hypergradient": "exact"},
+        {"init": "spectral", "layers": "cross"},
         {"bilevel_iterations": 2, "inner_steps": 2, "hypergradient": "finite-difference"},
     ],
 )
