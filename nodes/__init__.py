@@ -1,0 +1,17 @@
+"""The nodes, one file a family; `host` is the only module that knows ComfyUI's insides."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .bank import BasisBankLoader
+from .compose import ComposeConcepts
+from .host import register_model_folder
+from .train import TrainConcept
+
+register_model_folder()
+
+
+class SeqLoRAExtension(ComfyExtension):
+    """What the host loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [TrainConcept, BasisBankLoader, ComposeConcepts]

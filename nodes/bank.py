@@ -1,0 +1,61 @@
+"""Basis Bank Loader."""
+
+from comfy_api.latest import io, ui
+
+from ..seqlora_core.bank import Bank
+from ..seqlora_core.bank.inspection import inspect
+from ..seqlora_core.errors import UserError
+from . import host
+
+BankType = io.Custom("SEQLORA_BANK")
+
+
+class BasisBankLoader(io.ComfyNode):
+    """Picks a bank from the model folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRABankLoader",
+            display_name="Basis Bank Loader",
+            category="SeqLoRA",
+            description="Opens a bank of concepts from models/seqlora and shows what it holds.",
+            inputs=[
+                io.Combo.Input(
+                    "bank_name", options=host.bank_names(), tooltip="A folder in models/seqlora, made by training."
+                )
+            ],
+            outputs=[
+                BankType.Output("bank", tooltip="For Compose Concepts and SeqLoRA Train Concept."),
+                io.String.Output(
+                    "contents", tooltip="The bank's concepts with their trigger words, and the room left."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, bank_name: str) -> bool | str:
+        try:
+            Bank.open(host.bank_folder(bank_name))
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, bank_name: str) -> str:
+        manifest = Bank.open(host.bank_folder(bank_name)).manifest
+        return f"{manifest.id}/{manifest.generation}"
+
+    @classmethod
+    def execute(cls, bank_name: str) -> io.NodeOutput:
+        bank = Bank.open(host.bank_folder(bank_name))
+        report = describe(bank)
+        return io.NodeOutput(bank, report, ui=ui.PreviewText(report))
+
+
+def describe(bank: Bank) -> str:
+    """Concepts, capacity and problems in words."""
+    result = inspect(bank)
+    free = min(layer["free"] for layer in result.layers.values())
+    lines = [f"{c.name}: '{c.token} {c.class_word}', rank {c.rank}" for c in bank.concepts]
+    return "\n".join([*lines, f"At least {free} directions are free in every layer.", *result.problems])

@@ -1,0 +1,55 @@
+"""Compose Concepts."""
+
+from comfy_api.latest import io, ui
+
+from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, pair_overlaps
+from ..seqlora_core.composition import compose, parse_selections, trigger_words
+from . import host
+from .bank import BankType
+
+
+class ComposeConcepts(io.ComfyNode):
+    """Sums concepts into one patch on MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRAComposeConcepts",
+            display_name="Compose Concepts",
+            category="SeqLoRA",
+            description="Adds any concepts of a bank to a model, each with its strength, as one LoRA patch.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model that the bank belongs to; other LoRAs may be on it."),
+                BankType.Input("bank", tooltip="From Basis Bank Loader or SeqLoRA Train Concept."),
+                io.String.Input(
+                    "concepts",
+                    default="",
+                    multiline=True,
+                    tooltip="name or name:strength, with commas or line ends between: dog:1, cat:0.8. Empty takes all.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="model", tooltip="The model with the concepts."),
+                io.String.Output("trigger_words", tooltip="Write these into the prompt."),
+                io.String.Output("report", tooltip="How far the chosen concepts overlap."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, bank, concepts: str) -> io.NodeOutput:
+        bank.refresh()
+        host.check_model(model)
+        bank.check_base(host.identify(model)[0])
+        selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
+        patched = host.apply_adapters(model, compose(bank, selection))
+        words = trigger_words(bank, selection)
+        report = _report(bank, selection)
+        return io.NodeOutput(patched, words, report, ui=ui.PreviewText(f"{words}\n{report}"))
+
+
+def _report(bank, selection: list[tuple[str, float]]) -> str:
+    chosen = [bank.concept(name) for name, _ in selection]
+    pairs = pair_overlaps(bank.load(chosen))
+    lines = [f"{c.name}: {len(c.layers_skipped)} layers were full or left out." for c in chosen if c.layers_skipped]
+    loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]
+    return "\n".join([*lines, *(loud or [f"Largest overlap of two concepts: {max(pairs.values(), default=0.0):.1e}."])])

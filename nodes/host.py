@@ -1,0 +1,271 @@
+"""The adapter to ComfyUI: model folders, the loaded UNet as a denoiser, encoding, patches, progress and Cancel."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.model_management as model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy.model_base import ModelType
+from comfy.weight_adapter import LoRAAdapter
+from PIL import Image
+from server import PromptServer
+from torch import Tensor, nn
+
+from ..seqlora_core.bank import Bank, BaseIdentity
+from ..seqlora_core.bank.fingerprint import fingerprint
+from ..seqlora_core.bank.names import check_name
+from ..seqlora_core.errors import UserError
+from ..seqlora_core.examples import Example
+from ..seqlora_core.images import fit
+from ..seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
+from ..seqlora_core.monitor import Monitor, StepReport
+
+FOLDER = "seqlora"
+_UNET = "diffusion_model."
+_LATENT_SCALE = 8
+
+
+def register_model_folder() -> None:
+    """Make `models/seqlora` known; paths that the user configured for it stay, and come first."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def bank_names() -> list[str]:
+    """The banks in all `seqlora` model folders."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
+    return sorted({child.name for root in roots if root.is_dir() for child in root.iterdir() if Bank.exists(child)})
+
+
+def bank_folder(name: str) -> Path:
+    """Where a bank of that name lies, or will be made.
+
+    Raises:
+        UserError: the name is a path, or empty.
+    """
+    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
+    name = check_name(name)
+    return next((root / name for root in roots if Bank.exists(root / name)), roots[0] / name)
+
+
+def check_model(model) -> None:
+    """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5."""
+    inner = model.model
+    if (
+        not hasattr(inner, "diffusion_model")
+        or getattr(inner.model_config, "unet_config", {}).get("context_dim") != 768
+    ):
+        raise UserError("The model is not Stable Diffusion 1.5: connect an SD1.5 checkpoint.")
+    if inner.model_type != ModelType.EPS:
+        raise UserError(
+            "The model does not predict noise (it is a v-prediction or other variant): connect an SD1.5 one."
+        )
+    if inner.diffusion_model.in_channels != 4:
+        raise UserError("The model is an inpainting or editing variant: connect a plain SD1.5 checkpoint.")
+
+
+def identify(model) -> tuple[BaseIdentity, dict[str, LayerShape]]:
+    """The base model's identity, from its weights without any patch, and the widths of its layers."""
+    unet = model.model.diffusion_model
+    unpatched = model.get_key_patches(_UNET)  # the first entry of each key is the weight as it was loaded
+    weights = {layer: unpatched[f"{_UNET}{name}.weight"][0][0] for layer, name in module_names(unet).items()}
+    return BaseIdentity("the connected model", fingerprint(weights)), layer_shapes(find_layers(unet))
+
+
+class HostDenoiser:
+    """The UNet that the graph holds, with whatever patches MODEL carries, as the core's `Denoiser`.
+
+    Other LoRAs are part of the frozen model while training; quantized or low-precision weights are cast by the host's
+    own layers as in sampling, and adapters act beside them.
+    """
+
+    def __init__(self, model) -> None:
+        self.model = model
+        self.unet = model.model.diffusion_model
+        self.device = model.load_device
+        sigmas = model.model.model_sampling.sigmas.detach().float().cpu()
+        self.alphas_cumprod = (1 / (sigmas.square() + 1)).clone()  # [1000]; the host keeps sigma = sqrt((1 - a) / a)
+
+    def predict_noise(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        inner = self.model.model
+        dtype = inner.manual_cast_dtype or inner.get_dtype()
+        return self.unet(noisy.to(dtype), timesteps.float(), context=text.to(dtype)).float()
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """While the block lasts the UNet is on its device, and its weights can take part in a backward pass.
+
+        Other models make room, because the host cannot know what activations and gradients will take.
+        """
+        model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=True)
+        try:
+            with _ordinary_weights(self.unet):
+                yield
+        finally:
+            model_management.soft_empty_cache()
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        blocks = [m for m in self.unet.modules() if type(m).__name__ in ("ResBlock", "SpatialTransformer")]
+        forwards = [block.forward for block in blocks]
+
+        def recomputed(forward):
+            def run(*args, **kwargs):
+                return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+            return run
+
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = recomputed(forward)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward  # the class's own shows again
+
+
+@contextmanager
+def _ordinary_weights(module: nn.Module) -> Iterator[None]:
+    """Weights that were made in inference mode cannot be saved for a backward pass; lend them ordinary ones.
+
+    The stand-ins share the memory of the originals, which are put back untouched.
+    """
+    lent: list[tuple[dict, str, Tensor]] = []
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_inference():
+                    lent.append((tensors, name, tensor))
+    try:
+        for tensors, name, tensor in lent:
+            view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+                tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+            )
+            tensors[name] = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+        yield
+    finally:
+        for tensors, name, tensor in lent:
+            tensors[name] = tensor
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """The host runs nodes in inference mode; training needs tensors that remember how they came about."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def training_dtype(model) -> str:
+    """The precision of the passes that suits the device."""
+    if model.load_device.type != "cuda":
+        return "float32"
+    return "bfloat16" if model_management.should_use_bf16(model.load_device) else "float16"
+
+
+def data_fingerprint(images: list[Tensor], captions: str, masks: list[Tensor]) -> str:
+    """A hash of what the graph gave, before the VAE, which samples."""
+    digest = hashlib.sha256(captions.encode())
+    for tensor in (*images, *masks):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def split_batches(batches: list[Tensor]) -> list[Image.Image]:
+    """Every image of IMAGE batches [B, H, W, 3] in 0..1, of any sizes."""
+    return [
+        Image.fromarray((frame.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))
+        for b in batches
+        for frame in b
+    ]
+
+
+@torch.no_grad()
+def encode(
+    model, clip, vae, pictures: list[Image.Image], masks: list[Tensor], prompts: list[tuple[str, ...]], resolution: int
+) -> list[Example]:
+    """Pictures, masks [H, W] and the prompts of each picture through the host's VAE and CLIP."""
+    texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
+    examples = []
+    for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
+        square = fit(picture, resolution, True, _LATENT_SCALE)
+        pixels = torch.from_numpy(np.array(square)).float()[None] / 255  # [1, H, W, 3]
+        latents = model.model.process_latent_in(vae.encode(pixels)).detach().float().cpu().clone()[0]
+        mask = _latent_mask(masks[index], resolution) if masks else None
+        examples.append(Example(latents, torch.stack([texts[prompt] for prompt in own]), mask=mask))
+    return examples
+
+
+def _encode_prompt(clip, prompt: str) -> Tensor:
+    return clip.encode_from_tokens(clip.tokenize(prompt)).detach().float().cpu().clone()[0]  # [tokens, 768]
+
+
+def _latent_mask(mask: Tensor, resolution: int) -> Tensor:
+    picture = Image.fromarray((mask.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))
+    square = fit(picture, resolution, True, _LATENT_SCALE)
+    side = resolution // _LATENT_SCALE
+    return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
+
+
+def apply_adapters(model, adapters: Mapping[str, Adapter]):
+    """MODEL with one patch a layer; the given MODEL is not changed.
+
+    Raises:
+        UserError: a layer is not there, or has another shape.
+    """
+    unet = model.model.diffusion_model
+    own, shapes = module_names(unet), layer_shapes(find_layers(unet))
+    patches = {}
+    for layer, (A, B) in adapters.items():
+        if shapes.get(layer) != LayerShape(B.shape[0], A.shape[0]):
+            raise UserError(f"The model has no layer {layer} of the concept's shape: connect the bank's base model.")
+        patches[f"{_UNET}{own[layer]}.weight"] = LoRAAdapter(set(), (A, B.mT.contiguous(), None, None, None, None))
+    patched = model.clone()
+    applied = patched.add_patches(patches, 1.0)
+    if len(applied) != len(patches):
+        raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")
+    return patched
+
+
+def to_image(picture: Image.Image) -> Tensor:
+    """A Pillow image as IMAGE [1, H, W, 3]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """The host's VAE draws from the global generators: give them a seed, and put back what they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+
+
+class NodeMonitor(Monitor):
+    """Progress bar and text on the node; Cancel ends the training at the next step."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self._bar = None
+
+    def message(self, text: str) -> None:
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and self.node_id is not None:
+            server.send_progress_text(text, self.node_id)
+
+    def stepped(self, report: StepReport) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        if self._bar is None:
+            self._bar = comfy.utils.ProgressBar(report.steps, self.node_id)
+        self._bar.update_absolute(report.step, report.steps)
+        minutes, seconds = divmod(round(report.seconds_left), 60)
+        self.message(f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left")

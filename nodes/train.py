@@ -1,0 +1,198 @@
+"""SeqLoRA Train Concept."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..seqlora_core.bank import Bank, Concept
+from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
+from ..seqlora_core.errors import UserError
+from ..seqlora_core.examples import EncodedConcept
+from ..seqlora_core.images import template_prompts
+from ..seqlora_core.plan import ConceptSpec, already_trained, check_new_name
+from ..seqlora_core.plots import loss_curve
+from ..seqlora_core.trainer import Options, train_concept
+from . import host
+from .bank import BankType
+
+
+class TrainConcept(io.ComfyNode):
+    """Learns a concept on the UNet that the graph already holds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRATrainConcept",
+            display_name="SeqLoRA Train Concept",
+            category="SeqLoRA",
+            description="Learns one subject from pictures, orthogonal to all concepts that the bank already holds.",
+            is_input_list=True,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[*_graph_inputs(), *_concept_inputs(), *_optional_inputs(), *_advanced_inputs()],
+            outputs=[
+                BankType.Output("bank_out", display_name="bank", tooltip="The bank with the concept."),
+                io.String.Output("concept", tooltip="The concept's name, for Compose Concepts."),
+                io.Model.Output("model_out", display_name="model", tooltip="The model with this concept alone."),
+                io.LossMap.Output("losses", tooltip="For Plot Loss Graph."),
+                io.Image.Output("plot", tooltip="The loss over the training."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, images, **lists) -> io.NodeOutput:
+        values = {name: value[0] for name, value in lists.items() if value}
+        model, masks = model[0], [mask for batch in lists.get("masks") or [] for mask in batch]
+        host.check_model(model)
+        with host.ordinary_tensors():
+            bank, concept, news = _train(model, clip[0], vae[0], images, masks, values, cls.hidden.unique_id)
+            return _outputs(model, bank, concept, news)
+
+
+_DEFAULTS = TrainingConfig()
+
+
+def _graph_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="Stable Diffusion 1.5. It is not changed; LoRAs on it are trained with."),
+        io.Clip.Input("clip", tooltip="Turns the captions into embeddings."),
+        io.Vae.Input("vae", tooltip="Turns the pictures into latents."),
+        io.Image.Input("images", tooltip="4 to 20 pictures of the subject; batches of different sizes are fine."),
+    ]
+
+
+def _concept_inputs() -> list[io.Input]:
+    return [
+        io.String.Input("bank_name", default="my bank", tooltip="A bank in models/seqlora; made where there is none."),
+        io.String.Input("concept_name", default="", tooltip="The concept's name in the bank."),
+        io.String.Input(
+            "token", default="", tooltip="A rare word that will mean the subject in prompts, such as sksdog."
+        ),
+        io.String.Input("class_word", default="", tooltip="What the subject is, such as dog."),
+        io.Int.Input("rank", default=_DEFAULTS.rank, min=1, max=128, tooltip="Directions it takes in every layer."),
+        io.Int.Input("steps", default=_DEFAULTS.steps, min=1, max=100000, tooltip="Minibatches to train on."),
+        io.Int.Input(
+            "resolution",
+            default=512,
+            min=64,
+            max=1024,
+            step=64,
+            tooltip="Side of the square training crops, in pixels.",
+        ),
+        io.Combo.Input("method", options=list(METHODS), default="seqlora", tooltip="seqlora is the paper's method."),
+        io.Int.Input("seed", default=0, min=0, max=2**53, tooltip="Of everything random in the training."),
+        io.Combo.Input(
+            "on_existing",
+            options=["error", "replace", "new version"],
+            default="error",
+            tooltip="What happens if the name exists with other settings or pictures. Unchanged, nothing is trained.",
+        ),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
+        BankType.Input("bank", optional=True, tooltip="A bank to train into, instead of the one named in bank_name."),
+        io.String.Input(
+            "captions",
+            optional=True,
+            multiline=True,
+            default="",
+            tooltip="One line for each picture, with the token in it, or one for all; empty uses neutral templates.",
+        ),
+        io.Mask.Input("masks", optional=True, tooltip="One for each picture: the loss only counts inside it."),
+    ]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    step_size = {"min": 0.0, "max": 100.0, "step": 0.0001, "round": False, "optional": True}
+    return [
+        io.Combo.Input(
+            "layers", options=list(LAYER_PRESETS), default="all", optional=True, tooltip="Attention layers to adapt."
+        ),
+        io.Combo.Input(
+            "optimizer",
+            options=list(OPTIMIZERS),
+            default=_DEFAULTS.optimizer,
+            optional=True,
+            tooltip="Projected Adam, or the paper's plain gradient steps.",
+        ),
+        io.Combo.Input(
+            "hypergradient",
+            options=list(HYPERGRADIENTS),
+            default=_DEFAULTS.hypergradient,
+            optional=True,
+            tooltip="How the coupling of the two factors is differentiated; lookahead is the fast one.",
+        ),
+        io.Float.Input("alpha", default=_DEFAULTS.alpha, tooltip="Step size of the coefficients A.", **step_size),
+        io.Float.Input("beta", default=_DEFAULTS.beta, tooltip="Step size of the basis B.", **step_size),
+        io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, tooltip="Pictures in one pass."),
+        io.Boolean.Input(
+            "gradient_checkpointing", default=False, optional=True, tooltip="Less memory, about a third more time."
+        ),
+    ]
+
+
+_SETTINGS = (
+    *("rank", "steps", "resolution", "method", "seed", "layers", "optimizer", "hypergradient", "alpha", "beta"),
+    *("batch_size", "gradient_checkpointing"),
+)
+
+
+def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank, Concept, str]:
+    unique_id = node_id[0] if isinstance(node_id, list) else node_id
+    config = TrainingConfig.from_dict(
+        {"dtype": host.training_dtype(model), **{name: values[name] for name in _SETTINGS if name in values}}
+    )
+    spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
+    pictures = host.split_batches(images)
+    prompts = _prompts(values.get("captions", ""), spec, len(pictures))
+    if masks and len(masks) != len(pictures):
+        raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
+    base, layers = host.identify(model)
+    folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
+    bank = Bank.open_or_create(folder, base, layers)
+    source = host.data_fingerprint(images, "\n".join(map(str, prompts)), masks)
+    spec, done = _version(bank, spec, config, source, values["on_existing"])
+    if done is not None:
+        return bank, done, "was already in the bank, unchanged; nothing was trained"
+    check_new_name(bank, spec, values["on_existing"] == "replace")
+    with host.reproducible(config.seed):
+        examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
+    denoiser = host.HostDenoiser(model)
+    options = Options(True, True, values["on_existing"] == "replace", thumbnail=pictures[0])
+    with denoiser.loaded():
+        concept = train_concept(
+            denoiser, EncodedConcept(examples, source=source), bank, spec, config, host.NodeMonitor(unique_id), options
+        )
+    return bank, concept, "learned"
+
+
+def _version(bank: Bank, spec: ConceptSpec, config: TrainingConfig, source: str, policy: str):
+    """The name to train under, or the concept that already is what was asked for."""
+    candidate, number = spec, 2
+    while (existing := bank.manifest.find(candidate.name)) is not None:
+        done = already_trained(bank, candidate, config, source)
+        if done is not None or policy != "new version":
+            return candidate, done
+        candidate, number = ConceptSpec(f"{spec.name} v{number}", spec.token, spec.class_word), number + 1
+    return candidate, existing
+
+
+def _prompts(captions: str, spec: ConceptSpec, pictures: int) -> list[tuple[str, ...]]:
+    lines = [line.strip() for line in captions.splitlines() if line.strip()]
+    if not lines:
+        return [template_prompts(spec.subject)] * pictures
+    if len(lines) not in (1, pictures):
+        raise UserError(
+            f"There are {len(lines)} captions for {pictures} pictures: give one line for each, or one for all."
+        )
+    return [(line,) for line in (lines if len(lines) == pictures else lines * pictures)]
+
+
+def _outputs(model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:
+    curve = concept.metrics["loss_curve"]
+    patched = host.apply_adapters(model, bank.load([concept])[concept.name])
+    plot = host.to_image(loss_curve(curve, f"{concept.name}: loss"))
+    losses = {"loss": [torch.tensor(loss) for loss in curve]}
+    text = f"{concept.name} {news}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
+    return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=ui.PreviewText(text))

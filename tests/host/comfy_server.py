@@ -1,0 +1,113 @@
+"""Starting a real ComfyUI and talking to its HTTP and websocket API."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import websocket
+
+START_SECONDS, JOB_SECONDS = 180, 300
+
+
+def host_checkout() -> Path:
+    return Path(os.environ.get("COMFYUI_DIR", Path.home() / "ComfyUI"))
+
+
+def host_python() -> Path:
+    inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    return Path(os.environ.get("COMFYUI_PYTHON", host_checkout() / "venv" / inside))
+
+
+class NodeError(Exception):
+    """The host refused or failed a prompt; the text is what it said."""
+
+
+@dataclass
+class Host:
+    """A running server."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen = field(repr=False)
+
+    def fetch(self, path: str, body: dict | None = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            raise NodeError(error.read().decode()) from error
+
+    def request(self, path: str, body: dict | None = None) -> dict:
+        return json.loads(self.fetch(path, body) or b"{}")
+
+    def queue(self, prompt: dict, client: str = "tests") -> str:
+        return self.request("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+
+    def queue_and_wait_for_progress(self, prompt: dict, node: str, value: int) -> str:
+        """Queue a prompt and follow the websocket until `node` reports that much progress; the job's id."""
+        client = uuid.uuid4().hex
+        with contextlib.closing(websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}")) as ws:
+            ws.settimeout(JOB_SECONDS)
+            job = self.queue(prompt, client)
+            while True:
+                frame = ws.recv()
+                message = json.loads(frame) if isinstance(frame, str) else {}
+                data = message.get("data", {})
+                if message.get("type") == "execution_error":
+                    raise NodeError(data["exception_message"])
+                if message.get("type") == "progress" and data.get("node") == node and data["value"] >= value:
+                    return job
+
+    def wait(self, job: str) -> dict:
+        """The history entry of a finished job."""
+        deadline = time.monotonic() + JOB_SECONDS
+        while time.monotonic() < deadline:
+            history = self.request(f"/history/{job}")
+            if job in history and history[job]["status"]["status_str"]:
+                return history[job]
+            time.sleep(0.1)
+        raise TimeoutError(job)
+
+    def run(self, prompt: dict) -> dict:
+        """The outputs of a prompt by node id; raises NodeError where it failed."""
+        entry = self.wait(self.queue(prompt))
+        for kind, message in entry["status"]["messages"]:
+            if kind == "execution_error":
+                raise NodeError(message["exception_message"])
+        return entry["outputs"]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def start(folder: Path) -> Host:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (folder / f"server-{port}.log").open("w")
+    options = ["--cpu", "--port", str(port), "--base-directory", str(folder), "--disable-auto-launch"]
+    process = subprocess.Popen(
+        [host_python(), "main.py", *options], cwd=host_checkout(), stdout=log, stderr=subprocess.STDOUT
+    )
+    host = Host(folder, port, process)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            host.request("/system_stats")
+            return host
+        except (OSError, NodeError):
+            time.sleep(0.5)
+    raise RuntimeError("the host did not start:\n" + Path(log.name).read_text()[-3000:])

@@ -1,0 +1,42 @@
+"""A real ComfyUI on the CPU with the pack installed as a custom node."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from comfy_server import host_checkout, host_python, start
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"
+
+
+@pytest.fixture(scope="session")
+def base_directory(tmp_path_factory) -> Path:
+    """The host's folders: the pack copied in (as an installer does), a checkpoint, photos."""
+    if not (host_checkout() / "main.py").is_file() or not host_python().is_file():
+        pytest.skip(f"no ComfyUI at {host_checkout()} with the interpreter {host_python()}")
+    if not PHOTOS.is_dir():
+        pytest.skip(f"the shared photos are not at {PHOTOS}")
+    folder = tmp_path_factory.mktemp("comfy")
+    pack = folder / "custom_nodes" / "seqlora"
+    pack.mkdir(parents=True)
+    shutil.copy(ROOT / "__init__.py", pack)
+    for part in ("nodes", "seqlora_core", "web"):
+        shutil.copytree(ROOT / part, pack / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for subject in ("dog", "cat", "backpack"):
+        (folder / "input").mkdir(exist_ok=True)
+        shutil.copy(PHOTOS / subject / "00.jpg", folder / "input" / f"{subject}.jpg")
+    (folder / "models" / "loras").mkdir(parents=True)
+    checkpoint = folder / "models" / "checkpoints" / "small.safetensors"
+    checkpoint.parent.mkdir()
+    script = Path(__file__).parent / "make_checkpoint.py"
+    subprocess.run([host_python(), script, host_checkout(), checkpoint], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host(base_directory):
+    server = start(base_directory)
+    yield server
+    server.stop()

@@ -1,0 +1,253 @@
+"""The nodes in a real ComfyUI: train, compose, cancel, resume, restart, and wrong inputs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfy_server import NodeError, start
+from PIL import Image
+from safetensors.torch import load_file
+
+from seqlora_core.bank import Bank
+from seqlora_core.bank.fingerprint import fingerprint
+from seqlora_core.bank.inspection import inspect
+from seqlora_core.checkpoint import Checkpoint
+from seqlora_core.layers import canonical_names
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {"rank": 2, "steps": 3, "resolution": 128, "method": "seqlora", "seed": 0, "on_existing": "error"}
+
+
+def loader() -> dict:
+    return {"base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "small.safetensors"}}}
+
+
+def training(subject: str, **changes) -> dict:
+    return {
+        f"photo-{subject}": {"class_type": "LoadImage", "inputs": {"image": f"{subject}.jpg"}},
+        f"train-{subject}": {
+            "class_type": "SeqLoRATrainConcept",
+            "inputs": {
+                **{"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "images": [f"photo-{subject}", 0]},
+                **{"bank_name": "pets", "concept_name": subject, "token": f"sks{subject}", "class_word": subject},
+                **SETTINGS,
+                "alpha": 0.02,
+                **changes,
+            },
+        },
+    }
+
+
+def picture(model: list, name: str) -> dict:
+    return {
+        "words": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["base", 1], "text": "a sksdog dog"}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {
+                **{"model": model, "positive": ["words", 0], "negative": ["words", 0], "latent_image": ["empty", 0]},
+                **{"seed": 1, "steps": 3, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+            },
+        },
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["base", 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": name}},
+    }
+
+
+def composed(concepts: str) -> dict:
+    return {
+        "bank": {"class_type": "SeqLoRABankLoader", "inputs": {"bank_name": "pets"}},
+        "compose": {
+            "class_type": "SeqLoRAComposeConcepts",
+            "inputs": {"model": ["base", 0], "bank": ["bank", 0], "concepts": concepts},
+        },
+    }
+
+
+def draw(host, model: list, name: str, nodes: dict | None = None) -> np.ndarray:
+    saved = host.run({**loader(), **(nodes or {}), **picture(model, name)})["save"]["images"][0]["filename"]
+    return np.asarray(Image.open(host.folder / "output" / saved)).astype(int)
+
+
+def manifest(host) -> dict:
+    return json.loads((host.folder / "models" / "seqlora" / "pets" / "bank.json").read_text("utf-8"))
+
+
+def text(outputs: dict, node: str) -> str:
+    return outputs[node]["text"][0]
+
+
+@pytest.fixture(scope="module")
+def trained(host):
+    """Three concepts learned in one graph; the plain model's picture before that."""
+    before = draw(host, ["base", 0], "before")
+    host.run({**loader(), **training("dog"), **training("cat"), **training("backpack")})
+    return before
+
+
+def test_training_leaves_the_model_as_it_was(host, trained):
+    after = draw(host, ["base", 0], "after")
+    assert (after == trained).all()
+
+
+def test_the_bank_is_orthogonal_and_composes_into_one_patch(host, trained):
+    result = inspect(Bank.open(host.folder / "models" / "seqlora" / "pets"))
+    assert result.ok
+    assert len(result.pairs) == 3
+    outputs = host.run({**loader(), **composed(""), **picture(["compose", 0], "all")})
+    words = text(outputs, "compose").splitlines()[0].split(", ")
+    assert sorted(words) == ["sksbackpack backpack", "skscat cat", "sksdog dog"]  # the host chooses the order
+    assert "rank 2" in text(outputs, "bank")
+    changed = np.asarray(Image.open(host.folder / "output" / outputs["save"]["images"][0]["filename"])).astype(int)
+    assert np.abs(changed - trained).max() > 2
+
+
+def test_the_fingerprint_is_that_of_the_checkpoint_file(host, trained):
+    """So a bank trained in the host belongs to the same base for the command line, which reads the file."""
+    weights = load_file(host.folder / "models" / "checkpoints" / "small.safetensors")
+    prefix = "model.diffusion_model."
+    modules = [key.removeprefix(prefix).removesuffix(".weight") for key in weights if key.startswith(prefix)]
+    by_layer = {layer: weights[f"{prefix}{name}.weight"] for name, layer in canonical_names(modules).items()}
+    assert manifest(host)["base"]["fingerprint"] == fingerprint(by_layer)
+
+
+def test_a_concept_file_acts_the_same_through_the_stock_loader(host, trained):
+    name = next(c["file"] for c in manifest(host)["concepts"] if c["name"] == "dog")
+    shutil.copy(
+        host.folder / "models" / "seqlora" / "pets" / name, host.folder / "models" / "loras" / "dog.safetensors"
+    )
+    ours = draw(host, ["compose", 0], "ours", composed("dog:0.8"))
+    stock = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["base", 0], "lora_name": "dog.safetensors"}}
+    stock["inputs"]["strength_model"] = 0.8
+    theirs = draw(host, ["lora", 0], "theirs", {"lora": stock})
+    assert np.abs(ours - theirs).max() <= 1
+    assert np.abs(ours - trained).max() > 2
+
+
+def test_other_loras_before_and_after_stay_in_effect(host, trained):
+    """The order of a stock LoRA and Compose Concepts does not matter, and both act."""
+    lora = {"lora_name": "dog.safetensors", "strength_model": 1.5}
+    nodes = composed("cat")
+    first = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["base", 0], **lora}}}
+    before = {**nodes, **first}
+    before["compose"] = {**nodes["compose"], "inputs": {**nodes["compose"]["inputs"], "model": ["lora", 0]}}
+    after = {**nodes, "lora": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["compose", 0], **lora}}}
+    one, other = draw(host, ["compose", 0], "one", before), draw(host, ["lora", 0], "other", after)
+    assert np.abs(one - other).max() <= 2
+    assert np.abs(one - draw(host, ["compose", 0], "cat", nodes)).max() > 2
+
+
+def test_a_model_with_a_lora_on_it_is_trained_on_as_it_is_and_stays_so(host, trained):
+    lora = {"lora_name": "dog.safetensors", "strength_model": 1.5, "model": ["base", 0]}
+    nodes = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": lora}}
+    before = draw(host, ["lora", 0], "before-lora", nodes)
+    prompt = {**loader(), **nodes, **training("cat", concept_name="on top", model=["lora", 0], steps=2)}
+    assert "on top learned" in text(host.run(prompt), "train-cat")
+    assert (draw(host, ["lora", 0], "after-lora", nodes) == before).all()
+    assert (draw(host, ["base", 0], "after-plain") == trained).all()
+
+
+def test_a_connected_bank_masks_and_captions_are_taken(host, trained):
+    mask = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 512, "height": 512}}
+    changes = {"concept_name": "masked", "bank": ["bank", 0], "bank_name": "unused", "masks": ["mask", 0]}
+    prompt = {
+        **{"bank": composed("")["bank"], "mask": mask, **loader()},
+        **training("cat", **changes, captions="a photo of skscat cat", steps=1, gradient_checkpointing=True),
+    }
+    assert "masked learned" in text(host.run(prompt), "train-cat")
+    assert not (host.folder / "models" / "seqlora" / "unused").exists()
+
+
+def test_cancel_ends_soon_keeps_the_work_and_resumes(host, trained):
+    prompt = {**loader(), **training("dog", concept_name="slow", steps=8)}
+    checkpoint = host.folder / "models" / "seqlora" / "pets" / "checkpoints" / "slow.safetensors"
+    job = host.queue_and_wait_for_progress(prompt, "train-dog", 2)
+    host.request("/interrupt", {})
+    entry = host.wait(job)
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    assert 2 <= Checkpoint.load(checkpoint).step <= 4
+    assert "slow" not in {c["name"] for c in manifest(host)["concepts"]}
+    assert "slow learned" in text(host.run(prompt), "train-dog")
+    assert not checkpoint.exists()
+
+
+def test_nothing_is_trained_twice_even_after_a_restart(host, trained):
+    host.stop()
+    fresh = start(host.folder)
+    host.port, host.process = fresh.port, fresh.process
+    before = manifest(host)["generation"]
+    outputs = host.run({**loader(), **training("dog"), **training("cat")})
+    assert "nothing was trained" in text(outputs, "train-dog")
+    assert "nothing was trained" in text(outputs, "train-cat")
+    assert manifest(host)["generation"] == before
+
+
+def test_a_changed_setting_follows_the_policy(host, trained):
+    with pytest.raises(NodeError, match="already has a concept 'cat'"):
+        host.run({**loader(), **training("cat", steps=2)})
+    outputs = host.run({**loader(), **training("cat", steps=2, on_existing="new version")})
+    assert "cat v2 learned" in text(outputs, "train-cat")
+
+
+WRONG = {
+    "empty name": ({"concept_name": " "}, "name is empty"),
+    "path as a name": ({"concept_name": "../x"}, "not a path"),
+    "empty token": ({"concept_name": "n", "token": ""}, "token is empty"),
+    "empty class word": ({"concept_name": "n", "class_word": ""}, "class word is empty"),
+    "path as a bank": ({"concept_name": "n", "bank_name": "../../x"}, "not a path"),
+    "rank out of range": ({"concept_name": "n", "rank": 0}, "rank"),
+    "unknown method": ({"concept_name": "n", "method": "magic"}, "method"),
+    "captions that do not fit": ({"concept_name": "n", "captions": "one\ntwo\nthree"}, "3 captions for 1 pictures"),
+    "missing pictures": ({"concept_name": "n", "images": None}, "images"),
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_wrong_training_inputs_get_a_clear_error_and_the_server_lives(host, trained, case):
+    changes, message = WRONG[case]
+    prompt = {**loader(), **training("dog", **changes)}
+    inputs = prompt["train-dog"]["inputs"]
+    prompt["train-dog"]["inputs"] = {name: value for name, value in inputs.items() if value is not None}
+    with pytest.raises(NodeError, match=message):
+        host.run(prompt)
+    assert host.request("/system_stats")
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [("bird", "no concept 'bird'"), ("dog:much", "not a number"), ("dog, dog:0.5", "more than once")],
+)
+def test_wrong_selections_get_a_clear_error(host, trained, concepts, message):
+    with pytest.raises(NodeError, match=message):
+        draw(host, ["compose", 0], "x", composed(concepts))
+
+
+def test_a_bank_that_is_not_there_is_refused_when_the_prompt_is_queued(host, trained):
+    nodes = composed("")
+    for name, message in (("nowhere", "no bank"), ("../x", "not a path")):
+        nodes["bank"]["inputs"]["bank_name"] = name
+        with pytest.raises(NodeError, match=message):
+            host.run({**loader(), **nodes, **picture(["compose", 0], "x")})
+
+
+def test_every_node_has_tooltips_and_a_help_page_on_all_its_inputs(host):
+    nodes = {name: info for name, info in host.request("/object_info").items() if name.startswith("SeqLoRA")}
+    assert set(nodes) == {"SeqLoRATrainConcept", "SeqLoRABankLoader", "SeqLoRAComposeConcepts"}
+    for info in nodes.values():
+        assert info["category"] == "SeqLoRA"
+        help_page = host.fetch(f"/extensions/seqlora/docs/{info['name']}.md").decode()
+        for group in ("required", "optional"):
+            assert all(f"**{name}**" in help_page for name in info["input"].get(group, {}))
+        assert all(info["output_tooltips"])
+        for group in ("required", "optional"):
+            assert all(options[1]["tooltip"] for options in info["input"].get(group, {}).values())
+
+
+def test_the_pack_is_imported_without_a_complaint(host):
+    log = Path(max(host.folder.glob("server-*.log"), key=lambda path: path.stat().st_mtime)).read_text()
+    lines = [line for line in log.replace("\\", "/").splitlines() if "custom_nodes/seqlora" in line]
+    assert any("seconds" in line for line in lines)
+    assert not any("FAILED" in line or "Cannot import" in line or "Warning" in line for line in lines)
