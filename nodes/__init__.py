@@ -4,7 +4,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bank import BasisBankLoader
 from .compose import ComposeConcepts
+from .concepts import ExportConcept, RemoveConcept, RenameConcept
 from .host import register_model_folder
+from .images import LoadImageFolder
+from .inspect import InspectBank
 from .train import TrainConcept
 
 register_model_folder()
@@ -14,4 +17,13 @@ class SeqLoRAExtension(ComfyExtension):
     """What the host loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TrainConcept, BasisBankLoader, ComposeConcepts]
+        return [
+            TrainConcept,
+            BasisBankLoader,
+            ComposeConcepts,
+            LoadImageFolder,
+            InspectBank,
+            ExportConcept,
+            RemoveConcept,
+            RenameConcept,
+        ]

@@ -53,6 +53,30 @@ def bank_folder(name: str) -> Path:
     return next((root / name for root in roots if Bank.exists(root / name)), roots[0] / name)
 
 
+def image_folders() -> list[str]:
+    """The folders in the host's input folder."""
+    root = Path(folder_paths.get_input_directory())
+    return sorted(child.name for child in root.iterdir() if child.is_dir()) if root.is_dir() else []
+
+
+def image_folder(name: str) -> Path:
+    """A folder in the host's input folder.
+
+    Raises:
+        UserError: the name is a path, or empty.
+    """
+    return Path(folder_paths.get_input_directory()) / check_name(name)
+
+
+def lora_path(name: str) -> Path:
+    """Where a LoRA of that name is written, so that stock loaders list it.
+
+    Raises:
+        UserError: the name is a path, or empty.
+    """
+    return Path(folder_paths.get_folder_paths("loras")[0]) / f"{check_name(name)}.safetensors"
+
+
 def check_model(model) -> None:
     """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5."""
     inner = model.model

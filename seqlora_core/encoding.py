@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from PIL import ImageOps
+from PIL.ImageOps import mirror
 from torch import Tensor
 
 from .bases import Base
@@ -32,7 +32,7 @@ def _examples(base: Base, references: Sequence[Reference], config: TrainingConfi
     for reference in references:
         prompts = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
         image = fit(reference.image, config.resolution, config.crop == "center", base.latent_scale)
-        for variant in [image, ImageOps.mirror(image)] if config.flip else [image]:
+        for variant in [image, mirror(image)] if config.flip else [image]:
             mean, std = base.encode_image(to_tensor([variant]))
             examples.append(Example(mean[0], prompts, std[0]))
     return examples

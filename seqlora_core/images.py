@@ -26,11 +26,12 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference image, 8-bit RGB, with its captions."""
+    """One reference image, 8-bit RGB, with the prompts to train it with; `caption` is the file's own, or empty."""
 
     image: Image.Image
     prompts: tuple[str, ...]
     source: str
+    caption: str = ""
 
 
 def read_folder(folder: Path | str, subject: str) -> list[Reference]:
@@ -48,7 +49,11 @@ def read_folder(folder: Path | str, subject: str) -> list[Reference]:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise UserError(f"There are no images in {folder}: put some {', '.join(SUFFIXES)} files there.")
-    return [Reference(read_image(path), _prompts(path, subject), str(path)) for path in paths]
+    captions = [_caption(path) for path in paths]
+    return [
+        Reference(read_image(path), (caption,) if caption else template_prompts(subject), str(path), caption)
+        for path, caption in zip(paths, captions, strict=True)
+    ]
 
 
 def template_prompts(subject: str) -> tuple[str, ...]:
@@ -56,15 +61,14 @@ def template_prompts(subject: str) -> tuple[str, ...]:
     return tuple(template.format(subject) for template in TEMPLATES)
 
 
-def _prompts(path: Path, subject: str) -> tuple[str, ...]:
+def _caption(path: Path) -> str:
     caption_file = path.with_suffix(".txt")
     if not caption_file.is_file():
-        return template_prompts(subject)
+        return ""
     try:
-        caption = caption_file.read_text(encoding="utf-8-sig").strip()
+        return caption_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The caption {caption_file} is not readable text: save it as UTF-8.") from error
-    return (caption,) if caption else template_prompts(subject)
 
 
 def read_image(path: Path) -> Image.Image:

@@ -1,6 +1,7 @@
-"""Small pictures of a training, drawn with Pillow alone."""
+"""Small pictures of a training and of a bank, drawn with Pillow alone."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
@@ -25,4 +26,22 @@ def loss_curve(losses: Sequence[float], title: str, size: tuple[int, int] = (640
     ]
     draw.line([*points, points[-1]], fill=_LINE, width=2)
     draw.text((left, 10), title, fill=_INK)
+    return image
+
+
+def overlap_map(names: Sequence[str], pairs: Mapping[tuple[str, str], float], cell: int = 28) -> Image.Image:
+    """A square a pair of concepts: white below 1e-8, black at 1 (on a logarithmic scale), names along the side."""
+    margin = 12 + 7 * min(max((len(name) for name in names), default=1), 24)
+    side = max(len(names) * cell, 240)
+    image = Image.new("RGB", (margin + side + 12, side + 48), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((8, 10), "overlap of bases: white 1e-8 or less, black 1", fill=_INK)
+    for row, first in enumerate(names):
+        draw.text((8, 36 + row * cell + cell // 3), first[:24], fill=_INK)
+        for column, second in enumerate(names):
+            value = 1.0 if first == second else pairs.get((first, second), pairs.get((second, first), 0.0))
+            share = 0.0 if value <= 1e-8 else min(1.0, 1 + math.log10(value) / 8)
+            shade = round(255 * (1 - share))
+            corner = (margin + column * cell, 36 + row * cell)
+            draw.rectangle([corner, (corner[0] + cell - 2, corner[1] + cell - 2)], fill=(shade,) * 3, outline=_GRID)
     return image

@@ -158,6 +158,20 @@ class Bank:
                 stack.enter_context(storage.locked(self.folder / ".lock"))
             yield
 
+    def export(self, name: str, target: Path) -> Path:
+        """Copy a concept's file, a stock LoRA, to `target`.
+
+        Raises:
+            UserError: there is no such concept, its file is damaged, or `target` holds something else.
+        """
+        concept = self.concept(name)
+        self.load([concept])  # checks it
+        content = (self.folder / PurePosixPath(concept.file)).read_bytes()
+        if target.exists() and target.read_bytes() != content:
+            raise UserError(f"{target.name} exists and is another file: choose another name, or delete it first.")
+        storage.write_atomically(target, content)
+        return target
+
     def occupied(self, without: str | None = None) -> dict[str, Tensor]:
         """Per layer, `Q [n, k]`: an orthonormal basis of all concepts' bases, float64 (see `subspace`).
 

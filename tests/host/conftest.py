@@ -27,6 +27,7 @@ def base_directory(tmp_path_factory) -> Path:
     for subject in ("dog", "cat", "backpack"):
         (folder / "input").mkdir(exist_ok=True)
         shutil.copy(PHOTOS / subject / "00.jpg", folder / "input" / f"{subject}.jpg")
+    shutil.copytree(PHOTOS / "cat", folder / "input" / "cat photos")
     (folder / "models" / "loras").mkdir(parents=True)
     checkpoint = folder / "models" / "checkpoints" / "small.safetensors"
     checkpoint.parent.mkdir()

@@ -161,6 +161,41 @@ def test_a_connected_bank_masks_and_captions_are_taken(host, trained):
     assert not (host.folder / "models" / "seqlora" / "unused").exists()
 
 
+def test_a_folder_of_pictures_of_different_sizes_is_trained_on(host, trained):
+    Image.new("RGB", (200, 130), "red").save(host.folder / "input" / "cat photos" / "wide.png")
+    folder = {"class_type": "SeqLoRALoadImageFolder", "inputs": {"folder": "cat photos"}}
+    prompt = {**loader(), "folder": folder, **training("cat", concept_name="f", images=["folder", 0], steps=1)}
+    prompt["train-cat"]["inputs"]["captions"] = ["folder", 1]
+    host.run(prompt)
+    assert next(c for c in manifest(host)["concepts"] if c["name"] == "f")["metrics"]["images"] == 6
+    folder["inputs"]["folder"] = "nothing here"
+    with pytest.raises(NodeError, match="no folder"):
+        host.run(prompt)
+
+
+def test_inspecting_exporting_renaming_and_removing(host, trained):
+    bank = composed("")["bank"]
+
+    def act(kind: str, **inputs):
+        return host.run({"bank": bank, "act": {"class_type": kind, "inputs": {"bank": ["bank", 0], **inputs}}})
+
+    host.run({**loader(), **training("dog", concept_name="temporary", steps=1)})
+    report = {"class_type": "SeqLoRAInspectBank", "inputs": {"bank": ["bank", 0]}}
+    saved = {"class_type": "SaveImage", "inputs": {"images": ["act", 1], "filename_prefix": "overlaps"}}
+    outputs = host.run({"bank": bank, "act": report, "save": saved})
+    assert "temporary: 'sksdog dog'" in text(outputs, "act")
+    assert (host.folder / "output" / outputs["save"]["images"][0]["filename"]).is_file()
+    act("SeqLoRAExportConcept", concept_name="temporary", file_name="exported")
+    assert (host.folder / "models" / "loras" / "exported.safetensors").is_file()
+    with pytest.raises(NodeError, match="exists and is another file"):
+        act("SeqLoRAExportConcept", concept_name="backpack", file_name="exported")
+    act("SeqLoRARenameConcept", concept_name="temporary", new_name="brief")
+    act("SeqLoRARemoveConcept", concept_name="brief")
+    assert {"temporary", "brief"}.isdisjoint(c["name"] for c in manifest(host)["concepts"])
+    with pytest.raises(NodeError, match="no concept 'brief'"):
+        act("SeqLoRARemoveConcept", concept_name="brief")
+
+
 def test_cancel_ends_soon_keeps_the_work_and_resumes(host, trained):
     prompt = {**loader(), **training("dog", concept_name="slow", steps=8)}
     checkpoint = host.folder / "models" / "seqlora" / "pets" / "checkpoints" / "slow.safetensors"
@@ -235,7 +270,7 @@ def test_a_bank_that_is_not_there_is_refused_when_the_prompt_is_queued(host, tra
 
 def test_every_node_has_tooltips_and_a_help_page_on_all_its_inputs(host):
     nodes = {name: info for name, info in host.request("/object_info").items() if name.startswith("SeqLoRA")}
-    assert set(nodes) == {"SeqLoRATrainConcept", "SeqLoRABankLoader", "SeqLoRAComposeConcepts"}
+    assert len(nodes) == 8
     for info in nodes.values():
         assert info["category"] == "SeqLoRA"
         help_page = host.fetch(f"/extensions/seqlora/docs/{info['name']}.md").decode()

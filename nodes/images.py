@@ -1,0 +1,53 @@
+"""Load Image Folder."""
+
+from comfy_api.latest import io
+
+from ..seqlora_core.errors import UserError
+from ..seqlora_core.images import read_folder
+from . import host
+
+
+class LoadImageFolder(io.ComfyNode):
+    """Reads all pictures of a folder, each at its own size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SeqLoRALoadImageFolder",
+            display_name="Load Image Folder (SeqLoRA)",
+            category="SeqLoRA",
+            description="Reads a folder of training pictures without cropping them to one size.",
+            inputs=[
+                io.Combo.Input(
+                    "folder", options=host.image_folders(), tooltip="A folder inside ComfyUI's input folder."
+                )
+            ],
+            outputs=[
+                io.Image.Output(
+                    "images", is_output_list=True, tooltip="One picture after another, each at its own size."
+                ),
+                io.String.Output(
+                    "captions", tooltip="The .txt files beside the pictures, a line each; empty if any lacks one."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        try:
+            read_folder(host.image_folder(folder), "")
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str) -> str:
+        files = sorted(host.image_folder(folder).iterdir())
+        return "/".join(f"{file.name}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        references = read_folder(host.image_folder(folder), "")
+        captions = [" ".join(reference.caption.split()) for reference in references]
+        lines = "\n".join(captions) if all(captions) else ""
+        return io.NodeOutput([host.to_image(reference.image) for reference in references], lines)
