@@ -1,7 +1,6 @@
 """The adapter to ComfyUI: model folders, the loaded UNet as a denoiser, encoding, patches, progress and Cancel."""
 
 import hashlib
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -263,15 +262,10 @@ def to_image(picture: Image.Image) -> Tensor:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """The host's VAE draws from the global generators: give them a seed, and put back what they were."""
-    state, numpy_state = random.getstate(), np.random.get_state()
+    """The host's VAE draws from torch's global generators: give them a seed, and put back what they were."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)
+        yield
 
 
 class NodeMonitor(Monitor):

@@ -208,6 +208,17 @@ def test_slugs_are_file_names_on_every_system(name, taken):
     assert slug.split(".")[0] not in {"con", "nul", "aux", "prn", "com1", "lpt9"}
 
 
+def test_an_exported_file_is_the_concepts_and_overwrites_nothing(empty_bank, tmp_path):
+    record = empty_bank.add(concept("a", 1))
+    target = tmp_path / "loras" / "a.safetensors"
+    assert empty_bank.export("A", target).read_bytes() == (empty_bank.folder / record.file).read_bytes()
+    empty_bank.export("a", target)  # the same again changes nothing
+    target.write_bytes(b"something else")
+    with pytest.raises(UserError, match="another file"):
+        empty_bank.export("a", target)
+    assert target.read_bytes() == b"something else"
+
+
 def test_two_names_with_one_slug_get_two_files(empty_bank):
     empty_bank.add(concept("my dog", 1))
     empty_bank.add(concept("my-dog", 2, bank=empty_bank))

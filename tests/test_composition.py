@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from seqlora_core.bank import Bank, lora_file
 from seqlora_core.bases import load_base
-from seqlora_core.composition import compose, parse_selection, save_composed, sum_adapters
+from seqlora_core.composition import compose, parse_selection, parse_selections, save_composed, sum_adapters
 from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import UserError
 from seqlora_core.examples import EncodedConcept, Example
@@ -48,6 +48,11 @@ def test_the_sum_is_the_sum_of_the_parts_and_its_rank_the_sum_of_the_ranks(parts
 )
 def test_selections_are_names_with_strengths(text, parsed):
     assert parse_selection(text) == parsed
+
+
+def test_a_list_of_selections_takes_commas_and_lines():
+    assert parse_selections("chair:1, my dog:0.8\n\ncat,") == [("chair", 1.0), ("my dog", 0.8), ("cat", 1.0)]
+    assert parse_selections(" \n,") == []
 
 
 @pytest.mark.parametrize("text", ["dog:", "dog:much", "dog:nan", "dog:inf", "dog:1:2"])

@@ -1,5 +1,7 @@
 """Training concepts one after another: what is guaranteed, resuming, stopping, and what is refused."""
 
+import dataclasses
+
 import pytest
 import tiny_base
 import torch
@@ -15,7 +17,7 @@ from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.examples import EncodedConcept, Example
 from seqlora_core.layers import attached, find_layers
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec
+from seqlora_core.plan import ConceptSpec, already_trained
 from seqlora_core.trainer import Options, train_concept
 
 
@@ -193,6 +195,25 @@ def test_replacing_frees_the_old_directions_and_comes_last(denoiser, bank):
     learn(denoiser, bank, "a", rank=24, steps=1, options=Options(replace=True))
     assert [concept.name for concept in bank.refresh().concepts] == ["b", "a"]
     assert inspect(bank).layers[next(iter(old))] == {"width": 32, "used": 32, "free": 0}
+
+
+def test_what_is_already_trained_is_known_by_its_data_and_settings(denoiser, bank):
+    data = dataclasses.replace(random_concept(1), source="hash of the pictures")
+    config = TrainingConfig(steps=1, rank=2)
+    concept = train_concept(denoiser, data, bank, spec("a"), config)
+    bank.refresh()
+    assert already_trained(bank, spec("A"), config, "hash of the pictures") is None  # another token
+    assert already_trained(bank, spec("a"), config, "hash of the pictures") == concept
+    assert already_trained(bank, spec("a"), config, "other pictures") is None
+    assert already_trained(bank, spec("a"), TrainingConfig(steps=2, rank=2), "hash of the pictures") is None
+    assert already_trained(bank, spec("b"), config, "hash of the pictures") is None
+
+
+def test_a_changed_checkpoint_can_be_left_behind(denoiser, bank):
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", monitor=StopAfter(1))
+    learn(denoiser, bank, "a", options=Options(resume=True, restart_if_changed=True), rank=3)
+    assert bank.refresh().concept("a").rank == 3
 
 
 def test_a_cancelled_replacement_leaves_the_old_concept(denoiser, bank):
