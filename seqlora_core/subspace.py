@@ -11,6 +11,7 @@ from torch import Tensor
 
 # A direction counts as new when this much of it is left after projection; below it is rounding of float32 files.
 RANK_TOLERANCE = 1e-4
+_BLOCK = 64
 
 
 def empty(width: int) -> Tensor:
@@ -43,10 +44,11 @@ def extend(Q: Tensor, B: Tensor) -> Tensor:
 
 
 def occupied(bases: Iterable[Tensor], width: int) -> Tensor:
-    """`Q [n, k]` for the bases of all earlier concepts, in their order."""
+    """`Q [n, k]` for the bases of all earlier concepts."""
     Q = empty(width)
-    for B in bases:
-        Q = extend(Q, B)
+    columns = torch.cat([empty(width), *(B.double() for B in bases)], dim=1)
+    for block in columns.split(_BLOCK, dim=1):  # one decomposition for many concepts: a large bank has thousands
+        Q = extend(Q, block)
     return Q
 
 

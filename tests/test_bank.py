@@ -53,6 +53,13 @@ def test_what_was_added_is_read_back_bit_for_bit_in_order(empty_bank):
             assert torch.equal(loaded[new.name][layer].B, B)
 
 
+def test_factors_that_are_views_of_one_tensor_are_stored(empty_bank):
+    shared = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
+    adapters = {layer: Adapter(torch.ones(8, 2), shared[:, :2]) for layer in LAYERS}
+    empty_bank.add(NewConcept("a", "sksa", "dog", 2, "orthogonal", adapters))
+    assert all(torch.equal(B, shared[:, :2]) for _, B in empty_bank.load()["a"].values())
+
+
 def test_a_bank_refuses_another_base_and_names_both(empty_bank):
     with pytest.raises(UserError, match=r"tiny \(ffffffff\).*other \(00000000\)"):
         Bank.open_or_create(empty_bank.folder, BaseIdentity("other", "0" * 32), LAYERS)

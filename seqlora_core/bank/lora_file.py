@@ -37,8 +37,9 @@ def to_state_dict(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
     tensors = {}
     for layer, (A, B) in adapters.items():
         prefix = kohya_name(layer)
-        tensors[f"{prefix}.lora_up.weight"] = A.detach().float().cpu().contiguous()
-        tensors[f"{prefix}.lora_down.weight"] = B.detach().float().cpu().mT.contiguous()
+        # Copies: factors may be views of one tensor, which safetensors refuses to store twice.
+        tensors[f"{prefix}.lora_up.weight"] = A.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[f"{prefix}.lora_down.weight"] = B.detach().float().cpu().mT.clone(memory_format=torch.contiguous_format)
         tensors[f"{prefix}.alpha"] = torch.tensor(float(B.shape[1]))
     return tensors
 
