@@ -51,7 +51,7 @@ def from_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Adapter]:
         UserError: a key is not one of an SD1.5 attention layer, or its parts are missing or do not fit.
     """
     adapters = {}
-    for prefix in dict.fromkeys(key.split(".")[0] for key in tensors):
+    for prefix in dict.fromkeys(key.split(".")[0] for key in sorted(tensors)):
         layer = canonical_name(prefix)
         if layer is None:
             raise UserError(f"The LoRA holds {prefix!r}, which is not an SD1.5 attention layer.")
