@@ -43,8 +43,7 @@ class BasisBankLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bank_name: str) -> str:
-        manifest = Bank.open(host.bank_folder(bank_name)).manifest
-        return f"{manifest.id}/{manifest.generation}"
+        return host.bank_state(bank_name)
 
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:

@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
-from comfy.model_base import ModelType
+from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
 from PIL import Image
 from server import PromptServer
@@ -28,6 +28,8 @@ from ..seqlora_core.monitor import Monitor, StepReport
 FOLDER = "seqlora"
 _UNET = "diffusion_model."
 _LATENT_SCALE = 8
+_PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
+_CONCEPTS = "seqlora_concepts"
 
 
 def register_model_folder() -> None:
@@ -50,6 +52,15 @@ def bank_folder(name: str) -> Path:
     roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
     name = check_name(name)
     return next((root / name for root in roots if Bank.exists(root / name)), roots[0] / name)
+
+
+def bank_state(name: str) -> str:
+    """A text that differs after every change of a bank, for the host's cache."""
+    folder = bank_folder(name)
+    if not Bank.exists(folder):
+        return "no bank"
+    manifest = Bank.open(folder).manifest
+    return f"{manifest.id}/{manifest.generation}"
 
 
 def image_folders() -> list[str]:
@@ -84,12 +95,19 @@ def check_model(model) -> None:
         or getattr(inner.model_config, "unet_config", {}).get("context_dim") != 768
     ):
         raise UserError("The model is not Stable Diffusion 1.5: connect an SD1.5 checkpoint.")
-    if inner.model_type != ModelType.EPS:
+    sampling = model.get_model_object("model_sampling")  # a node may have replaced it on this MODEL
+    if not isinstance(sampling, EPS) or isinstance(sampling, (V_PREDICTION, X0)):
         raise UserError(
             "The model does not predict noise (it is a v-prediction or other variant): connect an SD1.5 one."
         )
     if inner.diffusion_model.in_channels != 4:
         raise UserError("The model is an inpainting or editing variant: connect a plain SD1.5 checkpoint.")
+
+
+def check_bare(model) -> None:
+    """Raises UserError where concepts are already on a MODEL: training adds the bank's, and would count them twice."""
+    if model.get_attachment(_CONCEPTS):
+        raise UserError("The model already carries SeqLoRA concepts: train on the one before Compose Concepts.")
 
 
 def identify(model) -> tuple[BaseIdentity, dict[str, LayerShape]]:
@@ -111,7 +129,7 @@ class HostDenoiser:
         self.model = model
         self.unet = model.model.diffusion_model
         self.device = model.load_device
-        sigmas = model.model.model_sampling.sigmas.detach().float().cpu()
+        sigmas = model.get_model_object("model_sampling").sigmas.detach().float().cpu()
         self.alphas_cumprod = (1 / (sigmas.square() + 1)).clone()  # [1000]; the host keeps sigma = sqrt((1 - a) / a)
 
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
@@ -225,7 +243,8 @@ def encode(
 
 
 def _encode_prompt(clip, prompt: str) -> Tensor:
-    return clip.encode_from_tokens(clip.tokenize(prompt)).detach().float().cpu().clone()[0]  # [tokens, 768]
+    windows = clip.encode_from_tokens(clip.tokenize(prompt)).detach().float().cpu()[0]  # [77 a window, 768]
+    return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it
 
 
 def _latent_mask(mask: Tensor, resolution: int) -> Tensor:
@@ -249,6 +268,7 @@ def apply_adapters(model, adapters: Mapping[str, Adapter]):
             raise UserError(f"The model has no layer {layer} of the concept's shape: connect the bank's base model.")
         patches[f"{_UNET}{own[layer]}.weight"] = LoRAAdapter(set(), (A, B.mT.contiguous(), None, None, None, None))
     patched = model.clone()
+    patched.set_attachments(_CONCEPTS, True)
     applied = patched.add_patches(patches, 1.0)
     if len(applied) != len(patches):
         raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")

@@ -39,10 +39,17 @@ class TrainConcept(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **lists) -> str:
+        """Changes with the bank, so that a concept that was removed or replaced meanwhile is looked at again."""
+        names = lists["bank_name"]
+        return host.bank_state(names[0] if isinstance(names, list) else names)
+
+    @classmethod
     def execute(cls, model, clip, vae, images, **lists) -> io.NodeOutput:
         values = {name: value[0] for name, value in lists.items() if value}
         model, masks = model[0], [mask for batch in lists.get("masks") or [] for mask in batch]
         host.check_model(model)
+        host.check_bare(model)
         with host.ordinary_tensors():
             bank, concept, news = _train(model, clip[0], vae[0], images, masks, values, cls.hidden.unique_id)
             return _outputs(model, bank, concept, news)

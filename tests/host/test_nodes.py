@@ -227,6 +227,44 @@ def test_a_changed_setting_follows_the_policy(host, trained):
     assert "cat v2 learned" in text(outputs, "train-cat")
 
 
+def test_a_concept_that_was_removed_meanwhile_is_trained_again(host, trained):
+    prompt = {**loader(), **training("dog", concept_name="gone", steps=1)}
+    host.run(prompt)
+    Bank.open(host.folder / "models" / "seqlora" / "pets").remove("gone")
+    host.run(prompt)
+    assert "gone" in {concept["name"] for concept in manifest(host)["concepts"]}
+
+
+def test_a_cancelled_training_with_changed_settings_begins_anew(host, trained):
+    job = host.queue_and_wait_for_progress(
+        {**loader(), **training("dog", concept_name="half", steps=8)}, "train-dog", 2
+    )
+    host.request("/interrupt", {})
+    host.wait(job)
+    host.run({**loader(), **training("dog", concept_name="half", steps=2)})
+    assert next(c for c in manifest(host)["concepts"] if c["name"] == "half")["metrics"]["steps"] == 2
+
+
+def test_a_model_that_was_switched_to_v_prediction_is_refused(host, trained):
+    switch = {"model": ["base", 0], "sampling": "v_prediction", "zsnr": False}
+    nodes = {"switch": {"class_type": "ModelSamplingDiscrete", "inputs": switch}}
+    with pytest.raises(NodeError, match="does not predict noise"):
+        host.run({**loader(), **nodes, **training("dog", concept_name="n", model=["switch", 0])})
+
+
+def test_training_on_a_model_that_carries_concepts_is_refused(host, trained):
+    """The bank's concepts are part of the model while training; those of the connected one would count twice."""
+    with pytest.raises(NodeError, match="before Compose Concepts"):
+        host.run({**loader(), **composed("dog"), **training("cat", concept_name="n", model=["compose", 0])})
+
+
+def test_captions_longer_than_a_prompt_window_are_cut(host, trained):
+    batch = {"class_type": "ImageBatch", "inputs": {"image1": ["photo-cat", 0], "image2": ["photo-cat", 0]}}
+    captions = "a photo of skscat cat " + "very fine " * 60 + "\nskscat cat"
+    changes = {"concept_name": "wordy", "images": ["batch", 0], "captions": captions, "batch_size": 2, "steps": 1}
+    assert "wordy learned" in text(host.run({**loader(), "batch": batch, **training("cat", **changes)}), "train-cat")
+
+
 WRONG = {
     "empty name": ({"concept_name": " "}, "name is empty"),
     "path as a name": ({"concept_name": "../x"}, "not a path"),
