@@ -8,6 +8,7 @@ from pathlib import Path
 import comfy.model_management as model_management
 import comfy.utils
 import folder_paths
+import latent_preview
 import numpy as np
 import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
@@ -289,11 +290,13 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 class NodeMonitor(Monitor):
-    """Progress bar and text on the node; Cancel ends the training at the next step."""
+    """Progress bar, preview pictures and text on the node; Cancel ends the training at the next step."""
 
-    def __init__(self, node_id: str | None) -> None:
+    def __init__(self, node_id: str | None, model) -> None:
         self.node_id = node_id
+        self._model = model
         self._bar = None
+        self._previewer = None
 
     def message(self, text: str) -> None:
         server = getattr(PromptServer, "instance", None)
@@ -307,3 +310,17 @@ class NodeMonitor(Monitor):
         self._bar.update_absolute(report.step, report.steps)
         minutes, seconds = divmod(round(report.seconds_left), 60)
         self.message(f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left")
+
+    @torch.no_grad()
+    def previewed(self, latents: Tensor) -> None:
+        if self._previewer is None:
+            self._previewer = _latent_previewer(self._model)
+        picture = self._previewer.decode_latent_to_preview_image("JPEG", latents)
+        self._bar.update_absolute(self._bar.current, preview=picture)
+
+
+def _latent_previewer(model) -> latent_preview.LatentPreviewer:
+    """The host's own, as the user set it; where that is "none" (the default), its cheapest: the node asked for one."""
+    latents = model.model.latent_format
+    chosen = latent_preview.get_previewer(model.load_device, latents)
+    return chosen or latent_preview.Latent2RGBPreviewer(latents.latent_rgb_factors, latents.latent_rgb_factors_bias)

@@ -136,6 +136,14 @@ def _advanced_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "gradient_checkpointing", default=False, optional=True, tooltip="Less memory, about a third more time."
         ),
+        io.Int.Input(
+            "preview_every",
+            default=100,
+            min=0,
+            max=100000,
+            optional=True,
+            tooltip="Steps between two preview pictures of what the concept looks like so far; 0 shows none.",
+        ),
     ]
 
 
@@ -166,10 +174,22 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
     with host.reproducible(config.seed):
         examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
     denoiser = host.HostDenoiser(model)
-    options = Options(True, True, values["on_existing"] == "replace", thumbnail=pictures[0])
+    options = Options(
+        resume=True,
+        restart_if_changed=True,
+        replace=values["on_existing"] == "replace",
+        thumbnail=pictures[0],
+        preview_every=values.get("preview_every", 0),
+    )
     with denoiser.loaded():
         concept = train_concept(
-            denoiser, EncodedConcept(examples, source=source), bank, spec, config, host.NodeMonitor(unique_id), options
+            denoiser,
+            EncodedConcept(examples, source=source),
+            bank,
+            spec,
+            config,
+            host.NodeMonitor(unique_id, model),
+            options,
         )
     return bank, concept, "learned"
 

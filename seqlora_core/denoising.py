@@ -41,7 +41,7 @@ def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: TrainingC
 
     So a resumed training sees exactly what an uninterrupted one sees, on any device (random numbers come from the CPU).
     """
-    generator = _generator(config.seed, "step", step)
+    generator = named_generator(config.seed, "step", step)
     share = 1 / config.accumulation
     batches = []
     for micro in range(config.accumulation):
@@ -78,7 +78,7 @@ def _minibatch(
 def _shuffled(position: int, count: int, seed: int) -> int:
     """The example at `position` of an endless sequence that shows all of them once an epoch, in a new order each."""
     epoch, offset = divmod(position, count)
-    return int(torch.randperm(count, generator=_generator(seed, "epoch", epoch))[offset])
+    return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
 
 
 def _window(example: Example, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def _window(example: Example, height: int, width: int, generator: torch.Generato
     return latents, mask
 
 
-def _generator(*key: int | str) -> torch.Generator:
+def named_generator(*key: int | str) -> torch.Generator:
     """Random numbers that depend on the key alone, in every process and on every platform."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -160,12 +160,22 @@ class DenoisingObjective:
                     self.passes += 1
         return loss, totals
 
-    def _errors(self, minibatch: Minibatch) -> Tensor:
+    @torch.no_grad()
+    def predict_noise(
+        self, A: Sequence[Tensor], B: Sequence[Tensor], noisy: Tensor, timesteps: Tensor, text: Tensor
+    ) -> Tensor:
+        """The noise that the UNet with these factors sees (shapes as `Denoiser.predict_noise`), in float32."""
+        with self._using(A, B):
+            return self._predict(noisy, timesteps, text).float()
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         device = self.denoiser.device.type
         precision = nullcontext() if self._dtype == torch.float32 else torch.autocast(device, self._dtype)
         with precision:
-            prediction = self.denoiser.predict_noise(minibatch.noisy, minibatch.timesteps, minibatch.text)
-        return minibatch.squared_error(prediction)
+            return self.denoiser.predict_noise(noisy, timesteps, text)
+
+    def _errors(self, minibatch: Minibatch) -> Tensor:
+        return minibatch.squared_error(self._predict(minibatch.noisy, minibatch.timesteps, minibatch.text))
 
     def _ridge_term(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         return self._ridge / 2 * sum(factor.square().sum() for factor in (*A, *B))

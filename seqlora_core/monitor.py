@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -27,6 +29,9 @@ class Monitor:
 
     def stepped(self, report: StepReport) -> None:
         """After every step; the factors are consistent here, so raising stops the training with nothing lost."""
+
+    def previewed(self, latents: Tensor) -> None:
+        """Latents [1, 4, h, w] of a picture as the concept now makes it, where `trainer.Options` asks for previews."""
 
     def cancelled(self) -> bool:
         """Asked before every step; True stops the training with a checkpoint and `errors.Cancelled`."""

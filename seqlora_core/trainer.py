@@ -22,6 +22,7 @@ from .layers import Adapter, attached, find_layers, input_covariances
 from .monitor import Monitor, StepReport
 from .optimizers import FactorOptimizer
 from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan
+from .preview import preview_latents
 
 CHECKPOINT_SECONDS = 60.0
 _COVARIANCE_STEPS = 8
@@ -40,6 +41,7 @@ class Options:
         replace: an existing concept of that name gives way once the new one is trained.
         checkpoint_seconds: interval of checkpoints.
         thumbnail: kept with the concept.
+        preview_every: steps between two pictures for the monitor; 0 makes none.
     """
 
     resume: bool = False
@@ -47,6 +49,7 @@ class Options:
     replace: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     thumbnail: Image.Image | None = None
+    preview_every: int = 0
 
 
 def train_concept(
@@ -202,6 +205,9 @@ class _Run:
                 self._checkpoint().save(path)
                 last_saved = now
             self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
+            if self.options.preview_every and self.step % self.options.preview_every == 0:
+                factors = (self.lower.parameters, self.upper.parameters)
+                self.monitor.previewed(preview_latents(self.objective, factors, self.data, self.config.seed))
 
     def _one_step(self) -> float:
         self.objective.minibatches = draw_minibatches(self.data, self.denoiser, self.config, self.step)

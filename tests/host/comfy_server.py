@@ -4,17 +4,20 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import websocket
 
 START_SECONDS, JOB_SECONDS = 180, 300
+PREVIEW_WITH_METADATA = 4  # the host's number for such a frame
 
 
 def host_checkout() -> Path:
@@ -55,9 +58,7 @@ class Host:
 
     def queue_and_wait_for_progress(self, prompt: dict, node: str, value: int) -> str:
         """Queue a prompt and follow the websocket until `node` reports that much progress; the job's id."""
-        client = uuid.uuid4().hex
-        with contextlib.closing(websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}")) as ws:
-            ws.settimeout(JOB_SECONDS)
+        with self._listening() as (ws, client):
             job = self.queue(prompt, client)
             while True:
                 frame = ws.recv()
@@ -67,6 +68,31 @@ class Host:
                     raise NodeError(data["exception_message"])
                 if message.get("type") == "progress" and data.get("node") == node and data["value"] >= value:
                     return job
+
+    def previews(self, prompt: dict) -> list[tuple[str, bytes]]:
+        """Run a prompt; the preview pictures that the websocket brought meanwhile, as (node id, encoded picture)."""
+        with self._listening() as (ws, client):
+            ws.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+            job, pictures = self.queue(prompt, client), []
+            while True:
+                frame = ws.recv()
+                if isinstance(frame, bytes):
+                    kind, length = struct.unpack(">II", frame[:8])
+                    if kind == PREVIEW_WITH_METADATA:
+                        pictures.append((json.loads(frame[8 : 8 + length])["node_id"], frame[8 + length :]))
+                    continue
+                message = json.loads(frame)
+                if message["type"] == "execution_error":
+                    raise NodeError(message["data"]["exception_message"])
+                if message["type"] == "execution_success" and message["data"]["prompt_id"] == job:
+                    return pictures
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[tuple[websocket.WebSocket, str]]:
+        client = uuid.uuid4().hex
+        with contextlib.closing(websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}")) as ws:
+            ws.settimeout(JOB_SECONDS)
+            yield ws, client
 
     def wait(self, job: str) -> dict:
         """The history entry of a finished job."""

@@ -1,0 +1,67 @@
+"""Pieces of graphs in API format, and what the host says of them, shared by the tests of the nodes."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+SETTINGS = {"rank": 2, "steps": 3, "resolution": 128, "method": "seqlora", "seed": 0, "on_existing": "error"}
+
+
+def loader() -> dict:
+    return {"base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "small.safetensors"}}}
+
+
+def training(subject: str, **changes) -> dict:
+    return {
+        f"photo-{subject}": {"class_type": "LoadImage", "inputs": {"image": f"{subject}.jpg"}},
+        f"train-{subject}": {
+            "class_type": "SeqLoRATrainConcept",
+            "inputs": {
+                **{"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "images": [f"photo-{subject}", 0]},
+                **{"bank_name": "pets", "concept_name": subject, "token": f"sks{subject}", "class_word": subject},
+                **SETTINGS,
+                "alpha": 0.02,
+                **changes,
+            },
+        },
+    }
+
+
+def picture(model: list, name: str) -> dict:
+    return {
+        "words": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["base", 1], "text": "a sksdog dog"}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {
+                **{"model": model, "positive": ["words", 0], "negative": ["words", 0], "latent_image": ["empty", 0]},
+                **{"seed": 1, "steps": 3, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+            },
+        },
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["base", 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": name}},
+    }
+
+
+def composed(concepts: str) -> dict:
+    return {
+        "bank": {"class_type": "SeqLoRABankLoader", "inputs": {"bank_name": "pets"}},
+        "compose": {
+            "class_type": "SeqLoRAComposeConcepts",
+            "inputs": {"model": ["base", 0], "bank": ["bank", 0], "concepts": concepts},
+        },
+    }
+
+
+def draw(host, model: list, name: str, nodes: dict | None = None) -> np.ndarray:
+    saved = host.run({**loader(), **(nodes or {}), **picture(model, name)})["save"]["images"][0]["filename"]
+    return np.asarray(Image.open(host.folder / "output" / saved)).astype(int)
+
+
+def manifest(host) -> dict:
+    return json.loads((host.folder / "models" / "seqlora" / "pets" / "bank.json").read_text("utf-8"))
+
+
+def text(outputs: dict, node: str) -> str:
+    return outputs[node]["text"][0]
