@@ -1,5 +1,7 @@
 """SeqLoRA Train Concept."""
 
+from contextlib import ExitStack
+
 import torch
 from comfy_api.latest import io, ui
 
@@ -8,7 +10,7 @@ from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMI
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.examples import EncodedConcept
 from ..seqlora_core.images import template_prompts
-from ..seqlora_core.plan import ConceptSpec, already_trained, check_new_name
+from ..seqlora_core.plan import ConceptSpec, already_trained
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
 from . import host
@@ -170,28 +172,29 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
     spec, done = _version(bank, spec, config, source, values["on_existing"])
     if done is not None:
         return bank, done, "was already in the bank, unchanged; nothing was trained"
-    check_new_name(bank, spec, values["on_existing"] == "replace")
-    with host.reproducible(config.seed):
-        examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
     denoiser = host.HostDenoiser(model)
-    options = Options(
+    with ExitStack() as in_memory:
+
+        def encoded() -> EncodedConcept:
+            """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
+            with host.reproducible(config.seed):
+                examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
+            in_memory.enter_context(denoiser.loaded())
+            return EncodedConcept(examples, source=source)
+
+        options = _options(values, pictures[0])
+        concept = train_concept(denoiser, encoded, bank, spec, config, host.NodeMonitor(unique_id, model), options)
+    return bank, concept, "learned"
+
+
+def _options(values: dict, thumbnail) -> Options:
+    return Options(
         resume=True,
         restart_if_changed=True,
         replace=values["on_existing"] == "replace",
-        thumbnail=pictures[0],
+        thumbnail=thumbnail,
         preview_every=values.get("preview_every", 0),
     )
-    with denoiser.loaded():
-        concept = train_concept(
-            denoiser,
-            EncodedConcept(examples, source=source),
-            bank,
-            spec,
-            config,
-            host.NodeMonitor(unique_id, model),
-            options,
-        )
-    return bank, concept, "learned"
 
 
 def _version(bank: Bank, spec: ConceptSpec, config: TrainingConfig, source: str, policy: str):

@@ -24,6 +24,7 @@ def base_directory(tmp_path_factory) -> Path:
     shutil.copy(ROOT / "__init__.py", pack)
     for part in ("nodes", "seqlora_core", "web"):
         shutil.copytree(ROOT / part, pack / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(__file__).parent / "unusable_vae.py", pack.parent)
     for subject in ("dog", "cat", "backpack"):
         (folder / "input").mkdir(exist_ok=True)
         shutil.copy(PHOTOS / subject / "00.jpg", folder / "input" / f"{subject}.jpg")
