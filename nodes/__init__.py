@@ -7,6 +7,7 @@ from .compose import ComposeConcepts
 from .concepts import ExportConcept, RemoveConcept, RenameConcept
 from .host import register_model_folder
 from .images import LoadImageFolder
+from .importing import ImportLora
 from .inspect import InspectBank
 from .train import TrainConcept
 
@@ -23,6 +24,7 @@ class SeqLoRAExtension(ComfyExtension):
             ComposeConcepts,
             LoadImageFolder,
             InspectBank,
+            ImportLora,
             ExportConcept,
             RemoveConcept,
             RenameConcept,

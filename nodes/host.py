@@ -88,6 +88,23 @@ def lora_path(name: str) -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / f"{check_name(name)}.safetensors"
 
 
+def lora_files() -> list[str]:
+    """What stock LoRA loaders list."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_file(name: str) -> Path:
+    """The file behind a name of `lora_files`.
+
+    Raises:
+        UserError: it is gone.
+    """
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise UserError(f"There is no LoRA file {name} any more: refresh the list and choose one.")
+    return Path(path)
+
+
 def check_model(model) -> None:
     """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5."""
     inner = model.model
@@ -292,7 +309,7 @@ def reproducible(seed: int) -> Iterator[None]:
 class NodeMonitor(Monitor):
     """Progress bar, preview pictures and text on the node; Cancel ends the training at the next step."""
 
-    def __init__(self, node_id: str | None, model) -> None:
+    def __init__(self, node_id: str | None, model=None) -> None:
         self.node_id = node_id
         self._model = model
         self._bar = None
@@ -303,8 +320,11 @@ class NodeMonitor(Monitor):
         if server is not None and self.node_id is not None:
             server.send_progress_text(text, self.node_id)
 
+    def cancelled(self) -> bool:
+        model_management.throw_exception_if_processing_interrupted()  # the host wants its own exception for Cancel
+        return False
+
     def stepped(self, report: StepReport) -> None:
-        model_management.throw_exception_if_processing_interrupted()
         if self._bar is None:
             self._bar = comfy.utils.ProgressBar(report.steps, self.node_id)
         self._bar.update_absolute(report.step, report.steps)

@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_generate(subcommands.add_parser("generate", help="make a picture, with or without concepts"))
 
+    _add_import(subcommands.add_parser("import", help="take any SD1.5 LoRA file into a bank"))
+
     removing = subcommands.add_parser("remove", help="take a concept out of a bank")
     renaming = subcommands.add_parser("rename", help="give a concept another name")
     for command, run in ((removing, commands.remove_concept), (renaming, commands.rename_concept)):
@@ -158,8 +160,25 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=commands.generate_picture)
 
 
-def _add_base(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--base", required=True, help="a .safetensors checkpoint of SD1.5, or a diffusers folder")
+def _add_import(command: argparse.ArgumentParser) -> None:
+    _add_bank(command)
+    command.add_argument("--file", required=True, metavar="FILE.safetensors", help="a LoRA of any tool")
+    command.add_argument("--name", required=True, help="of the concept, in the bank")
+    command.add_argument("--class-word", required=True, metavar="WORD", help="what the concept is, such as dog")
+    command.add_argument("--token", help="the word that the LoRA was trained with (default: made from the name)")
+    command.add_argument(
+        "--project", action="store_true", help="keep only what is orthogonal to the bank's concepts, and say how much"
+    )
+    command.add_argument("--on-existing", choices=("error", "replace"), default="error")
+    _add_base(command, required=False)
+    command.set_defaults(run=commands.import_concept)
+
+
+def _add_base(command: argparse.ArgumentParser, required: bool = True) -> None:
+    note = "" if required else " (only for a bank that is not there yet)"
+    command.add_argument(
+        "--base", required=required, help=f"a .safetensors checkpoint of SD1.5, or a diffusers folder{note}"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     command.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, for checkpoints on machines offline")
 

@@ -173,6 +173,31 @@ def _sample(args: Namespace, base, adapters, out: Path) -> None:
     print(f"Wrote {out}.")
 
 
+def import_concept(args: Namespace) -> None:
+    """Take the attention layers of any SD1.5 LoRA file into a bank."""
+    from .bank.names import default_token
+    from .importing import describe_import, import_lora
+    from .plan import ConceptSpec
+    from .terminal import TerminalMonitor
+
+    token = args.token if args.token is not None else default_token(args.name)
+    spec = ConceptSpec(args.name, token, args.class_word)
+    bank = _bank_to_import_into(args)
+    concept = import_lora(bank, Path(args.file), spec, args.project, args.on_existing == "replace", TerminalMonitor())
+    print(describe_import(bank, concept))
+
+
+def _bank_to_import_into(args: Namespace) -> Bank:
+    if Bank.exists(args.bank) or args.base is None:
+        return Bank.open(args.bank)
+    from .bases import load_base
+    from .terminal import quiet_libraries
+
+    quiet_libraries()
+    base = load_base(args.base, args.device, "float32", args.tokenizer)
+    return Bank.open_or_create(args.bank, base.identity, base.layers)
+
+
 def remove_concept(args: Namespace) -> None:
     """Take a concept out of a bank."""
     concept = Bank.open(args.bank).remove(args.name)

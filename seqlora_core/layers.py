@@ -21,6 +21,9 @@ PROJECTIONS = {
 }
 _PROJECTION = re.compile(r"(?P<block>.+)\.transformer_blocks\.(?P<depth>\d+)\.(?P<rest>attn[12]\.to_(?:q|k|v|out\.0))")
 _ORIGINAL_BLOCK = re.compile(r"(?P<part>input_blocks|output_blocks)\.(?P<index>\d+)\.1|(?P<middle>middle_block)\.1")
+_CANONICAL_BLOCK = re.compile(
+    r"^(?:(?P<way>down|up)_blocks\.(?P<level>\d+)\.attentions\.(?P<position>\d+)|(?P<middle>mid_block\.attentions\.0))"
+)
 
 
 class Adapter(NamedTuple):
@@ -28,6 +31,12 @@ class Adapter(NamedTuple):
 
     A: Tensor  # [m, r]: the coefficients, LoRA's "up"
     B: Tensor  # [n, r]: the basis, LoRA's "down" transposed
+
+
+def update_norm(adapter: Adapter) -> float:
+    """|A B^T| (Frobenius) as the root of tr((A^T A)(B^T B)), without the product [m, n]."""
+    A, B = adapter.A.double(), adapter.B.double()
+    return float(((A.mT @ A) * (B.mT @ B)).sum().clamp_min(0).sqrt())
 
 
 class LayerShape(NamedTuple):
@@ -88,6 +97,25 @@ def _canonical_block(block: str, per_level: int) -> str:
         return f"down_blocks.{level}.attentions.{position}"
     level, position = divmod(index, per_level + 1)  # going up, a level has one residual block more
     return f"up_blocks.{level}.attentions.{position}"
+
+
+def original_names(layers: Iterable[str]) -> dict[str, str]:
+    """Canonical name -> the layer's name in SD1.5's original layout, the inverse of `canonical_names`.
+
+    Args:
+        layers: canonical names; those of the way down must all be there, because their number a level is counted.
+    """
+    layers = list(layers)
+    down = [int(m[1]) for m in (re.match(r"down_blocks\.\d+\.attentions\.(\d+)", layer) for layer in layers) if m]
+    per_level = max(down, default=0) + 1
+    return {layer: _CANONICAL_BLOCK.sub(lambda match: _original_block(match, per_level), layer) for layer in layers}
+
+
+def _original_block(match: re.Match, per_level: int) -> str:
+    if match["middle"]:
+        return "middle_block.1"
+    index = int(match["level"]) * (per_level + 1) + int(match["position"])
+    return f"input_blocks.{index + 1}.1" if match["way"] == "down" else f"output_blocks.{index}.1"
 
 
 def module_names(unet: nn.Module) -> dict[str, str]:

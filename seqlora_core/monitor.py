@@ -1,8 +1,11 @@
 """How a training reports to whoever started it, and hears that it should stop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from .errors import Cancelled
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,18 @@ class Monitor:
     def cancelled(self) -> bool:
         """Asked before every step; True stops the training with a checkpoint and `errors.Cancelled`."""
         return False
+
+
+def wait_for_others(monitor: Monitor) -> Callable[[], None]:
+    """What `Bank.training` calls while another process trains in the bank: tells so once, and listens for Cancel."""
+    told = False
+
+    def waiting() -> None:
+        nonlocal told
+        if monitor.cancelled():
+            raise Cancelled
+        if not told:
+            monitor.message("Another training is using this bank; waiting for it to finish.")
+        told = True
+
+    return waiting

@@ -19,7 +19,7 @@ from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from .errors import Cancelled, UserError
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers, input_covariances
-from .monitor import Monitor, StepReport
+from .monitor import Monitor, StepReport, wait_for_others
 from .optimizers import FactorOptimizer
 from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
@@ -79,7 +79,7 @@ def train_concept(
     plan = make_plan(bank.refresh(), spec, config, layers, options.replace)
     planned_for = bank.manifest.generation
     encoded = data() if callable(data) else data
-    with bank.training(_wait_for_others(monitor)):
+    with bank.training(wait_for_others(monitor)):
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, config, layers, options.replace)
         if plan.full:
@@ -88,20 +88,6 @@ def train_concept(
         concept = run.train()
         bank.checkpoint_path(spec.name).unlink(missing_ok=True)
     return concept
-
-
-def _wait_for_others(monitor: Monitor) -> Callable[[], None]:
-    told = False
-
-    def waiting() -> None:
-        nonlocal told
-        if monitor.cancelled():
-            raise Cancelled
-        if not told:
-            monitor.message("Another training is using this bank; waiting for it to finish.")
-        told = True
-
-    return waiting
 
 
 class _Run:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import tiny_base
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from seqlora_core.cli import main
 
@@ -24,7 +26,10 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
         folder = Path("photos", subject)
         folder.mkdir(parents=True)
         Image.new("RGB", (128, 128), (80 * index, 100, 50)).save(folder / "0.png")
-    assert len(COMMANDS) == 9
+    layer, width = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", tiny_base.CHANNELS[-1]
+    style = {f"{layer}.lora_up.weight": torch.ones(width, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
+    save_file(style, "style.safetensors")
+    assert len(COMMANDS) == 10
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]
         shorter = {"train": ["--steps", "2", "--resolution", "128"], "generate": ["--steps", "2", "--size", "128"]}

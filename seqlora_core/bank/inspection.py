@@ -8,6 +8,7 @@ from .. import subspace
 from ..errors import UserError
 from ..layers import Adapter
 from .bank import Bank
+from .manifest import Concept
 
 OVERLAP_LIMIT = 1e-5
 
@@ -59,3 +60,13 @@ def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[s
         for (i, first), (j, second) in combinations(enumerate(present), 2):
             pairs[first, second] = max(pairs[first, second], table[i][j])
     return pairs
+
+
+def overlaps_with(bank: Bank, concept: Concept) -> dict[str, float]:
+    """The overlap, as in `pair_overlaps`, of one concept with each other one of its bank."""
+    loaded = bank.load()
+    own = loaded.pop(concept.name)
+    return {
+        name: pair_overlaps({concept.name: own, name: adapters})[concept.name, name]
+        for name, adapters in loaded.items()
+    }

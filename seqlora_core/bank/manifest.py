@@ -32,7 +32,7 @@ class Concept:
     """The record of one concept.
 
     Attributes:
-        rank: of every layer that it adapts.
+        rank: of every layer that it adapts; the largest, where an imported one has several.
         layers_skipped: canonical names of layers that were full, or outside the preset, when it was trained.
         file, thumbnail: relative to the bank's folder, with forward slashes; no thumbnail is an empty string.
         sha256: of the file's bytes.

@@ -1,0 +1,120 @@
+"""Any SD1.5 LoRA file as a concept of a bank, with or without a projection off what the bank's concepts occupy."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from . import subspace
+from .bank import Bank, Concept, NewConcept, foreign_lora, storage
+from .bank.inspection import OVERLAP_LIMIT, overlaps_with
+from .errors import UserError
+from .layers import Adapter, update_norm
+from .monitor import Monitor, wait_for_others
+from .plan import ConceptSpec, check_new_name
+
+METHOD = "import"
+
+
+def import_lora(
+    bank: Bank,
+    path: Path,
+    spec: ConceptSpec,
+    project: bool = False,
+    replace: bool = False,
+    monitor: Monitor | None = None,
+) -> Concept:
+    """Add the attention layers of a LoRA file to a bank; the same file imported again is found and left as it is.
+
+    Args:
+        project: replace each dW by dW P, of all matrices that vanish on the bank's directions Q the closest to it.
+        replace: an existing concept of that name gives way.
+
+    Raises:
+        UserError: the file cannot be used (see `foreign_lora.read`), the name is taken, or the projection leaves
+            nothing.
+    """
+    lora = foreign_lora.read(path, bank.refresh().manifest.layers)
+    origin = {"source": path.name, "sha256": storage.sha256(path.read_bytes()), "projected": project}
+    with bank.training(wait_for_others(monitor or Monitor())):
+        existing = bank.manifest.find(spec.name)
+        if existing and _same_import(existing, spec, origin):
+            return existing
+        check_new_name(bank, spec, replace)
+        outside = project_off(lora.adapters, bank.occupied(without=spec.name))
+        if project and not outside:
+            raise UserError(
+                f"Nothing of {path.name} lies outside of what the bank's concepts occupy: import it without the "
+                "projection, or into another bank."
+            )
+        adapters = outside if project else lora.adapters
+        metrics = {
+            **origin,
+            "kept": _norm(outside) / _norm(lora.adapters),
+            "least_kept": _least_kept(lora.adapters, outside),
+            "left_out": lora.left_out,
+            "share": lora.share,
+            "alpha_known": lora.alpha_known,
+        }
+        rank = max(B.shape[1] for _, B in adapters.values())
+        new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, metrics=metrics)
+        return bank.add(new, replace)
+
+
+def project_off(adapters: Mapping[str, Adapter], Q: Mapping[str, Tensor]) -> dict[str, Adapter]:
+    """`dW P = A (P B)^T` for every layer; layers that lie in span(Q) but for rounding are gone."""
+    projected = {}
+    for layer, (A, B) in adapters.items():
+        outside = subspace.project(B.double(), Q[layer])
+        if outside.norm() > subspace.RANK_TOLERANCE * B.double().norm():
+            projected[layer] = Adapter(A, outside.float())
+    return projected
+
+
+def describe_import(bank: Bank, concept: Concept) -> str:
+    """What was taken from the file, what was not, and how it fits among the bank's concepts."""
+    facts, layers = concept.metrics, len(bank.manifest.layers)
+    lines = [
+        f"{concept.name}: '{concept.token} {concept.class_word}' from {facts['source']}; "
+        f"{layers - len(concept.layers_skipped)} of {layers} attention layers, rank {concept.rank}."
+    ]
+    left_out = [f"{count} {kind}" for kind, count in facts["left_out"].items() if count]
+    if left_out:
+        lines.append(
+            f"Left out, because a bank holds attention layers only: {', '.join(left_out)} layers. "
+            f"What was taken makes {facts['share']:.0%} of the file's change of the UNet."
+        )
+    if not facts["alpha_known"]:
+        lines.append("The file does not tell its alpha; it was taken as the rank, as other tools do.")
+    return "\n".join([*lines, *_describe_overlap(bank, concept)])
+
+
+def _describe_overlap(bank: Bank, concept: Concept) -> list[str]:
+    facts, overlaps = concept.metrics, overlaps_with(bank, concept)
+    if not overlaps:
+        return ["The bank has no other concept."]
+    shares = f"{facts['kept']:.0%} of |dW| (at least {facts['least_kept']:.0%} in every layer)"
+    if facts["projected"]:
+        lines = [f"Projected off the bank's concepts: {shares} is kept."]
+    else:
+        lines = [f"Not projected: {shares} lies outside of the directions that the bank's concepts occupied."]
+    lines += [f"Overlap with {name}: {value:.1e}" for name, value in overlaps.items()]
+    if max(overlaps.values()) > OVERLAP_LIMIT:
+        lines.append("It is not orthogonal to all of them, so sums with it can bleed into each other.")
+    return lines
+
+
+def _same_import(existing: Concept, spec: ConceptSpec, origin: dict) -> bool:
+    return (existing.method, existing.token, existing.class_word) == (METHOD, spec.token, spec.class_word) and all(
+        existing.metrics.get(key) == value for key, value in origin.items()
+    )
+
+
+def _least_kept(whole: Mapping[str, Adapter], outside: Mapping[str, Adapter]) -> float:
+    return min(update_norm(outside[layer]) / update_norm(whole[layer]) if layer in outside else 0.0 for layer in whole)
+
+
+def _norm(adapters: Mapping[str, Adapter]) -> float:
+    """|dW| over all layers (Frobenius)."""
+    return math.hypot(*map(update_norm, adapters.values()))
