@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, pair_overlaps
 from ..seqlora_core.composition import compose, parse_selections, trigger_words
+from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
 
@@ -50,6 +51,7 @@ class ComposeConcepts(io.ComfyNode):
 def _report(bank, selection: list[tuple[str, float]]) -> str:
     chosen = [bank.concept(name) for name, _ in selection]
     pairs = pair_overlaps(bank.load(chosen))
-    lines = [f"{c.name}: {len(c.layers_skipped)} layers were full or left out." for c in chosen if c.layers_skipped]
+    full = [(concept, full_layers(bank, concept)) for concept in chosen]
+    lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]
     return "\n".join([*lines, *(loud or [f"Largest overlap of two concepts: {max(pairs.values(), default=0.0):.1e}."])])

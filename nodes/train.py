@@ -10,7 +10,7 @@ from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMI
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.examples import EncodedConcept
 from ..seqlora_core.images import template_prompts
-from ..seqlora_core.plan import ConceptSpec, already_trained
+from ..seqlora_core.plan import ConceptSpec, already_trained, describe_full_layers, full_layers
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
 from . import host
@@ -225,4 +225,6 @@ def _outputs(model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:
     plot = host.to_image(loss_curve(curve, f"{concept.name}: loss"))
     losses = {"loss": [torch.tensor(loss) for loss in curve]}
     text = f"{concept.name} {news}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
+    if full := full_layers(bank, concept):
+        text += "\n" + describe_full_layers(full, concept.rank)
     return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=ui.PreviewText(text))

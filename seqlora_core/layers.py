@@ -56,12 +56,16 @@ def find_layers(unet: nn.Module, preset: str = "all") -> dict[str, nn.Module]:
     Raises:
         UserError: the UNet has no such layer.
     """
-    wanted = re.compile(rf".+\.{PROJECTIONS[preset]}")
     modules = dict(unet.named_modules())
-    names = {name: canonical for name, canonical in canonical_names(modules).items() if wanted.fullmatch(canonical)}
+    names = {name: canonical for name, canonical in canonical_names(modules).items() if in_preset(canonical, preset)}
     if not names:
         raise UserError("This model has no SD1.5 attention layers to adapt: choose a Stable Diffusion 1.5 model.")
     return {canonical: modules[name] for name, canonical in names.items()}
+
+
+def in_preset(layer: str, preset: str) -> bool:
+    """Whether a preset of `find_layers` has the layer of that canonical name."""
+    return re.fullmatch(rf".+\.{PROJECTIONS[preset]}", layer) is not None
 
 
 def canonical_names(module_names: Iterable[str]) -> dict[str, str]:

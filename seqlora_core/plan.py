@@ -1,6 +1,6 @@
 """What a training will do, checked before anything expensive starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from . import subspace
 from .bank import Bank, Concept, names
 from .config import TrainingConfig
 from .errors import UserError
-from .layers import Adapter
+from .layers import Adapter, in_preset
 from .methods import METHODS, Method
 
 
@@ -127,10 +127,15 @@ def make_plan(
     )
 
 
-def describe_full_layers(plan: TrainingPlan) -> str:
-    """The sentence about saturated layers."""
-    narrowest = min(plan.full, key=len)
+def full_layers(bank: Bank, concept: Concept) -> list[str]:
+    """The layers of a trained concept's preset that had no room for it, by canonical name."""
+    preset = concept.config.get("layers")
+    return [layer for layer in concept.layers_skipped if preset and in_preset(layer, preset)]
+
+
+def describe_full_layers(full: Sequence[str], rank: int) -> str:
+    """The sentence about layers that a concept does not act on."""
     return (
-        f"{len(plan.full)} of {len(plan.full) + len(plan.Q)} layers have fewer than {plan.config.rank} free directions "
-        f"and are left out of this concept (for example {narrowest})."
+        f"{len(full)} layers had no room for rank {rank} beside the bank's other concepts and are left out "
+        f"(for example {min(full, key=len)})."
     )

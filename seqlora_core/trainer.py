@@ -83,7 +83,7 @@ def train_concept(
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, config, layers, options.replace)
         if plan.full:
-            monitor.message(describe_full_layers(plan))
+            monitor.message(describe_full_layers(plan.full, config.rank))
         run = _Run(denoiser, encoded, bank, plan, layers, monitor, options)
         concept = run.train()
         bank.checkpoint_path(spec.name).unlink(missing_ok=True)

@@ -31,9 +31,11 @@ def base_directory(tmp_path_factory) -> Path:
     shutil.copytree(PHOTOS / "cat", folder / "input" / "cat photos")
     (folder / "models" / "loras").mkdir(parents=True)
     checkpoint = folder / "models" / "checkpoints" / "small.safetensors"
-    checkpoint.parent.mkdir()
+    controlnet = folder / "models" / "controlnet" / "small.safetensors"
+    for path in (checkpoint, controlnet):
+        path.parent.mkdir()
     script = Path(__file__).parent / "make_checkpoint.py"
-    subprocess.run([host_python(), script, host_checkout(), checkpoint], check=True, capture_output=True)
+    subprocess.run([host_python(), script, host_checkout(), checkpoint, controlnet], check=True, capture_output=True)
     return folder
 
 
