@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
-from .composition import compose, parse_selection, save_composed
+from .composition import compose, load_composed, parse_selection, save_composed, select, sum_adapters
 from .config import TrainingConfig
 from .errors import UserError
 
@@ -121,13 +121,41 @@ def _print_inspection(bank: Bank, result: Inspection) -> None:
 
 
 def compose_concepts(args: Namespace) -> None:
-    """Write the sum of the selected concepts as one LoRA file."""
-    selection = [parse_selection(text) for text in args.concept]
+    """Fuse the selected concepts into one LoRA file."""
+    from .fusion import FUSIONS, FusionSettings, fuse
+
+    bank, selection = Bank.open(args.bank), [parse_selection(text) for text in args.concept]
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
-    rank = save_composed(Bank.open(args.bank), selection, out)
-    print(f"Wrote {out}: {len(selection)} concepts, rank {rank}.")
+    parts = select(bank, selection)
+    fusion = FUSIONS[args.fusion]
+    settings = FusionSettings(rank=args.rank, seed=args.seed, sampling_steps=args.sampling_steps)
+    source = _source(args, bank, settings) if fusion.reads_base and args.base else None
+    fused = fuse(fusion, parts, settings, source)
+    save_composed(bank, selection, out, fused.adapters, fusion.name)
+    print(
+        f"Wrote {out}: {len(selection)} concepts, rank {fused.rank}, by {fusion.name} "
+        f"in {fused.seconds:.1f} s with {fused.peak_bytes / 2**20:.0f} MiB."
+    )
+    if fused.kept_energy < 1:
+        print(f"  The cut to this rank keeps {fused.kept_energy:.2%} of the update in the layer that loses most.")
+
+
+def _source(args: Namespace, bank: Bank, settings):
+    from .fusion.from_base import BaseSource
+
+    return BaseSource(_load_bank_base(args, bank), settings)
+
+
+def _load_bank_base(args: Namespace, bank: Bank):
+    from .bases import load_base
+    from .terminal import quiet_libraries
+
+    quiet_libraries()
+    base = load_base(args.base, args.device, "float32", args.tokenizer)
+    bank.check_base(base.identity)
+    return base
 
 
 def generate_picture(args: Namespace) -> None:
@@ -149,6 +177,9 @@ def generate_picture(args: Namespace) -> None:
     base = load_base(args.base, args.device, dtype, args.tokenizer)
     if bank:
         bank.check_base(base.identity)
+    if args.lora:
+        file = load_composed(Path(args.lora), base.layers)
+        adapters = sum_adapters([(adapters or {}, 1.0), (file, 1.0)])
     _sample(args, base, adapters, out)
 
 
