@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_bank(command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
         command.set_defaults(run=run)
+    _add_base(inspecting, required=False)
+    inspecting.add_argument("--plot", metavar="PNG", help="draw the interference that is measured on --base")
+    _add_sampling(inspecting)
 
     _add_compose(subcommands.add_parser("compose", help="make one LoRA file of several concepts"))
     _add_generate(subcommands.add_parser("generate", help="make a picture, with or without concepts"))

@@ -5,11 +5,14 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from PIL import Image
+
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
 from .composition import compose, load_composed, parse_selection, save_composed, select, sum_adapters
 from .config import TrainingConfig
 from .errors import UserError
+from .plots import crosstalk_map
 
 
 def train(args: Namespace, settings: dict) -> None:
@@ -85,15 +88,35 @@ def list_concepts(args: Namespace) -> None:
 
 
 def inspect_bank(args: Namespace) -> None:
-    """Print orthogonality, capacity and integrity; raises UserError where something is wrong."""
+    """Print orthogonality, capacity, integrity and, with a base, interference; UserError where something is wrong."""
+    if args.plot and not args.base:
+        raise UserError("--plot draws what is measured on the base: give --base too.")
     bank = Bank.open(args.bank)
     result = inspect(bank)
+    diagnosis = _diagnose(args, bank) if args.base and bank.concepts and not result.problems else None
     if args.json:
-        _print_json(_inspection_document(bank, result))
+        document = _inspection_document(bank, result)
+        _print_json({**document, "interference": diagnosis.as_dict()} if diagnosis else document)
     else:
         _print_inspection(bank, result)
+        for line in diagnosis.sentences() if diagnosis else ():
+            print(f"  {line}")
+    if diagnosis and args.plot:
+        _save_picture(crosstalk_map(diagnosis.concepts, diagnosis.crosstalk().tolist()), Path(args.plot))
     if result.problems:
         raise UserError(" ".join(result.problems))
+
+
+def _diagnose(args: Namespace, bank: Bank):
+    from .diagnostics import diagnose
+    from .generation import inputs_while_sampling
+
+    base = _load_bank_base(args, bank)
+    settings = {"seed": args.seed, "steps": args.sampling_steps}
+    return diagnose(
+        select(bank, [(concept.name, 1.0) for concept in bank.concepts]),
+        lambda part: inputs_while_sampling(base, f"photo of a {part.subject}", part.scaled(), **settings),
+    )
 
 
 def _inspection_document(bank: Bank, result: Inspection) -> dict:
@@ -196,12 +219,16 @@ def _sample(args: Namespace, base, adapters, out: Path) -> None:
         guidance=args.guidance,
         negative_prompt=args.negative_prompt,
     )[0]
+    _save_picture(picture, out)
+    print(f"Wrote {out}.")
+
+
+def _save_picture(picture: Image.Image, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
-    except OSError as error:
-        raise UserError(f"Cannot write {out}: {error.strerror}.") from error
-    print(f"Wrote {out}.")
+    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
+        raise UserError(f"Cannot write {out}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def remove_concept(args: Namespace) -> None:

@@ -141,6 +141,7 @@ MISTAKES = {
     "fusion without a base": (["compose", "--concept", "dog", "--fusion", "loraclr"], "needs the base model"),
     "unknown fusion": (["compose", "--concept", "dog", "--fusion", "magic"], "invalid choice"),
     "no such LoRA": (["generate", "--concept", "dog", "--lora", "{empty}/x.safetensors"], "cannot be read"),
+    "plot without a base": (["inspect", "--plot", "x.png"], "give --base too"),
     "unknown concept to generate": (["generate", "--concept", "cat"], "no concept 'cat'"),
     "no such bank": (["list", "--bank", "{empty}"], "no bank"),
     "no command": ([], "required"),
@@ -159,6 +160,7 @@ def test_a_mistake_gets_one_line_and_status_2_and_changes_nothing(
     command, message = MISTAKES[mistake]
     defaults = {
         "train": train_command(base_folder, bank, pictures, "new"),
+        "inspect": ["inspect", "--bank", str(bank)],
         "compose": ["compose", "--bank", str(bank), "--out", str(tmp_path / "x.safetensors")],
         "generate": [
             *("generate", "--base", str(base_folder), "--bank", str(bank)),
@@ -249,3 +251,14 @@ def test_a_composed_file_acts_as_the_concepts_it_was_made_of(base_folder, two_co
         pictures.append(Image.open(out).tobytes())
     differences = [max(abs(a - b) for a, b in zip(pictures[0], other, strict=True)) for other in pictures[1:]]
     assert differences[0] <= 1 < differences[1]
+
+
+def test_inspect_with_a_base_measures_and_draws_the_interference(base_folder, two_concepts, tmp_path, capsys):
+    picture = tmp_path / "crosstalk.png"
+    command = ["inspect", "--bank", str(two_concepts), "--base", str(base_folder), "--sampling-steps", "2"]
+    assert main([*command, "--json", "--plot", str(picture)]) == 0
+    interference = document(capsys)["interference"]
+    assert [concept["name"] for concept in interference["concepts"]] == ["dog", "cat"]
+    assert interference["concepts"][1]["forecast"] == 0.0
+    assert interference["crosstalk"]["dog"]["cat"] == pytest.approx(interference["concepts"][0]["forecast"])
+    assert Image.open(picture).size[0] > 200

@@ -24,10 +24,15 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
         folder = Path("photos", subject)
         folder.mkdir(parents=True)
         Image.new("RGB", (128, 128), (80 * index, 100, 50)).save(folder / "0.png")
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 11
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]
-        shorter = {"train": ["--steps", "2", "--resolution", "128"], "generate": ["--steps", "2", "--size", "128"]}
+        shorter = {
+            "train": ["--steps", "2", "--resolution", "128"],
+            "generate": ["--steps", "2", "--size", "128"],
+            "compose": ["--sampling-steps", "2"],
+            "inspect": ["--sampling-steps", "2"],
+        }
         arguments += shorter.get(arguments[0], [])
         assert main(arguments) == 0, capsys.readouterr().err
     assert Image.open("picture.png").size == (128, 128)
