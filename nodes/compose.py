@@ -3,7 +3,8 @@
 from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, pair_overlaps
-from ..seqlora_core.composition import compose, parse_selections, trigger_words
+from ..seqlora_core.composition import parse_selections, select, trigger_words
+from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
@@ -28,6 +29,14 @@ class ComposeConcepts(io.ComfyNode):
                     multiline=True,
                     tooltip="name or name:strength, with commas or line ends between: dog:1, cat:0.8. Empty takes all.",
                 ),
+                io.Combo.Input(
+                    "fusion",
+                    options=list(WITHOUT_BASE),
+                    default="sum",
+                    optional=True,
+                    tooltip="sum is what SeqLoRA concepts are made for. Other fusions run the base model: the command "
+                    "line's compose makes a LoRA file with them.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model", tooltip="The model with the concepts."),
@@ -37,12 +46,13 @@ class ComposeConcepts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, bank, concepts: str) -> io.NodeOutput:
+    def execute(cls, model, bank, concepts: str, fusion: str = "sum") -> io.NodeOutput:
         bank.refresh()
         host.check_model(model)
         bank.check_base(host.identify(model)[0])
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
-        patched = host.apply_adapters(model, compose(bank, selection))
+        fused = fuse(FUSIONS[fusion], select(bank, selection), FusionSettings())
+        patched = host.apply_adapters(model, fused.adapters)
         words = trigger_words(bank, selection)
         report = _report(bank, selection)
         return io.NodeOutput(patched, words, report, ui=ui.PreviewText(f"{words}\n{report}"))

@@ -63,6 +63,13 @@ class Base:
         ).input_ids
         return encoder(ids.to(self.device))[0][0].float().cpu()
 
+    def encode_words(self, words: str, after: str = "") -> Tensor:
+        """[tokens, d] float32 on the CPU, of words up to and with the end token, as they stand after other ones."""
+        tokenizer = self.pipeline.tokenizer
+        first = len(tokenizer(after).input_ids) - 1  # the start token, and those of `after`
+        prompt = f"{after} {words}".strip()
+        return self.encode_prompt(prompt)[first : len(tokenizer(prompt).input_ids)]
+
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation [N, 4, h, w], scaled, float32, CPU, of images [N, 3, H, W] in -1..1."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from . import commands
 from .config import DTYPES, HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
 from .errors import Cancelled, TrainingDiverged, UserError
+from .fusion import FUSIONS, FusionSettings
 
 _CHOICES = {
     "method": METHODS,
@@ -89,13 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         _add_bank(command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
         command.set_defaults(run=run)
+    _add_base(inspecting, required=False)
+    inspecting.add_argument("--plot", metavar="PNG", help="draw the interference that is measured on --base")
+    _add_sampling(inspecting)
 
-    composing = subcommands.add_parser("compose", help="sum concepts into one LoRA file")
-    _add_bank(composing)
-    _add_concepts(composing, required=True)
-    composing.add_argument("--out", required=True, metavar="FILE.safetensors")
-    composing.set_defaults(run=commands.compose_concepts)
-
+    _add_compose(subcommands.add_parser("compose", help="make one LoRA file of several concepts"))
     _add_generate(subcommands.add_parser("generate", help="make a picture, with or without concepts"))
 
     _add_import(subcommands.add_parser("import", help="take any SD1.5 LoRA file into a bank"))
@@ -145,10 +144,36 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
         )
 
 
+def _add_compose(command: argparse.ArgumentParser) -> None:
+    _add_base(command, required=False)
+    _add_bank(command)
+    _add_concepts(command, required=True)
+    command.add_argument("--out", required=True, metavar="FILE.safetensors")
+    command.add_argument(
+        "--fusion", choices=tuple(FUSIONS), default="sum", help="how; all but the first two need --base (default: sum)"
+    )
+    command.add_argument("--rank", type=_count, metavar="N", help="of the file (default: the sum of the concepts')")
+    _add_sampling(command)
+    command.set_defaults(run=commands.compose_concepts)
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    defaults = FusionSettings()
+    command.add_argument("--seed", type=int, default=defaults.seed, help="of the pictures sampled to watch the base")
+    command.add_argument(
+        "--sampling-steps",
+        type=_count,
+        default=defaults.sampling_steps,
+        metavar="N",
+        help=f"of each of them (default: {defaults.sampling_steps})",
+    )
+
+
 def _add_generate(command: argparse.ArgumentParser) -> None:
     _add_base(command)
     _add_bank(command, required=False)
     _add_concepts(command, required=False)
+    command.add_argument("--lora", metavar="FILE.safetensors", help="a file that compose wrote")
     command.add_argument("--prompt", required=True)
     command.add_argument("--negative-prompt", default="")
     command.add_argument("--out", required=True, metavar="PNG")
@@ -175,10 +200,7 @@ def _add_import(command: argparse.ArgumentParser) -> None:
 
 
 def _add_base(command: argparse.ArgumentParser, required: bool = True) -> None:
-    note = "" if required else " (only for a bank that is not there yet)"
-    command.add_argument(
-        "--base", required=required, help=f"a .safetensors checkpoint of SD1.5, or a diffusers folder{note}"
-    )
+    command.add_argument("--base", required=required, help="a .safetensors checkpoint of SD1.5, or a diffusers folder")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     command.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, for checkpoints on machines offline")
 

@@ -5,11 +5,14 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from PIL import Image
+
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
-from .composition import compose, parse_selection, save_composed
+from .composition import compose, load_composed, parse_selection, save_composed, select, sum_adapters
 from .config import TrainingConfig
 from .errors import UserError
+from .plots import crosstalk_map
 
 
 def train(args: Namespace, settings: dict) -> None:
@@ -85,15 +88,35 @@ def list_concepts(args: Namespace) -> None:
 
 
 def inspect_bank(args: Namespace) -> None:
-    """Print orthogonality, capacity and integrity; raises UserError where something is wrong."""
+    """Print orthogonality, capacity, integrity and, with a base, interference; UserError where something is wrong."""
+    if args.plot and not args.base:
+        raise UserError("--plot draws what is measured on the base: give --base too.")
     bank = Bank.open(args.bank)
     result = inspect(bank)
+    diagnosis = _diagnose(args, bank) if args.base and bank.concepts and not result.problems else None
     if args.json:
-        _print_json(_inspection_document(bank, result))
+        document = _inspection_document(bank, result)
+        _print_json({**document, "interference": diagnosis.as_dict()} if diagnosis else document)
     else:
         _print_inspection(bank, result)
+        for line in diagnosis.sentences() if diagnosis else ():
+            print(f"  {line}")
+    if diagnosis and args.plot:
+        _save_picture(crosstalk_map(diagnosis.concepts, diagnosis.crosstalk().tolist()), Path(args.plot))
     if result.problems:
         raise UserError(" ".join(result.problems))
+
+
+def _diagnose(args: Namespace, bank: Bank):
+    from .diagnostics import diagnose
+    from .generation import inputs_while_sampling
+
+    base = _load_bank_base(args, bank)
+    settings = {"seed": args.seed, "steps": args.sampling_steps}
+    return diagnose(
+        select(bank, [(concept.name, 1.0) for concept in bank.concepts]),
+        lambda part: inputs_while_sampling(base, f"photo of a {part.subject}", part.scaled(), **settings),
+    )
 
 
 def _inspection_document(bank: Bank, result: Inspection) -> dict:
@@ -121,13 +144,41 @@ def _print_inspection(bank: Bank, result: Inspection) -> None:
 
 
 def compose_concepts(args: Namespace) -> None:
-    """Write the sum of the selected concepts as one LoRA file."""
-    selection = [parse_selection(text) for text in args.concept]
+    """Fuse the selected concepts into one LoRA file."""
+    from .fusion import FUSIONS, FusionSettings, fuse
+
+    bank, selection = Bank.open(args.bank), [parse_selection(text) for text in args.concept]
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
-    rank = save_composed(Bank.open(args.bank), selection, out)
-    print(f"Wrote {out}: {len(selection)} concepts, rank {rank}.")
+    parts = select(bank, selection)
+    fusion = FUSIONS[args.fusion]
+    settings = FusionSettings(rank=args.rank, seed=args.seed, sampling_steps=args.sampling_steps)
+    source = _source(args, bank, settings) if fusion.reads_base and args.base else None
+    fused = fuse(fusion, parts, settings, source)
+    save_composed(bank, selection, out, fused.adapters, fusion.name)
+    print(
+        f"Wrote {out}: {len(selection)} concepts, rank {fused.rank}, by {fusion.name} "
+        f"in {fused.seconds:.1f} s with {fused.peak_bytes / 2**20:.0f} MiB."
+    )
+    if fused.kept_energy < 1:
+        print(f"  The cut to this rank keeps {fused.kept_energy:.2%} of the update in the layer that loses most.")
+
+
+def _source(args: Namespace, bank: Bank, settings):
+    from .fusion.from_base import BaseSource
+
+    return BaseSource(_load_bank_base(args, bank), settings)
+
+
+def _load_bank_base(args: Namespace, bank: Bank):
+    from .bases import load_base
+    from .terminal import quiet_libraries
+
+    quiet_libraries()
+    base = load_base(args.base, args.device, "float32", args.tokenizer)
+    bank.check_base(base.identity)
+    return base
 
 
 def generate_picture(args: Namespace) -> None:
@@ -149,6 +200,9 @@ def generate_picture(args: Namespace) -> None:
     base = load_base(args.base, args.device, dtype, args.tokenizer)
     if bank:
         bank.check_base(base.identity)
+    if args.lora:
+        file = load_composed(Path(args.lora), base.layers)
+        adapters = sum_adapters([(adapters or {}, 1.0), (file, 1.0)])
     _sample(args, base, adapters, out)
 
 
@@ -165,12 +219,16 @@ def _sample(args: Namespace, base, adapters, out: Path) -> None:
         guidance=args.guidance,
         negative_prompt=args.negative_prompt,
     )[0]
+    _save_picture(picture, out)
+    print(f"Wrote {out}.")
+
+
+def _save_picture(picture: Image.Image, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
-    except OSError as error:
-        raise UserError(f"Cannot write {out}: {error.strerror}.") from error
-    print(f"Wrote {out}.")
+    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
+        raise UserError(f"Cannot write {out}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def import_concept(args: Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,7 +10,26 @@ import torch
 from .bank import Bank, lora_file
 from .bank.storage import write_atomically
 from .errors import UserError
-from .layers import Adapter
+from .layers import Adapter, LayerShape
+
+
+@dataclass(frozen=True)
+class Part:
+    """One concept of a composition.
+
+    Attributes:
+        subject: what prompts call it, "TOKEN CLASS".
+        adapters: by canonical layer name, without the strength.
+    """
+
+    name: str
+    subject: str
+    adapters: Mapping[str, Adapter]
+    strength: float
+
+    def scaled(self) -> dict[str, Adapter]:
+        """Its adapters with the strength multiplied in."""
+        return {layer: Adapter(self.strength * A, B) for layer, (A, B) in self.adapters.items()}
 
 
 def parse_selection(text: str) -> tuple[str, float]:
@@ -53,8 +73,8 @@ def sum_adapters(parts: Sequence[tuple[Mapping[str, Adapter], float]]) -> dict[s
     return composed
 
 
-def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Adapter]:
-    """The sum of some of a bank's concepts, each with its strength (negative and zero too).
+def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[Part]:
+    """Some of a bank's concepts, each with its strength (negative and zero too).
 
     Raises:
         UserError: nothing is selected, a name is unknown or given twice, or a file is damaged.
@@ -66,7 +86,19 @@ def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Ada
     if repeated:
         raise UserError(f"{', '.join(sorted(repeated))} is selected more than once: give it one strength.")
     loaded = bank.load(concepts)
-    return sum_adapters([(loaded[c.name], strength) for c, (_, strength) in zip(concepts, selection, strict=True)])
+    return [
+        Part(concept.name, f"{concept.token} {concept.class_word}", loaded[concept.name], strength)
+        for concept, (_, strength) in zip(concepts, selection, strict=True)
+    ]
+
+
+def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Adapter]:
+    """The sum of some of a bank's concepts.
+
+    Raises:
+        UserError: as `select`.
+    """
+    return sum_adapters([(part.adapters, part.strength) for part in select(bank, selection)])
 
 
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
@@ -75,23 +107,41 @@ def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{concept.token} {concept.class_word}" for concept in concepts)
 
 
-def save_composed(bank: Bank, selection: Sequence[tuple[str, float]], path: Path) -> int:
-    """Write the sum as one stock LoRA file; returns its largest rank.
+def save_composed(
+    bank: Bank, selection: Sequence[tuple[str, float]], path: Path, adapters: Mapping[str, Adapter], fusion: str = "sum"
+) -> None:
+    """Write composed adapters as one stock LoRA file, with a header that says what is in it.
 
     Raises:
-        UserError: as `compose`; or the file cannot be written.
+        UserError: the file cannot be written.
     """
-    composed = compose(bank, selection)
-    rank = max((adapter.B.shape[1] for adapter in composed.values()), default=0)
     header = lora_file.metadata(
         title=" + ".join(bank.concept(name).name for name, _ in selection),
         trigger=trigger_words(bank, selection),
         base_name=bank.manifest.base.name,
-        rank=rank,
-        extra={"bank": bank.manifest.id, "composed": [list(part) for part in selection]},
+        rank=max((adapter.B.shape[1] for adapter in adapters.values()), default=0),
+        extra={"bank": bank.manifest.id, "composed": [list(part) for part in selection], "fusion": fusion},
     )
     try:
-        write_atomically(path, lora_file.serialize(composed, header))
+        write_atomically(path, lora_file.serialize(adapters, header))
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
-    return rank
+
+
+def load_composed(path: Path, layers: Mapping[str, LayerShape]) -> dict[str, Adapter]:
+    """Read a file that `save_composed` wrote, or any LoRA of the attention layers `layers`.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the base.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The LoRA {path} cannot be read: {error.strerror}.") from error
+    adapters = lora_file.deserialize(content, str(path))
+    for layer, (A, B) in adapters.items():
+        if layers.get(layer) != LayerShape(B.shape[0], A.shape[0]):
+            raise UserError(
+                f"The LoRA {path} does not fit this base at the layer {layer}: use the base it was made on."
+            )
+    return adapters

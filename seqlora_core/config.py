@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .errors import UserError
 
 HYPERGRADIENTS = ("lookahead", "finite-difference", "exact")
-METHODS = ("seqlora", "alternating", "orthogonal", "lora")
+METHODS = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
 OPTIMIZERS = ("adam", "gradient")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
 DTYPES = ("float32", "bfloat16", "float16")

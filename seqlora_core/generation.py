@@ -1,15 +1,15 @@
-"""Pictures from a base with composed concepts."""
+"""Pictures from a base with composed concepts, and what its layers read while it makes them."""
 
 from collections.abc import Mapping
 
 import torch
 from PIL import Image
 
+from .activations import LayerInputs, capture_inputs
 from .bases import Base
 from .layers import Adapter, attached, find_layers
 
 
-@torch.no_grad()
 def generate(
     base: Base,
     prompt: str,
@@ -31,20 +31,41 @@ def generate(
         UserError: the size does not fit the base.
     """
     base.check_resolution(size)
+    settings = {"negative_prompt": negative_prompt, "guidance_scale": guidance, "num_images_per_prompt": count}
+    seeds = range(seed, seed + count)
+    return _run_pipeline(base, prompt, adapters, seeds, num_inference_steps=steps, height=size, width=size, **settings)
+
+
+def inputs_while_sampling(
+    base: Base,
+    prompt: str,
+    adapters: Mapping[str, Adapter] | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    rows: int = 0,
+) -> dict[str, LayerInputs]:
+    """What every adaptable layer reads while the base samples one picture of its native size, without guidance.
+
+    Args:
+        rows: inputs to keep of each layer and pass (see `activations.capture_inputs`).
+    """
+    size = base.native_size
+    settings = {"guidance_scale": 1.0, "num_inference_steps": steps, "height": size, "width": size}
+    return capture_inputs(
+        find_layers(base.pipeline.unet),
+        lambda: _run_pipeline(base, prompt, adapters, [seed], output_type="latent", **settings),
+        rows,
+    )
+
+
+@torch.no_grad()
+def _run_pipeline(base: Base, prompt: str, adapters: Mapping[str, Adapter] | None, seeds, **settings):
     layers = find_layers(base.pipeline.unet)
     on_device = {name: Adapter(A.to(base.device), B.to(base.device)) for name, (A, B) in (adapters or {}).items()}
     unet_dtype = base.pipeline.unet.dtype
     base.pipeline.set_progress_bar_config(disable=True)
     with attached(layers, on_device), torch.autocast(base.device.type, unet_dtype, enabled=unet_dtype != torch.float32):
-        result = base.pipeline(
-            prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=size,
-            width=size,
-            num_images_per_prompt=count,
-            # Noise from the CPU, so that a seed means the same picture on every device.
-            generator=[torch.Generator().manual_seed(seed + index) for index in range(count)],
-        )
-    return result.images
+        # Noise from the CPU, so that a seed means the same picture on every device.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return base.pipeline(prompt, generator=generators, **settings).images

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -157,30 +156,3 @@ def attached(layers: Mapping[str, nn.Module], adapters: Mapping[str, Adapter]) -
     finally:
         for handle in handles:
             handle.remove()
-
-
-@torch.no_grad()
-def input_covariances(layers: Mapping[str, nn.Module], run_model) -> dict[str, Tensor]:
-    """Uncentred covariance of each layer's inputs, Sigma = mean of x x^T over tokens [n, n], float32.
-
-    Args:
-        run_model: called once without arguments; every forward pass that it makes is counted.
-    """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def hook_for(name: str):
-        def add_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().float().flatten(0, -2)  # [batch, tokens, n] -> [batch * tokens, n]
-            sums[name] = sums.get(name, 0) + x.mT @ x
-            counts[name] = counts.get(name, 0) + x.shape[0]
-
-        return add_inputs
-
-    handles = [layer.register_forward_pre_hook(hook_for(name)) for name, layer in layers.items()]
-    try:
-        run_model()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: total / counts[name] for name, total in sums.items()}

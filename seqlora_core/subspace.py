@@ -82,7 +82,9 @@ def spectral_basis(Q: Tensor, rank: int, covariance: Tensor) -> Tensor:
     """
     P_sigma = project(covariance.double().cpu(), Q)
     compressed = project(P_sigma.mT, Q)
-    eigenvectors = torch.linalg.eigh((compressed + compressed.mT) / 2).eigenvectors  # ascending eigenvalues
+    # Where Sigma has no energy left outside span(Q), directions of Q must not stand among those of eigenvalue 0.
+    compressed = (compressed + compressed.mT) / 2 - (1 + compressed.trace()) * Q @ Q.mT
+    eigenvectors = torch.linalg.eigh(compressed).eigenvectors  # ascending eigenvalues
     return _orthonormal_outside(eigenvectors.flip(-1)[:, :rank], Q)
 
 

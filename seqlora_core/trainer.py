@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .activations import capture_inputs
 from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
@@ -18,7 +19,7 @@ from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from .errors import Cancelled, UserError
 from .examples import EncodedConcept
-from .layers import Adapter, attached, find_layers, input_covariances
+from .layers import Adapter, attached, find_layers
 from .monitor import Monitor, StepReport, wait_for_others
 from .optimizers import FactorOptimizer
 from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan
@@ -167,10 +168,11 @@ class _Run:
 
     def _start_bases(self) -> list[Tensor]:
         covariances: dict[str, Tensor] = {}
-        if self.config.init == "spectral":
-            covariances = input_covariances(
+        if self.config.init == "spectral" or self.plan.method.reads_inputs:
+            inputs = capture_inputs(
                 self.layers, lambda: heldout_loss(self.denoiser, self.data, self.config, _COVARIANCE_STEPS)
             )
+            covariances = {name: layer.covariance for name, layer in inputs.items()}
         generator = torch.Generator().manual_seed(self.config.seed)
         return [self.plan.start_basis(name, generator, covariances.get(name)) for name in self.layers]
 

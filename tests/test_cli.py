@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from seqlora_core.cli import main
+from seqlora_core.fusion import FUSIONS, WITHOUT_BASE
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--resolution", "64", "--steps", "2", "--rank", "2"]
@@ -137,6 +138,10 @@ MISTAKES = {
     "strength that is no number": (["compose", "--concept", "dog:high"], "not a number"),
     "unknown concept": (["compose", "--concept", "cat"], "no concept 'cat'"),
     "not a safetensors output": (["compose", "--concept", "dog", "--out", "x.ckpt"], "safetensors"),
+    "fusion without a base": (["compose", "--concept", "dog", "--fusion", "loraclr"], "needs the base model"),
+    "unknown fusion": (["compose", "--concept", "dog", "--fusion", "magic"], "invalid choice"),
+    "no such LoRA": (["generate", "--concept", "dog", "--lora", "{empty}/x.safetensors"], "cannot be read"),
+    "plot without a base": (["inspect", "--plot", "x.png"], "give --base too"),
     "unknown concept to generate": (["generate", "--concept", "cat"], "no concept 'cat'"),
     "no such bank": (["list", "--bank", "{empty}"], "no bank"),
     "no command": ([], "required"),
@@ -155,6 +160,7 @@ def test_a_mistake_gets_one_line_and_status_2_and_changes_nothing(
     command, message = MISTAKES[mistake]
     defaults = {
         "train": train_command(base_folder, bank, pictures, "new"),
+        "inspect": ["inspect", "--bank", str(bank)],
         "compose": ["compose", "--bank", str(bank), "--out", str(tmp_path / "x.safetensors")],
         "generate": [
             *("generate", "--base", str(base_folder), "--bank", str(bank)),
@@ -211,3 +217,48 @@ def test_ctrl_c_saves_a_checkpoint_and_a_killed_training_resumes(base_folder, pi
     first, second = load_file(resumed), load_file(whole)
     assert first.keys() == second.keys()
     assert all((first[key] == second[key]).all() for key in first)
+
+
+@pytest.fixture(scope="module")
+def two_concepts(base_folder, pictures, tmp_path_factory) -> Path:
+    bank = tmp_path_factory.mktemp("two") / "bank"
+    for name in ("dog", "cat"):
+        assert main(train_command(base_folder, bank, pictures, name, "--layers", "cross")) == 0
+    return bank
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_writes_a_file_that_generate_draws_with(base_folder, two_concepts, tmp_path, capsys, fusion):
+    composed, picture = tmp_path / "x.safetensors", tmp_path / "x.png"
+    base = [] if fusion in WITHOUT_BASE else ["--base", str(base_folder), "--sampling-steps", "2"]
+    command = ["compose", "--bank", str(two_concepts), "--concept", "dog", "--concept", "cat:0.5", *base]
+    assert main([*command, "--fusion", fusion, "--out", str(composed)]) == 0
+    assert f"2 concepts, rank 4, by {fusion} in" in capsys.readouterr().out
+    command = ["generate", "--base", str(base_folder), "--lora", str(composed), "--prompt", "a dog", "--steps", "1"]
+    assert main([*command, "--size", "64", "--out", str(picture)]) == 0
+    assert Image.open(picture).size == (64, 64)
+
+
+def test_a_composed_file_acts_as_the_concepts_it_was_made_of(base_folder, two_concepts, tmp_path):
+    composed = tmp_path / "sum.safetensors"
+    concepts = ["--bank", str(two_concepts), "--concept", "dog:3", "--concept", "cat:-2"]
+    assert main(["compose", *concepts, "--out", str(composed)]) == 0
+    pictures = []
+    for index, chosen in enumerate((concepts, ["--lora", str(composed)], [])):
+        out = tmp_path / f"{index}.png"
+        command = ["generate", "--base", str(base_folder), *chosen, "--prompt", "a dog", "--steps", "2", "--size", "64"]
+        assert main([*command, "--out", str(out)]) == 0
+        pictures.append(Image.open(out).tobytes())
+    differences = [max(abs(a - b) for a, b in zip(pictures[0], other, strict=True)) for other in pictures[1:]]
+    assert differences[0] <= 1 < differences[1]
+
+
+def test_inspect_with_a_base_measures_and_draws_the_interference(base_folder, two_concepts, tmp_path, capsys):
+    picture = tmp_path / "crosstalk.png"
+    command = ["inspect", "--bank", str(two_concepts), "--base", str(base_folder), "--sampling-steps", "2"]
+    assert main([*command, "--json", "--plot", str(picture)]) == 0
+    interference = document(capsys)["interference"]
+    assert [concept["name"] for concept in interference["concepts"]] == ["dog", "cat"]
+    assert interference["concepts"][1]["forecast"] == 0.0
+    assert interference["crosstalk"]["dog"]["cat"] == pytest.approx(interference["concepts"][0]["forecast"])
+    assert Image.open(picture).size[0] > 200

@@ -5,7 +5,7 @@ import tiny_base
 import torch
 
 from seqlora_core.errors import UserError
-from seqlora_core.layers import Adapter, attached, canonical_names, find_layers, input_covariances
+from seqlora_core.layers import Adapter, attached, canonical_names, find_layers
 
 TEXT = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -85,11 +85,3 @@ def test_adapters_are_removed_when_the_block_is_left_by_an_error(denoiser):
         with pytest.raises(RuntimeError), attached(layers, random_adapters(layers)):
             raise RuntimeError
         assert torch.equal(before, denoiser.predict_noise(NOISY, TIMES, TEXT))
-
-
-def test_input_covariances_are_those_of_the_recorded_inputs():
-    layer = torch.nn.Linear(5, 2)
-    x = torch.randn(4, 3, 5)
-    (covariance,) = input_covariances({"a": layer}, lambda: layer(x)).values()
-    rows = x.reshape(-1, 5)
-    assert torch.allclose(covariance, rows.mT @ rows / 12, atol=1e-6)

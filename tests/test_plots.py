@@ -1,6 +1,6 @@
 """The small pictures say what they should."""
 
-from seqlora_core.plots import loss_curve, overlap_map
+from seqlora_core.plots import crosstalk_map, loss_curve, overlap_map
 
 
 def darkness(image, box) -> float:
@@ -33,3 +33,13 @@ def test_overlapping_pairs_are_darker_than_orthogonal_ones():
 
     assert cell(0, 0) == 255
     assert cell(0, 1) == cell(1, 0) > cell(1, 2) > cell(0, 2) == 0
+
+
+def test_crosstalk_is_drawn_in_the_row_of_the_concept_that_it_disturbs():
+    picture = crosstalk_map(["a", "b"], [[1.0, 0.1], [1e-6, 1.0]])
+
+    def cell(row: int, column: int) -> float:
+        corner = (19 + column * 28 + 4, 36 + row * 28 + 4)
+        return darkness(picture, (*corner, corner[0] + 18, corner[1] + 18))
+
+    assert cell(0, 0) == 255 > cell(0, 1) > cell(1, 0) == 0

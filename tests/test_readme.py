@@ -29,10 +29,15 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     layer, width = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", tiny_base.CHANNELS[-1]
     style = {f"{layer}.lora_up.weight": torch.ones(width, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
     save_file(style, "style.safetensors")
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 12
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]
-        shorter = {"train": ["--steps", "2", "--resolution", "128"], "generate": ["--steps", "2", "--size", "128"]}
+        shorter = {
+            "train": ["--steps", "2", "--resolution", "128"],
+            "generate": ["--steps", "2", "--size", "128"],
+            "compose": ["--sampling-steps", "2"],
+            "inspect": ["--sampling-steps", "2"],
+        }
         arguments += shorter.get(arguments[0], [])
         assert main(arguments) == 0, capsys.readouterr().err
     assert Image.open("picture.png").size == (128, 128)

@@ -64,7 +64,7 @@ def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(
     for name, rank, method in (("a", 2, "seqlora"), ("b", 4, "alternating"), ("c", 1, "seqlora")):
         learn(denoiser, bank, name, rank=rank, method=method, steps=6)
     bank.remove("b")
-    for name, rank, method in (("d", 3, "orthogonal"), ("e", 4, "seqlora"), ("f", 2, "seqlora")):
+    for name, rank, method in (("d", 3, "orthogonal"), ("e", 4, "seqlora"), ("f", 2, "inflora")):
         learn(denoiser, bank, name, rank=rank, method=method, init="spectral" if name == "e" else "random")
     result = inspect(Bank.open(bank.folder))
     assert [concept.name for concept in bank.concepts] == ["a", "c", "d", "e", "f"]
@@ -80,6 +80,7 @@ def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(
         {"optimizer": "gradient", "alpha": 3.0, "beta": 3.0, "clip": 0},
         {"method": "alternating"},
         {"method": "orthogonal"},
+        {"method": "inflora"},
         {"method": "lora"},
         {"dtype": "bfloat16"},
         {"hypergradient": "exact"},
@@ -133,7 +134,7 @@ def test_the_same_seed_gives_the_same_tensors_and_another_does_not(denoiser, ban
     assert not equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "gradient"}, {"method": "lora"}, {"method": "orthogonal"}])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "gradient"}, {"method": "lora"}, {"method": "inflora"}])
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
 def test_a_stopped_training_resumes_to_exactly_the_uninterrupted_tensors(denoiser, bank, settings, error):
     data = random_concept(4)
@@ -224,7 +225,7 @@ def test_a_cancelled_replacement_leaves_the_old_concept(denoiser, bank):
     assert equal(old, factors(bank, "a"))
 
 
-@pytest.mark.parametrize("method", ["seqlora", "alternating", "orthogonal", "lora"])
+@pytest.mark.parametrize("method", ["seqlora", "alternating", "orthogonal", "inflora", "lora"])
 def test_training_leaves_the_unet_as_it_was(denoiser, bank, method):
     before = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
     learn(denoiser, bank, "a", method=method, gradient_checkpointing=True)

@@ -24,6 +24,7 @@ class Method:
         iterate: one iteration on a fixed minibatch; moves the factors, returns the loss before it.
         constrained: whether B keeps to the complement of earlier bases, so that a layer can be full.
         base: what `train_on="auto"` means: the "accumulated" model or the "bare" one.
+        reads_inputs: whether `start` needs the covariance of the layer's inputs whatever `init` says.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Method:
     iterate: Iterate
     constrained: bool
     base: str
+    reads_inputs: bool = False
 
 
 def start_in_complement(
@@ -40,3 +42,13 @@ def start_in_complement(
     if covariance is not None:
         return subspace.spectral_basis(Q, config.rank, covariance)
     return subspace.random_basis(Q, config.rank, generator)
+
+
+def step_coefficients(
+    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: TrainingConfig
+) -> float:
+    """One step of A with B frozen at its start; returns the loss before it."""
+    B = [b.detach() for b in upper.parameters]
+    loss, dL_dA, _ = objective.gradients([a.detach() for a in lower.parameters], B)
+    lower.step(dL_dA)
+    return loss

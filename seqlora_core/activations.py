@@ -1,0 +1,94 @@
+"""What a UNet's layers read while it works: Gram matrices of their inputs, streamed, and a few of the inputs.
+
+Nothing grows with the number of tokens but the kept rows: a layer costs n x n floats, however long the model runs.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_SELF_ATTENTION = re.compile(r"(.+\.attn1)\.to_[qkv]")
+_TEXT = re.compile(r".+\.attn2\.to_[kv]")
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """The inputs x of one layer over some forward passes, float32.
+
+    Attributes:
+        gram: [n, n], the sum of x x^T over all tokens.
+        tokens: how many those were.
+        rows: [k, n], some of the inputs as they were, in the order of the passes; k is 0 where none were asked for.
+    """
+
+    gram: Tensor
+    tokens: int
+    rows: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """Uncentred covariance Sigma = mean of x x^T, [n, n]."""
+        return self.gram / max(self.tokens, 1)
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> "LayerInputs":
+        """The inputs `rows` [k, n] themselves, all kept."""
+        return cls(rows.mT @ rows, rows.shape[0], rows)
+
+
+def input_group(layer: str) -> str:
+    """Layers of one group read the very same input: q, k and v of a self-attention, and all keys and values of text."""
+    match = _SELF_ATTENTION.fullmatch(layer)
+    if match:
+        return match[1]
+    return "text" if _TEXT.fullmatch(layer) else layer
+
+
+@torch.no_grad()
+def capture_inputs(
+    layers: Mapping[str, nn.Module], run_model: Callable[[], object], rows: int = 0
+) -> dict[str, LayerInputs]:
+    """Watch the inputs of layers while a model runs; on the CPU afterwards.
+
+    Args:
+        layers: by canonical name; one of each group is watched, and all of the group share the result.
+        run_model: called once without arguments; every forward pass that it makes is counted.
+        rows: how many rows of each pass to keep, evenly spaced, so that the same positions are kept in every run.
+    """
+    watched = {input_group(name): layer for name, layer in reversed(layers.items())}
+    recorders = {group: _Recorder(rows) for group in watched}
+    handles = [layer.register_forward_pre_hook(recorders[group]) for group, layer in watched.items()]
+    try:
+        run_model()
+    finally:
+        for handle in handles:
+            handle.remove()
+    results = {group: recorder.result() for group, recorder in recorders.items() if recorder.tokens}
+    return {name: results[input_group(name)] for name in layers if input_group(name) in results}
+
+
+class _Recorder:
+    """A forward pre-hook that adds up what it sees."""
+
+    def __init__(self, rows: int) -> None:
+        self.gram: Tensor | float = 0.0
+        self.tokens = 0
+        self.kept: list[Tensor] = []
+        self._rows = rows
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().float().flatten(0, -2)  # [batch, tokens, n] -> [batch * tokens, n]
+        self.gram = self.gram + x.mT @ x
+        self.tokens += x.shape[0]
+        self.kept.append(evenly_spaced(x, min(self._rows, x.shape[0])).cpu())
+
+    def result(self) -> LayerInputs:
+        return LayerInputs(self.gram.cpu(), self.tokens, torch.cat(self.kept))
+
+
+def evenly_spaced(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows [k, n], from the first to the last: [count, n]."""
+    return rows[torch.linspace(0, rows.shape[0] - 1, count).round().long()]

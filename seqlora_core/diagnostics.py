@@ -1,0 +1,177 @@
+"""How much the concepts of a composition can disturb each other, from what their layers read (Theorems 2, 7 and 8).
+
+For concept i with inputs x_i, covariance Sigma_i and Pi_i the projector on span(B_i), per layer:
+
+    captured energy  tr(Pi_i Sigma_i Pi_i),  residual energy  tr((I - Pi_i) Sigma_i)
+    effective rank   tr(R) / |R|_2  of the residual  R = (I - Pi_i) Sigma_i (I - Pi_i)
+    crosstalk        |A_j B_j^T x_i|^2 / |A_i B_i^T x_i|^2
+
+When bases are orthogonal the residual is all that later concepts can act on.  The forecast of a concept is the
+crosstalk of all concepts learned after it together: small numbers predict little forgetting.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+import torch
+from torch import Tensor
+
+from .activations import LayerInputs
+from .composition import Part
+from .subspace import empty, extend, project
+
+_POWER_ITERATIONS = 30
+_POWER_BLOCK = 4
+
+
+@dataclass(frozen=True)
+class LayerEnergy:
+    """Where the energy of one layer's inputs lies, as seen from a concept's basis.
+
+    Attributes:
+        captured, residual: mean of |x|^2 inside and outside span(B).
+        effective_rank: of the residual covariance; 1 is one dominating direction, and more is more harmless.
+    """
+
+    captured: float
+    residual: float
+    effective_rank: float
+
+    @property
+    def captured_share(self) -> float:
+        """Of all energy, in 0..1."""
+        return self.captured / max(self.captured + self.residual, torch.finfo(torch.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured.
+
+    Attributes:
+        concepts: names, in the order of training.
+        energies: concept -> layer -> its energies.
+        effects: layer -> [k, k], the mean over concept i's inputs (row) of |A_j B_j^T x_i|^2 (column).
+        later: layer -> [k], the same of all concepts after i together.
+    """
+
+    concepts: tuple[str, ...]
+    energies: Mapping[str, Mapping[str, LayerEnergy]]
+    effects: Mapping[str, Tensor]
+    later: Mapping[str, Tensor]
+
+    def crosstalk(self, layer: str | None = None) -> Tensor:
+        """[k, k]: the effect of j (column) on i (row) relative to i's own, in one layer or in all of them together."""
+        effects = self.effects[layer] if layer else sum(self.effects.values())
+        return effects / effects.diagonal()[:, None].clamp_min(torch.finfo(effects.dtype).tiny)
+
+    def forecast(self) -> dict[str, float]:
+        """Concept -> the crosstalk of all later concepts together, over all layers."""
+        own = sum(self.effects.values()).diagonal()
+        disturbance = sum(self.later.values())
+        ratios = disturbance / own.clamp_min(torch.finfo(own.dtype).tiny)
+        return dict(zip(self.concepts, ratios.tolist(), strict=True))
+
+    def sentences(self) -> list[str]:
+        """One line a concept."""
+        forecast, table = self.forecast(), self.crosstalk()
+        lines = []
+        for i, name in enumerate(self.concepts):
+            held = mean(energy.captured_share for energy in self.energies[name].values())
+            line = f"{name}: its basis holds {held:.1%} of the energy that its layers read; "
+            after = table[i, i + 1 :]
+            if len(after):
+                worst = self.concepts[i + 1 + int(after.argmax())]
+                line += f"later concepts add {forecast[name]:.2%} to its own effect, {worst} most ({after.max():.2%})."
+            else:
+                line += "nothing was learned after it."
+            lines.append(line)
+        return lines
+
+    def as_dict(self) -> dict:
+        """JSON-ready values: totals a concept, pairs, and every layer."""
+        forecast, table = self.forecast(), self.crosstalk()
+        return {
+            "concepts": [self._concept(name, forecast[name]) for name in self.concepts],
+            "crosstalk": {
+                name: {other: table[i, j].item() for j, other in enumerate(self.concepts) if j != i}
+                for i, name in enumerate(self.concepts)
+            },
+            "layers": {layer: self._layer(layer) for layer in self.effects},
+        }
+
+    def _concept(self, name: str, forecast: float) -> dict:
+        energies = self.energies[name].values()
+        return {
+            "name": name,
+            "forecast": forecast,
+            "captured_share": mean(energy.captured_share for energy in energies),
+            "effective_rank": median(energy.effective_rank for energy in energies),
+        }
+
+    def _layer(self, layer: str) -> dict:
+        table = self.crosstalk(layer)
+        return {
+            name: {
+                **dataclasses.asdict(self.energies[name][layer]),
+                "crosstalk": {other: table[i, j].item() for j, other in enumerate(self.concepts) if j != i},
+            }
+            for i, name in enumerate(self.concepts)
+            if layer in self.energies[name]
+        }
+
+
+@torch.no_grad()
+def diagnose(parts: Sequence[Part], inputs_of: Callable[[Part], Mapping[str, LayerInputs]]) -> Diagnosis:
+    """Measure the concepts of a composition, with their strengths.
+
+    Args:
+        parts: in the order of training.
+        inputs_of: what each layer reads while the model with one concept makes it (`generation.inputs_while_sampling`);
+            called once a concept, and forgotten again.
+    """
+    energies: dict[str, dict[str, LayerEnergy]] = {}
+    layers = dict.fromkeys(layer for part in parts for layer in part.adapters)
+    effects = {layer: torch.zeros(len(parts), len(parts), dtype=torch.float64) for layer in layers}
+    later = {layer: torch.zeros(len(parts), dtype=torch.float64) for layer in layers}
+    for i, part in enumerate(parts):
+        inputs = inputs_of(part)
+        energies[part.name] = {
+            layer: layer_energy(adapter.B, inputs[layer].covariance) for layer, adapter in part.adapters.items()
+        }
+        for layer in layers:
+            joint = joint_effects(parts, layer, inputs[layer].covariance)
+            effects[layer][i] = joint.diagonal()
+            later[layer][i] = joint[i + 1 :, i + 1 :].sum()
+    return Diagnosis(tuple(part.name for part in parts), energies, effects, later)
+
+
+def layer_energy(B: Tensor, covariance: Tensor) -> LayerEnergy:
+    """The energies of inputs with this covariance [n, n] as seen from the basis B [n, r]."""
+    sigma = covariance.double()
+    Q = extend(empty(sigma.shape[0]), B)  # orthonormal basis of span(B)
+    residual = project(project(sigma, Q).mT, Q)
+    left = float(residual.trace().clamp_min(0))
+    norm = largest_eigenvalue(residual)
+    return LayerEnergy(float(sigma.trace()) - left, left, left / norm if norm > 0 else 0.0)
+
+
+def joint_effects(parts: Sequence[Part], layer: str, covariance: Tensor) -> Tensor:
+    """E [k, k] with `|sum_{j in S} A_j B_j^T x|^2 = sum_{j, l in S} E_jl` for any set S, as a mean over x."""
+    present = [(index, part.scaled()[layer]) for index, part in enumerate(parts) if layer in part.adapters]
+    A = torch.cat([adapter.A for _, adapter in present], dim=1).double()  # [m, sum of ranks]
+    B = torch.cat([adapter.B for _, adapter in present], dim=1).double()  # [n, sum of ranks]
+    products = (A.mT @ A) * (B.mT @ covariance.double() @ B)
+    owner = torch.tensor([index for index, adapter in present for _ in range(adapter.B.shape[1])])
+    belongs = torch.nn.functional.one_hot(owner, len(parts)).double()  # [sum of ranks, k]
+    return belongs.mT @ products @ belongs
+
+
+def largest_eigenvalue(matrix: Tensor) -> float:
+    """Of a positive semidefinite matrix [n, n], by block power iteration."""
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(matrix.shape[0], _POWER_BLOCK, generator=generator, dtype=matrix.dtype)
+    for _ in range(_POWER_ITERATIONS):
+        block = torch.linalg.qr(matrix @ block).Q
+    return float(torch.linalg.eigvalsh(block.mT @ matrix @ block).max())

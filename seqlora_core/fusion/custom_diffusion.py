@@ -1,0 +1,76 @@
+"""Custom Diffusion's merge (Kumari et al., CVPR 2023; github.com/adobe-research/custom-diffusion, `composenW.py`).
+
+For keys and values of text, in closed form: `W = argmin |W C_reg^T - W0 C_reg^T|` subject to `W C^T = V`, where the
+rows of C_reg are text features of ordinary captions, those of C the features of the concepts' words, and V what each
+concept's own weights make of its words.  With `G = C_reg^T C_reg` and `d = C G^-1`,
+
+    dW = (V - W0 C^T) (d C^T)^-1 d,   V - W0 C^T = [s_1 A_1 B_1^T C_1^T ...],
+
+so that W0 drops out, and the rank is at most the sum of the concepts' ranks.  Where words are linearly dependent the
+constraints hold in the sense of least squares.
+
+Not reproduced: the paper trains full matrices and a token embedding for each concept, and takes its captions from a
+data set that is not published with it.  Here the merge is applied to the concepts' adapters with plain captions of our
+own, and layers other than text's keys and values, which Custom Diffusion leaves alone, are summed.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ..activations import input_group
+from ..composition import Part, sum_adapters
+from ..layers import Adapter
+from .fusion import Fusion, FusionSettings, Source
+
+_NOUNS = (
+    *("man", "woman", "child", "dog", "cat", "horse", "bird", "car", "bicycle", "house"),
+    *("tree", "flower", "table", "chair", "bottle", "book", "toy", "boat", "train", "cake"),
+)
+_PLACES = (
+    *("standing on a street in the rain", "beside a white wall", "under a blue sky at noon", "in front of a mountain"),
+    *("on the grass with people around", "at night with a bright light", "near the sea and some rocks"),
+    *("in a small kitchen", "on a wooden floor with shadows", "seen from above in the snow"),
+)
+ORDINARY_CAPTIONS = tuple(f"a {noun} {place}" for noun, place in product(_NOUNS, _PLACES))
+
+
+def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
+    fused = sum_adapters([(part.adapters, part.strength) for part in parts])
+    words = [source.words(part).double() for part in parts]  # C_i [t_i, n]
+    ordinary = source.captions(ORDINARY_CAPTIONS).double()
+    directions = constrained_directions(torch.cat(words), ordinary, settings.ridge)
+    for layer in fused:
+        if input_group(layer) == "text":
+            fused[layer] = _merge(layer, parts, words, directions)
+    return fused
+
+
+def constrained_directions(C: Tensor, ordinary: Tensor, ridge: float) -> Tensor:
+    """`(d C^T)^-1 d` [t, n]: the update that maps the k-th word to 1, all others to 0, and ordinary captions least.
+
+    Args:
+        C: [t, n] features of the concepts' words.
+        ordinary: [T, n] features of ordinary captions; a ridge, relative to the mean diagonal, stands in where they do
+            not span the space.
+    """
+    gram = ordinary.mT @ ordinary
+    gram = gram + (ridge * gram.diagonal().mean()) * torch.eye(gram.shape[0], dtype=gram.dtype)
+    d = torch.cholesky_solve(C.mT, torch.linalg.cholesky(gram)).mT  # C G^-1
+    return torch.linalg.pinv(d @ C.mT, hermitian=True) @ d
+
+
+def _merge(layer: str, parts: Sequence[Part], words: Sequence[Tensor], directions: Tensor) -> Adapter:
+    A, B, first = [], [], 0
+    for part, C in zip(parts, words, strict=True):
+        if layer in part.adapters:
+            A_i, B_i = (factor.double() for factor in part.scaled()[layer])
+            A.append(A_i)
+            B.append(directions[first : first + len(C)].mT @ (C @ B_i))  # [n, t_i] [t_i, r]
+        first += len(C)
+    return Adapter(torch.cat(A, dim=1).float(), torch.cat(B, dim=1).float())
+
+
+CUSTOM_DIFFUSION = Fusion("custom-diffusion", _run, reads_base=True)

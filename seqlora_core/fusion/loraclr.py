@@ -1,0 +1,80 @@
+"""LoRACLR (Simsar et al., CVPR 2025): contrastive merging (github.com/enisimsar/LoRACLR, `weight_fusion.py`).
+
+Per layer one offset dW, started at 0 and trained by AdamW (50 iterations, learning rate and weight decay 1e-4) so that
+each concept's output is near that of its own adapter and away from the others'.  With `Y_i = X_i (W0 + s_i dW_i)^T` and
+the merged `M_i = X_i (W0 + dW)^T`, both [N, m] and each taken as one long vector,
+
+    L = mean_i [ |M_i - Y_i|^2 + max(0, margin - min_{j != i} |M_i - Y_j|)^2 ]  +  0.1 mse(M, Y)  +  0.001 |dW|_F
+
+with a margin of 0.5; the best dW on the way is kept.  This is the published code's loss: only the nearest negative
+counts, and the margin is in the units of whole outputs, so that negatives seldom come near it.
+
+Not reproduced: the text encoder's part (our concepts do not touch it) and mixed precision.  Of all tokens of all
+passes, only some rows of each are compared, since keeping all of them is what runs out of memory.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..activations import evenly_spaced
+from ..composition import Part
+from ..layers import Adapter
+from .fusion import Fusion, FusionSettings, Source
+
+_WEIGHT_DECAY = 1e-4
+
+
+def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
+    rows = [{layer: x.rows for layer, x in source.inputs(part).items()} for part in parts]
+    scaled = [part.scaled() for part in parts]
+    layers = dict.fromkeys(layer for adapters in scaled for layer in adapters)
+    fused = {}
+    for layer in layers:
+        X = _aligned([inputs[layer] for inputs in rows])
+        W0 = source.weight(layer)
+        Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])
+        dW = _optimize(X, Y, W0, settings)
+        fused[layer] = Adapter(dW, torch.eye(dW.shape[1]))
+    return fused
+
+
+def _aligned(rows: Sequence[Tensor]) -> Tensor:
+    """The same number of rows of every concept, [k, N, n]: longer names have more tokens."""
+    count = min(len(x) for x in rows)
+    return torch.stack([evenly_spaced(x, count) for x in rows])
+
+
+def _output(X: Tensor, W0: Tensor, adapter: Adapter | None) -> Tensor:
+    Y = X @ W0.mT  # [N, n] -> [N, m]
+    return Y if adapter is None else Y + X @ adapter.B @ adapter.A.mT
+
+
+def contrastive_loss(dW: Tensor, X: Tensor, Y: Tensor, W0: Tensor, settings: FusionSettings) -> Tensor:
+    """L of the module's docstring; `dW`, `W0` [m, n], `X` [k, N, n], `Y` [k, N, m]."""
+    M = X @ (W0 + dW).mT  # [k, N, m]
+    positive = (M - Y).square().sum((1, 2))  # [k]
+    distances = torch.cdist(M.flatten(1), Y.flatten(1))  # [k, k]
+    own = torch.eye(len(X), dtype=torch.bool, device=X.device)
+    nearest = distances.masked_fill(own, torch.inf).amin(1)  # [k]
+    negative = (settings.margin - nearest).clamp_min(0).square()
+    mse = (M - Y).square().mean()
+    return (positive + negative).mean() + settings.mse_weight * mse + settings.norm_weight * dW.norm()
+
+
+def _optimize(X: Tensor, Y: Tensor, W0: Tensor, settings: FusionSettings) -> Tensor:
+    dW = torch.zeros_like(W0).requires_grad_()
+    optimizer = torch.optim.AdamW([dW], lr=settings.step_size, weight_decay=_WEIGHT_DECAY)
+    best, least = dW.detach().clone(), torch.inf
+    for _ in range(settings.iterations):
+        with torch.enable_grad():
+            loss = contrastive_loss(dW, X, Y, W0, settings)
+            (dW.grad,) = torch.autograd.grad(loss, dW)
+        if float(loss) < least:
+            best, least = dW.detach().clone(), float(loss)
+        optimizer.step()
+    return best
+
+
+LORACLR = Fusion("loraclr", _run, reads_base=True)

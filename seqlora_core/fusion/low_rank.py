@@ -1,0 +1,22 @@
+"""Cutting an update to a rank, so that it fits a LoRA file."""
+
+import torch
+
+from ..layers import Adapter
+
+
+def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """The best approximation of A B^T of at most that rank (Eckart and Young), and the share of |A B^T|^2 it keeps.
+
+    An adapter that is narrow enough comes back as it is.
+    """
+    A, B = adapter
+    if A.shape[1] <= rank:
+        return adapter, 1.0
+    Q_A, R_A = torch.linalg.qr(A.double())
+    Q_B, R_B = torch.linalg.qr(B.double())
+    U, S, V = torch.linalg.svd(R_A @ R_B.mT, full_matrices=False)  # A B^T = Q_A (U S V) Q_B^T
+    root = S[:rank].sqrt()
+    energy = S.square()
+    kept = float(energy[:rank].sum() / energy.sum()) if float(energy.sum()) > 0 else 1.0
+    return Adapter((Q_A @ U[:, :rank] * root).float(), (Q_B @ V[:rank].mT * root).float()), kept

@@ -1,0 +1,74 @@
+"""The compared training methods against their definitions, where the answer is known."""
+
+import pytest
+import torch
+from conftest import random_concept
+from torch import Tensor
+
+from seqlora_core import subspace
+from seqlora_core.activations import capture_inputs
+from seqlora_core.config import TrainingConfig
+from seqlora_core.denoising import heldout_loss
+from seqlora_core.layers import attached, find_layers
+from seqlora_core.methods import METHODS
+from seqlora_core.plan import ConceptSpec
+from seqlora_core.trainer import train_concept
+
+EYE = torch.eye(6, dtype=torch.float64)
+
+
+def same_span(first: Tensor, second: Tensor) -> bool:
+    first, second = (torch.linalg.qr(basis.double()).Q for basis in (first, second))
+    return torch.allclose(first @ first.mT, second @ second.mT, atol=1e-4)
+
+
+def inflora_basis(Q: Tensor, covariance: Tensor, rank: int) -> Tensor:
+    return METHODS["inflora"].start(Q, TrainingConfig(method="inflora", rank=rank), torch.Generator(), covariance)
+
+
+def test_inflora_takes_the_strongest_directions_that_are_free():
+    strengths = torch.tensor([9.0, 8.0, 7.0, 1.0, 0.5, 0.1]).double()
+    assert same_span(inflora_basis(subspace.empty(6), strengths.diag(), 2), EYE[:, [0, 1]])
+    assert same_span(inflora_basis(EYE[:, [0, 2]], strengths.diag(), 2), EYE[:, [1, 3]])
+
+
+def test_inflora_removes_what_is_occupied_before_it_looks_for_directions():
+    """The inputs lie along (1, 1, 0, ...): with the first axis taken, what is left of them is the second axis."""
+    h = (EYE[:, 0] + EYE[:, 1])[:, None]
+    assert same_span(inflora_basis(EYE[:, :1], h @ h.mT, 1), EYE[:, [1]])
+
+
+def test_inflora_stays_free_where_its_inputs_have_no_energy_left():
+    basis = inflora_basis(EYE[:, :2], torch.tensor([5.0, 4.0, 0, 0, 0, 0]).double().diag(), 3)
+    assert torch.allclose(basis.mT @ basis, torch.eye(3).double(), atol=1e-9)
+    assert float((EYE[:, :2].mT @ basis).abs().max()) <= 1e-9
+
+
+def test_inflora_freezes_the_left_singular_vectors_of_the_inputs_of_the_accumulated_model(denoiser, bank):
+    layers = find_layers(denoiser.unet)
+    train_concept(denoiser, random_concept(1), bank, ConceptSpec("a", "a", "a"), TrainingConfig(rank=2, steps=6))
+    data, config = random_concept(2), TrainingConfig(method="inflora", rank=3, steps=5)
+    first = bank.load()["a"]
+    with attached(layers, first):
+        inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), rows=1000)
+    train_concept(denoiser, data, bank, ConceptSpec("b", "b", "b"), config)
+    second = bank.load()["b"]
+    for name in list(layers)[::5]:
+        M = torch.linalg.qr(first[name].B.double()).Q
+        H = inputs[name].rows.double().mT  # [n, N]
+        U = torch.linalg.svd(H - M @ (M.mT @ H), full_matrices=False).U
+        assert same_span(second[name].B, U[:, :3])
+
+
+@pytest.mark.parametrize("method", ["orthogonal", "inflora"])
+def test_a_frozen_basis_is_the_same_after_one_step_and_after_many(denoiser, bank, method):
+    for name, steps in (("short", 1), ("long", 8)):
+        config = TrainingConfig(method=method, rank=2, steps=steps, train_on="bare", alpha=1e-2)
+        train_concept(denoiser, random_concept(3), bank, ConceptSpec("a", "a", "a"), config)
+        bank.rename("a", name)
+        concept = bank.load([bank.concept(name)])[name]
+        bank.remove(name)
+        if name == "short":
+            short = concept
+    assert all(torch.equal(short[layer].B, concept[layer].B) for layer in concept)
+    assert any(not torch.equal(short[layer].A, concept[layer].A) for layer in concept)
