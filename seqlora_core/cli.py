@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m seqlora_core", description="Learn concepts one after another, and sum any subset.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(subcommands.add_parser("demo", help="see it at work on a small base that is shipped"))
     _add_train(subcommands.add_parser("train", help="learn one concept from a folder of images"))
 
     listing = subcommands.add_parser("list", help="show the concepts of a bank")
@@ -106,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     renaming.add_argument("--to", required=True, metavar="NEW_NAME")
     return parser
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", required=True, metavar="DIR", help="for the pictures, the report and the bank")
+    command.add_argument("--concepts", type=_count, default=4, metavar="N", help="how many are learned (default: 4)")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=commands.demo)
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -159,7 +167,9 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_base(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--base", required=True, help="a .safetensors checkpoint of SD1.5, or a diffusers folder")
+    command.add_argument(
+        "--base", required=True, help="mini, a .safetensors checkpoint of SD1.5, or a diffusers folder"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     command.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, for checkpoints on machines offline")
 

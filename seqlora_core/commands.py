@@ -73,6 +73,27 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     )
 
 
+def demo(args: Namespace) -> None:
+    """Learn a few concepts on the mini base and draw what becomes of them."""
+    from .demo import run_demo
+    from .terminal import TerminalMonitor, quiet_libraries
+
+    out = Path(args.out)
+    quiet_libraries()
+    monitor = TerminalMonitor()
+    with monitor.watching():
+        report = run_demo(out, args.concepts, args.seed, monitor)
+    for concept in report["concepts"]:
+        figures = concept["identity"]
+        print(
+            f"{concept['name']}: identity {figures['base']:.2f} before, {figures['after_training']:.2f} right after training, "
+            f"{figures['after_all']:.2f} after all"
+        )
+    print(
+        f"Forgetting {report['forgetting']:.3f}, largest overlap {report['max_overlap']:.0e}. See {out / 'grid.png'}."
+    )
+
+
 def list_concepts(args: Namespace) -> None:
     """Print the concepts of a bank in training order."""
     bank = Bank.open(args.bank)
