@@ -86,8 +86,8 @@ def demo(args: Namespace) -> None:
     for concept in report["concepts"]:
         figures = concept["identity"]
         print(
-            f"{concept['name']}: identity {figures['base']:.2f} before, {figures['after_training']:.2f} right after training, "
-            f"{figures['after_all']:.2f} after all"
+            f"{concept['name']}: identity {figures['base']:.2f} before, "
+            f"{figures['after_training']:.2f} right after training, {figures['after_all']:.2f} after all"
         )
     print(
         f"Forgetting {report['forgetting']:.3f}, largest overlap {report['max_overlap']:.0e}. See {out / 'grid.png'}."

@@ -1,6 +1,7 @@
 """The mini world's identity metric: what DINO is for photographs, a small network is for its pictures."""
 
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class IdentityNet(nn.Module):
     def __init__(self, things: int):
         super().__init__()
         stages: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2)]
-        for narrow, wide in zip(WIDTHS, WIDTHS[1:], strict=False):
+        for narrow, wide in pairwise(WIDTHS):
             stages += [_Block(narrow), nn.SiLU(), nn.Conv2d(narrow, wide, 3, stride=2, padding=1)]
         self.stages = nn.Sequential(*stages, _Block(WIDTHS[-1]), nn.SiLU())
         self.embed = nn.Linear(2 * WIDTHS[-1], EMBEDDING)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .catalogue import learned
 from .identity import halves, load_trained_identity
-from .pictures import RELATIONS
+from .pictures import RELATIONS, SIZE, caption
 from .pool import load_pool
 
 STEPS, GUIDANCE = 25, 4.0
@@ -47,9 +47,7 @@ def evaluate(pipeline: StableDiffusionPipeline, work: Path) -> dict:
 
 
 def draw_sheet(pipeline: StableDiffusionPipeline, work: Path) -> None:
-    """`sheet.png`: training pictures in the upper row of each pair, generations for a caption of theirs in the lower."""
-    from .pictures import caption
-
+    """`sheet.png`: training pictures above, what the base draws for a caption of theirs below."""
     pixels, scenes = load_pool(work)
     captions = [caption(np.random.default_rng([5, i]), scenes[i]) for i in range(SHEET)]
     made = ((_generate(pipeline, captions) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -79,8 +77,8 @@ def _generate(pipeline: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
             guidance_scale=GUIDANCE,
             generator=seeds,
             output_type="pt",
-            height=64,
-            width=64,
+            height=SIZE,
+            width=SIZE,
         )
         made.append(result.images * 2 - 1)
     return torch.cat(made)

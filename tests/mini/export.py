@@ -49,8 +49,8 @@ def export(packages: Path, work: Path, target: Path) -> None:
 
 
 def _name_as_all_versions_do(path: Path) -> None:
-    """transformers 5 writes CLIPTextModel's weights without the prefix `text_model.`, without which transformers 4 starts
-    from random weights and only warns; both read the names with it."""
+    """transformers 5 writes CLIPTextModel's weights without the prefix `text_model.`, without which transformers 4
+    starts from random weights and only warns; both read the names with it."""
     weights = load_file(path)
     save_file({f"text_model.{k.removeprefix('text_model.')}": v for k, v in weights.items()}, path, {"format": "pt"})
 

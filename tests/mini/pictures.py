@@ -1,4 +1,4 @@
-"""Pictures of the mini world: emoji on plain, gradient and patterned backgrounds, with captions that say what is where."""
+"""Pictures of the mini world: emoji on all sorts of backgrounds, with captions that say what is where."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What every training of the mini world shares: a one-cycle learning rate, averaged weights, and going on after a stop."""
+"""What every training of the mini world shares: learning rate, averaged weights, and going on after a stop."""
 
 import os
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 SAVE_SECONDS = 180
@@ -20,7 +21,7 @@ class Run:
     def __init__(self, module: nn.Module, path: Path, steps: int, learning_rate: float, decay: float = 0.998):
         self.module, self.path, self.steps, self.decay = module, path, steps, decay
         self.average = deepcopy(module).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(module.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = AdamW(module.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.schedule = OneCycleLR(self.optimizer, learning_rate, steps, pct_start=0.05, final_div_factor=20)
         self.done, self.losses = 0, []
         self.began = self.saved = time.monotonic()
