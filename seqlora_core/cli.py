@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_generate(subcommands.add_parser("generate", help="make a picture, with or without concepts"))
 
+    _add_evaluate(subcommands.add_parser("evaluate", help="fidelity of every concept, and what is forgotten"))
+
     removing = subcommands.add_parser("remove", help="take a concept out of a bank")
     renaming = subcommands.add_parser("rename", help="give a concept another name")
     for command, run in ((removing, commands.remove_concept), (renaming, commands.rename_concept)):
@@ -164,6 +166,28 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
     command.add_argument("--dtype", choices=_CHOICES["dtype"], default="auto")
     command.set_defaults(run=commands.generate_picture)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    _add_base(command)
+    _add_bank(command)
+    command.add_argument("--out", required=True, metavar="DIR", help="for pictures, tables and plots; taken up again")
+    command.add_argument("--references", metavar="DIR", help="holds a folder of pictures a concept, named like it")
+    command.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME[=FOLDER]",
+        help="identity (the mini base's), or clip-i, clip-t, dino, dinov2 with a local transformers folder",
+    )
+    command.add_argument("--trajectory", action="store_true", help="score all concepts after every stage (Figure 3b)")
+    command.add_argument("--images", type=_count, default=16, metavar="N", help="a concept and stage (default: 16)")
+    command.add_argument("--prompt", default="photo of a {}", help="with {} for the token and class word")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
+    command.add_argument("--size", type=_count, metavar="PX", help="of the square pictures (default: the base's own)")
+    command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
+    command.set_defaults(run=commands.evaluate_bank)
 
 
 def _add_base(command: argparse.ArgumentParser) -> None:

@@ -194,6 +194,49 @@ def _sample(args: Namespace, base, adapters, out: Path) -> None:
     print(f"Wrote {out}.")
 
 
+def evaluate_bank(args: Namespace) -> None:
+    """Draw all concepts of a bank after several stages, and score them."""
+    from .bases import load_base
+    from .evaluation.metrics import load_metrics
+    from .evaluation.protocol import Drawing, Evaluation
+    from .evaluation.report import write_report
+    from .evaluation.tables import to_markdown
+    from .terminal import TerminalMonitor, quiet_libraries
+
+    bank = Bank.open(args.bank)
+    if not bank.concepts:
+        raise UserError("The bank has no concept yet: train one first.")
+    quiet_libraries()
+    metrics = load_metrics(args.metric, args.base)
+    references = _references(args, bank)
+    base = load_base(args.base, args.device, "float32", args.tokenizer)
+    bank.check_base(base.identity)
+    drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance, args.size or base.native_size)
+    evaluation = Evaluation(base, bank, references, metrics, drawing, Path(args.out), TerminalMonitor())
+    rows = write_report(evaluation, evaluation.run(args.trajectory))
+    print(to_markdown(rows), end="")
+
+
+def _references(args: Namespace, bank: Bank) -> dict:
+    """From a folder with a folder of pictures a concept; the mini base's concepts bring theirs along."""
+    from .images import read_folder
+    from .mini import mini_concepts
+
+    if args.references:
+        return {
+            concept.name: [reference.image for reference in read_folder(Path(args.references) / concept.name, "")]
+            for concept in bank.concepts
+        }
+    shipped = {concept.name: concept.references for concept in mini_concepts()} if args.base == "mini" else {}
+    missing = [concept.name for concept in bank.concepts if concept.name not in shipped]
+    if missing:
+        raise UserError(
+            f"There are no reference pictures for {', '.join(missing)}: give --references DIR, with a folder of "
+            "pictures for each concept, named like it."
+        )
+    return shipped
+
+
 def remove_concept(args: Namespace) -> None:
     """Take a concept out of a bank."""
     concept = Bank.open(args.bank).remove(args.name)

@@ -22,7 +22,7 @@ from .mini import MiniConcept, mini_concepts
 from .mini.identity import identity_similarity
 from .monitor import Monitor
 from .plan import ConceptSpec
-from .plots import loss_curves, picture_grid
+from .plots import line_chart, picture_grid
 from .trainer import Options, train_concept
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
@@ -167,5 +167,5 @@ def _write(out: Path, learned: Sequence[Learned], pairs: Sequence[tuple[str, lis
     titles = ["references", "plain base, class word", "right after training", "after all are learned"]
     grid = picture_grid(titles, rows, footer=[(title, pictures[: SHOWN * 4]) for title, pictures in pairs])
     grid.save(out / "grid.png", optimize=True)
-    loss_curves({entry.spec.name: entry.losses for entry in learned}).save(out / "losses.png", optimize=True)
+    line_chart({entry.spec.name: entry.losses for entry in learned}).save(out / "losses.png", optimize=True)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")

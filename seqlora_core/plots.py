@@ -11,27 +11,27 @@ _LINES = ((30, 110, 200), (205, 80, 50), (60, 150, 70), (140, 85, 180), (120, 12
 
 def loss_curve(losses: Sequence[float], title: str, size: tuple[int, int] = (640, 360)) -> Image.Image:
     """The losses of a training over its course, with their range written at the axis."""
-    return loss_curves({title: losses}, size)
+    return line_chart({title: losses}, size)
 
 
-def loss_curves(curves: Mapping[str, Sequence[float]], size: tuple[int, int] = (640, 360)) -> Image.Image:
-    """The losses of several trainings on one scale, each over its own course, with a legend."""
+def line_chart(curves: Mapping[str, Sequence[float]], size: tuple[int, int] = (640, 360)) -> Image.Image:
+    """Several series on one scale, each stretched over the whole width, with a legend."""
     width, height = size
     left, top, right, bottom = 70, 20 + 16 * len(curves), width - 16, height - 24
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
-    everything = [loss for losses in curves.values() for loss in losses]
+    everything = [value for values in curves.values() for value in values]
     low, high = min(everything), max(everything)
     span = (high - low) or 1.0
     for step in range(5):
         y = top + (bottom - top) * step / 4
         draw.line([(left, y), (right, y)], fill=_GRID)
         draw.text((8, y - 6), f"{high - span * step / 4:.4f}", fill=_INK)
-    for number, (title, losses) in enumerate(curves.items()):
+    for number, (title, values) in enumerate(curves.items()):
         colour = _LINES[number % len(_LINES)]
         points = [
-            (left + (right - left) * index / max(len(losses) - 1, 1), bottom - (bottom - top) * (loss - low) / span)
-            for index, loss in enumerate(losses)
+            (left + (right - left) * index / max(len(values) - 1, 1), bottom - (bottom - top) * (value - low) / span)
+            for index, value in enumerate(values)
         ]
         draw.line([*points, points[-1]], fill=colour, width=2)
         draw.line([(left, 16 + 16 * number), (left + 18, 16 + 16 * number)], fill=colour, width=3)
@@ -48,11 +48,11 @@ def picture_grid(
     """Pictures in labelled rows and titled groups of columns.
 
     Args:
-        rows: a label, and for each title a group of pictures; all groups of one title have the same length.
+        rows: a label, and for each title a group of pictures, which may be empty.
         footer: further rows that have a label above them and run over all columns.
     """
     label, head, gap = 110, 24, 10
-    sizes = [len(group) for group in rows[0][1]]
+    sizes = [max(1, *(len(groups[column]) for _, groups in rows)) for column in range(len(titles))]
     lefts = [label + sum(sizes[:i]) * cell + i * gap for i in range(len(sizes))]
     footer_top = head + len(rows) * cell
     image = Image.new(

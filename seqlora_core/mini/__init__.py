@@ -15,7 +15,7 @@ BASE = FOLDER / "base"
 
 @dataclass(frozen=True)
 class MiniConcept:
-    """Something that the mini base has never seen, with five reference pictures of 64 px."""
+    """Something that the mini base has never seen, with five reference pictures of 32 px."""
 
     name: str
     class_word: str

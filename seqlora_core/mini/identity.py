@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from . import FOLDER
 
-WIDTHS = (24, 48, 96, 128)
+WIDTHS = (48, 96, 128)
 EMBEDDING = 128
 
 
@@ -30,7 +30,7 @@ class IdentityNet(nn.Module):
         self.centres = nn.Parameter(torch.randn(things, EMBEDDING))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [N, 128] of pictures [N, 3, 64, 64] in -1..1."""
+        """Unit vectors [N, 128] of pictures [N, 3, 32, 32] in -1..1."""
         features = self.stages(pixels)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         return functional.normalize(self.embed(pooled), dim=1)
@@ -67,8 +67,8 @@ def identity_similarity(pixels: Tensor, references: Tensor) -> Tensor:
     """How much pictures show what the references show.
 
     Args:
-        pixels: [N, 3, 64, 64] in -1..1.
-        references: [K, 3, 64, 64] in -1..1, all of one thing.
+        pixels: [N, 3, 32, 32] in -1..1.
+        references: [K, 3, 32, 32] in -1..1, all of one thing.
 
     Returns:
         [N] cosine similarities of the pictures' embeddings to the mean of the references'.

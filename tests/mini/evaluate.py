@@ -65,7 +65,7 @@ def draw_sheet(pipeline: StableDiffusionPipeline, work: Path) -> None:
 
 
 def _generate(pipeline: StableDiffusionPipeline, prompts: list[str]) -> Tensor:
-    """[N, 3, 64, 64] in -1..1; picture i from seed i."""
+    """[N, 3, 32, 32] in -1..1; picture i from seed i."""
     pipeline.set_progress_bar_config(disable=True)
     made = []
     for start in range(0, len(prompts), _BATCH):

@@ -40,7 +40,7 @@ def load_trained_identity(work: Path) -> IdentityNet:
 
 
 def halves(pixels: Tensor, relation: str) -> tuple[Tensor, Tensor]:
-    """The surroundings of the first and of the second thing in pictures [N, 3, 64, 64], as pictures of their own."""
+    """The surroundings of the first and of the second thing in pictures [N, 3, 32, 32], as pictures of their own."""
     first, second = half_centres(relation)
     return _crop(pixels, first), _crop(pixels, second)
 
@@ -66,7 +66,7 @@ def _batch(rng: np.random.Generator, looks: np.ndarray) -> tuple[Tensor, Tensor]
 
 def _degrade(pixels: Tensor, run: Run) -> Tensor:
     """Blur, noise and a shift of colour, as in generated pictures."""
-    small = int(run.rng.integers(20, 65))
+    small = int(run.rng.integers(14, 33))
     blurred = functional.interpolate(pixels, size=(small, small), mode="bilinear", align_corners=False, antialias=True)
     blurred = functional.interpolate(blurred, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     count = len(pixels)

@@ -9,7 +9,7 @@ from seqlora_core.images import TEMPLATES
 
 from .catalogue import Thing, things
 
-SIZE = 64
+SIZE = 32
 TWO_THINGS = 0.25
 GOOGLE = 0.8  # the rest is drawn in Twitter's style: a second look of the same thing, never of a concept
 RELATIONS = ("left of", "right of", "above", "below")
@@ -47,7 +47,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, sprites: np.ndarray, pool: int) -> tuple[np.ndarray, Scene]:
-    """One picture [64, 64, 3] uint8 of the first `pool` things."""
+    """One picture [32, 32, 3] uint8 of the first `pool` things."""
     if rng.random() < TWO_THINGS:
         first, second = (int(index) for index in rng.choice(pool, 2, replace=False))
         return two_things(rng, sprites, first, second, str(rng.choice(RELATIONS)))
@@ -55,9 +55,9 @@ def random_scene(rng: np.random.Generator, sprites: np.ndarray, pool: int) -> tu
 
 
 def one_thing(rng: np.random.Generator, sprites: np.ndarray, index: int) -> tuple[np.ndarray, Scene]:
-    """A thing of 40 to 60 pixels anywhere in the picture."""
+    """A thing of 21 to 30 pixels anywhere in the picture."""
     canvas, background = _background(rng)
-    size = int(rng.integers(40, 61))
+    size = int(rng.integers(21, 31))
     free = SIZE - size
     _paste(rng, canvas, sprites[index], size, (rng.integers(free + 1), rng.integers(free + 1)))
     return np.asarray(canvas), Scene((index,), "", background)
@@ -66,11 +66,11 @@ def one_thing(rng: np.random.Generator, sprites: np.ndarray, index: int) -> tupl
 def two_things(
     rng: np.random.Generator, sprites: np.ndarray, first: int, second: int, relation: str
 ) -> tuple[np.ndarray, Scene]:
-    """Two things of 26 to 31 pixels, each in the middle of its half of the picture."""
+    """Two things of 13 to 16 pixels, each in the middle of its half of the picture."""
     canvas, background = _background(rng)
     for index, (x, y) in zip((first, second), half_centres(relation), strict=True):
-        size = int(rng.integers(26, 32))
-        corner = np.array([x, y]) - size / 2 + rng.uniform(-1.5, 1.5, 2)
+        size = int(rng.integers(13, 17))
+        corner = np.array([x, y]) - size / 2 + rng.uniform(-0.7, 0.7, 2)
         _paste(rng, canvas, sprites[index], size, np.clip(corner.round(), 0, SIZE - size))
     return np.asarray(canvas), Scene((first, second), relation, background)
 
@@ -143,7 +143,7 @@ def _background(rng: np.random.Generator) -> tuple[Image.Image, str]:
 
 def _pattern(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if name == "striped":
-        return ((x + y) * 8 % 2 < 1).astype(float)
+        return ((x + y) * 4 % 2 < 1).astype(float)
     if name == "dotted":
-        return (np.hypot(x * 6 % 1 - 0.5, y * 6 % 1 - 0.5) < 0.28).astype(float)
-    return ((np.floor(x * 8) + np.floor(y * 8)) % 2).astype(float)
+        return (np.hypot(x * 4 % 1 - 0.5, y * 4 % 1 - 0.5) < 0.28).astype(float)
+    return ((np.floor(x * 4) + np.floor(y * 4)) % 2).astype(float)

@@ -15,7 +15,7 @@ CHUNK = 2_000
 
 
 def make_pool(packages: Path, work: Path) -> None:
-    """Writes `pool.npy` [PICTURES, 64, 64, 3] uint8 and `pool.json`, their scenes."""
+    """Writes `pool.npy` [PICTURES, 32, 32, 3] uint8 and `pool.json`, their scenes."""
     looks = sprites(packages)
     path = work / "pool.npy"
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (PICTURES, SIZE, SIZE, 3))

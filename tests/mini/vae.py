@@ -1,4 +1,4 @@
-"""The mini base's autoencoder: SD1.5's architecture, 64 px pictures to 8x8 latents of 4 channels."""
+"""The mini base's autoencoder: SD1.5's architecture, 32 px pictures to 8x8 latents of 4 channels."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
+from .pictures import SIZE
 from .runs import Run
 
 BATCH = 24
-STEPS = 1_500
+STEPS = 2_500
 DECODER_STEPS = 3_000
 KL_WEIGHT = 1e-3
 
@@ -19,13 +20,13 @@ KL_WEIGHT = 1e-3
 def make_vae() -> AutoencoderKL:
     torch.manual_seed(0)
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
-        sample_size=64,
+        norm_num_groups=16,
+        sample_size=SIZE,
     )
 
 
@@ -68,10 +69,10 @@ def encode_pool(pixels: np.ndarray, work: Path) -> None:
     """Writes `latents.npy` [2, N, 4, 8, 8] float16: posterior means and standard deviations, unscaled."""
     vae = load_vae(work, "vae.pt")
     stored = np.lib.format.open_memmap(work / "latents.npy", "w+", np.float16, (2, len(pixels), 4, 8, 8))
-    for start in range(0, len(pixels), 250):
+    for start in range(0, len(pixels), 500):
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(as_tensor(pixels[start : start + 250])).latent_dist
-        stored[0, start : start + 250], stored[1, start : start + 250] = posterior.mean.float(), posterior.std.float()
+            posterior = vae.encode(as_tensor(pixels[start : start + 500])).latent_dist
+        stored[0, start : start + 500], stored[1, start : start + 500] = posterior.mean.float(), posterior.std.float()
     stored.flush()
 
 
@@ -83,6 +84,6 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
 def _loss(restored: Tensor, batch: Tensor, posterior) -> Tensor:
     """Absolute error of the pictures and of their edges, which keeps eyes and outlines sharp."""
     error = restored - batch
-    edges = functional.avg_pool2d(error, 4)
+    edges = functional.avg_pool2d(error, 2)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
     return error.abs().mean() + error.square().mean() + edges.abs().mean() + KL_WEIGHT * kl
