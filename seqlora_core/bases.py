@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import mini
 from .bank.fingerprint import fingerprint
 from .bank.manifest import BaseIdentity
 from .denoiser import DiffusersDenoiser
@@ -83,7 +84,8 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     """Load a base model, frozen.
 
     Args:
-        base: a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers folder.
+        base: "mini" (the one that is shipped), a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers
+            folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
         dtype: of the UNet's frozen weights; VAE and text encoder stay in float32.
         tokenizer: a folder with CLIP's tokenizer, for single files on machines without network.
@@ -93,18 +95,22 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     """
     target = resolve_device(device)
     check_dtype(target, dtype)
-    path = Path(base)
+    path = mini.BASE if base == "mini" else Path(base)
     if path.is_dir():
         pipeline = _load_folder(path)
     elif path.is_file():
         pipeline = load_single_file(path, tokenizer)
     else:
-        raise UserError(f"There is no base model at {base}: give a .safetensors checkpoint or a diffusers folder.")
+        raise UserError(
+            f"There is no base model at {base}: give mini, a .safetensors checkpoint or a diffusers folder."
+        )
     _check_supported(pipeline, base)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.requires_grad_(False).eval().to(target, torch.float32)
     layers = find_layers(pipeline.unet)
-    identity = BaseIdentity(path.stem, fingerprint({name: layer.weight for name, layer in layers.items()}))
+    identity = BaseIdentity(
+        "mini" if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
+    )
     pipeline.unet.to(getattr(torch, dtype))  # after the fingerprint, which looks at the weights as published
     return Base(pipeline, identity, layer_shapes(layers), target)
 

@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m seqlora_core", description="Learn concepts one after another, and sum any subset.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(subcommands.add_parser("demo", help="see it at work on a small base that is shipped"))
     _add_train(subcommands.add_parser("train", help="learn one concept from a folder of images"))
 
     listing = subcommands.add_parser("list", help="show the concepts of a bank")
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(subcommands.add_parser("generate", help="make a picture, with or without concepts"))
 
     _add_import(subcommands.add_parser("import", help="take any SD1.5 LoRA file into a bank"))
+    _add_evaluate(subcommands.add_parser("evaluate", help="fidelity of every concept, and what is forgotten"))
 
     removing = subcommands.add_parser("remove", help="take a concept out of a bank")
     renaming = subcommands.add_parser("rename", help="give a concept another name")
@@ -107,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     renaming.add_argument("--to", required=True, metavar="NEW_NAME")
     return parser
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", required=True, metavar="DIR", help="for the pictures, the report and the bank")
+    command.add_argument("--concepts", type=_count, default=4, metavar="N", help="how many are learned (default: 4)")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=commands.demo)
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -199,8 +208,31 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=commands.import_concept)
 
 
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    _add_base(command)
+    _add_bank(command)
+    command.add_argument("--out", required=True, metavar="DIR", help="for pictures, tables and plots; taken up again")
+    command.add_argument("--references", metavar="DIR", help="holds a folder of pictures a concept, named like it")
+    command.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME[=FOLDER]",
+        help="identity (the mini base's), or clip-i, clip-t, dino, dinov2 with a local transformers folder",
+    )
+    command.add_argument("--trajectory", action="store_true", help="score all concepts after every stage (Figure 3b)")
+    command.add_argument("--images", type=_count, default=16, metavar="N", help="a concept and stage (default: 16)")
+    command.add_argument("--prompt", default="photo of a {}", help="with {} for the token and class word")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
+    command.add_argument("--size", type=_count, metavar="PX", help="of the square pictures (default: the base's own)")
+    command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
+    command.set_defaults(run=commands.evaluate_bank)
+
+
 def _add_base(command: argparse.ArgumentParser, required: bool = True) -> None:
-    command.add_argument("--base", required=required, help="a .safetensors checkpoint of SD1.5, or a diffusers folder")
+    known = "mini, a .safetensors checkpoint of SD1.5, or a diffusers folder"
+    command.add_argument("--base", required=required, help=known)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     command.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, for checkpoints on machines offline")
 

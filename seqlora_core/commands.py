@@ -76,6 +76,27 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     )
 
 
+def demo(args: Namespace) -> None:
+    """Learn a few concepts on the mini base and draw what becomes of them."""
+    from .demo import run_demo
+    from .terminal import TerminalMonitor, quiet_libraries
+
+    out = Path(args.out)
+    quiet_libraries()
+    monitor = TerminalMonitor()
+    with monitor.watching():
+        report = run_demo(out, args.concepts, args.seed, monitor)
+    for concept in report["concepts"]:
+        figures = concept["identity"]
+        print(
+            f"{concept['name']}: identity {figures['base']:.2f} before, "
+            f"{figures['after_training']:.2f} right after training, {figures['after_all']:.2f} after all"
+        )
+    print(
+        f"Forgetting {report['forgetting']:.3f}, largest overlap {report['max_overlap']:.0e}. See {out / 'grid.png'}."
+    )
+
+
 def list_concepts(args: Namespace) -> None:
     """Print the concepts of a bank in training order."""
     bank = Bank.open(args.bank)
@@ -254,6 +275,49 @@ def _bank_to_import_into(args: Namespace) -> Bank:
     quiet_libraries()
     base = load_base(args.base, args.device, "float32", args.tokenizer)
     return Bank.open_or_create(args.bank, base.identity, base.layers)
+
+
+def evaluate_bank(args: Namespace) -> None:
+    """Draw all concepts of a bank after several stages, and score them."""
+    from .bases import load_base
+    from .evaluation.metrics import load_metrics
+    from .evaluation.protocol import Drawing, Evaluation
+    from .evaluation.report import write_report
+    from .evaluation.tables import to_markdown
+    from .terminal import TerminalMonitor, quiet_libraries
+
+    bank = Bank.open(args.bank)
+    if not bank.concepts:
+        raise UserError("The bank has no concept yet: train one first.")
+    quiet_libraries()
+    metrics = load_metrics(args.metric, args.base)
+    references = _references(args, bank)
+    base = load_base(args.base, args.device, "float32", args.tokenizer)
+    bank.check_base(base.identity)
+    drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance, args.size or base.native_size)
+    evaluation = Evaluation(base, bank, references, metrics, drawing, Path(args.out), TerminalMonitor())
+    rows = write_report(evaluation, evaluation.run(args.trajectory))
+    print(to_markdown(rows), end="")
+
+
+def _references(args: Namespace, bank: Bank) -> dict:
+    """From a folder with a folder of pictures a concept; the mini base's concepts bring theirs along."""
+    from .images import read_folder
+    from .mini import mini_concepts
+
+    if args.references:
+        return {
+            concept.name: [reference.image for reference in read_folder(Path(args.references) / concept.name, "")]
+            for concept in bank.concepts
+        }
+    shipped = {concept.name: concept.references for concept in mini_concepts()} if args.base == "mini" else {}
+    missing = [concept.name for concept in bank.concepts if concept.name not in shipped]
+    if missing:
+        raise UserError(
+            f"There are no reference pictures for {', '.join(missing)}: give --references DIR, with a folder of "
+            "pictures for each concept, named like it."
+        )
+    return shipped
 
 
 def remove_concept(args: Namespace) -> None:

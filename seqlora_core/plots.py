@@ -5,28 +5,77 @@ from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-_INK, _GRID, _LINE = (40, 40, 40), (225, 225, 225), (30, 110, 200)
+_INK, _GRID = (40, 40, 40), (225, 225, 225)
+_LINES = ((30, 110, 200), (205, 80, 50), (60, 150, 70), (140, 85, 180), (120, 120, 120), (215, 160, 30))
 
 
 def loss_curve(losses: Sequence[float], title: str, size: tuple[int, int] = (640, 360)) -> Image.Image:
     """The losses of a training over its course, with their range written at the axis."""
+    return line_chart({title: losses}, size)
+
+
+def line_chart(curves: Mapping[str, Sequence[float]], size: tuple[int, int] = (640, 360)) -> Image.Image:
+    """Several series on one scale, each stretched over the whole width, with a legend."""
     width, height = size
-    left, top, right, bottom = 70, 36, width - 16, height - 24
+    left, top, right, bottom = 70, 20 + 16 * len(curves), width - 16, height - 24
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
-    low, high = min(losses), max(losses)
+    everything = [value for values in curves.values() for value in values]
+    low, high = min(everything), max(everything)
     span = (high - low) or 1.0
     for step in range(5):
         y = top + (bottom - top) * step / 4
         draw.line([(left, y), (right, y)], fill=_GRID)
         draw.text((8, y - 6), f"{high - span * step / 4:.4f}", fill=_INK)
-    points = [
-        (left + (right - left) * index / max(len(losses) - 1, 1), bottom - (bottom - top) * (loss - low) / span)
-        for index, loss in enumerate(losses)
-    ]
-    draw.line([*points, points[-1]], fill=_LINE, width=2)
-    draw.text((left, 10), title, fill=_INK)
+    for number, (title, values) in enumerate(curves.items()):
+        colour = _LINES[number % len(_LINES)]
+        points = [
+            (left + (right - left) * index / max(len(values) - 1, 1), bottom - (bottom - top) * (value - low) / span)
+            for index, value in enumerate(values)
+        ]
+        draw.line([*points, points[-1]], fill=colour, width=2)
+        draw.line([(left, 16 + 16 * number), (left + 18, 16 + 16 * number)], fill=colour, width=3)
+        draw.text((left + 26, 10 + 16 * number), title, fill=_INK)
     return image
+
+
+def picture_grid(
+    titles: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
+    footer: Sequence[tuple[str, Sequence[Image.Image]]] = (),
+    cell: int = 96,
+) -> Image.Image:
+    """Pictures in labelled rows and titled groups of columns.
+
+    Args:
+        rows: a label, and for each title a group of pictures, which may be empty.
+        footer: further rows that have a label above them and run over all columns.
+    """
+    label, head, gap = 110, 24, 10
+    sizes = [max(1, *(len(groups[column]) for _, groups in rows)) for column in range(len(titles))]
+    lefts = [label + sum(sizes[:i]) * cell + i * gap for i in range(len(sizes))]
+    footer_top = head + len(rows) * cell
+    image = Image.new(
+        "RGB", (lefts[-1] + sizes[-1] * cell + gap, footer_top + len(footer) * (cell + head) + gap), "white"
+    )
+    draw = ImageDraw.Draw(image)
+    for title, left in zip(titles, lefts, strict=True):
+        draw.text((left + 2, 6), title, fill=_INK)
+    for number, (name, groups) in enumerate(rows):
+        top = head + number * cell
+        draw.text((8, top + cell // 2 - 6), name, fill=_INK)
+        for left, group in zip(lefts, groups, strict=True):
+            _place(image, group, left, top, cell)
+    for number, (name, pictures) in enumerate(footer):
+        top = footer_top + number * (cell + head)
+        draw.text((label + 2, top + 8), name, fill=_INK)
+        _place(image, pictures, label, top + head, cell)
+    return image
+
+
+def _place(image: Image.Image, pictures: Sequence[Image.Image], left: int, top: int, cell: int) -> None:
+    for number, picture in enumerate(pictures):
+        image.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS), (left + number * cell + 2, top + 2))
 
 
 def overlap_map(names: Sequence[str], pairs: Mapping[tuple[str, str], float], cell: int = 28) -> Image.Image:

@@ -26,6 +26,9 @@ class TerminalMonitor(Monitor):
         _log.info(text)
 
     def stepped(self, report: StepReport) -> None:
+        if self._bar is not None and report.step <= self._bar.n:  # the next training
+            self._bar.close()
+            self._bar = None
         if self._bar is None:
             interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
             self._bar = tqdm(

@@ -1,0 +1,171 @@
+"""The demo: a few concepts learned one after another on the shipped mini base, and what became of each in the end."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from .bank import Bank
+from .bank.inspection import inspect
+from .bank.names import default_token
+from .bases import Base, load_base
+from .composition import compose
+from .config import TrainingConfig
+from .encoding import encode_concept
+from .errors import UserError
+from .generation import generate
+from .images import Reference, template_prompts, to_tensor
+from .mini import MiniConcept, mini_concepts
+from .mini.identity import identity_similarity
+from .monitor import Monitor
+from .plan import ConceptSpec
+from .plots import line_chart, picture_grid
+from .trainer import Options, train_concept
+
+PICTURES = 8  # of every concept at every stage; the figures are their means
+SHOWN = 2  # of them in the grid
+SAMPLER_STEPS, GUIDANCE = 25, 4.0
+# The first two look alike on purpose.
+SETTINGS = {"rank": 2, "steps": 200, "batch_size": 4}
+ORDER = ("guide dog", "service dog", "taxi", "parrot")
+
+
+@dataclass
+class Learned:
+    """One concept of the demo and its pictures, by the stage at which they were made."""
+
+    concept: MiniConcept
+    spec: ConceptSpec
+    seconds: float = 0.0
+    losses: Sequence[float] = ()
+    pictures: dict[str, list[Image.Image]] = field(default_factory=dict)
+
+    def similarity(self, stage: str) -> float:
+        """Mean identity similarity to the references, at most 1."""
+        return identity_similarity(to_tensor(self.pictures[stage]), to_tensor(self.concept.references)).mean().item()
+
+
+def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict = SETTINGS) -> dict:
+    """Trains `count` concepts in sequence and writes `grid.png`, `losses.png` and `report.json` into `out`.
+
+    Args:
+        settings: of the trainings, where they differ from the defaults (see `TrainingConfig`).
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: the folder cannot be written, or holds a demo already.
+    """
+    started = time.monotonic()
+    chosen = _choose(count)
+    base = load_base("mini", "cpu")
+    bank = _new_bank(out, base)
+    config = TrainingConfig(resolution=base.native_size, seed=seed, **settings)
+    learned = [Learned(c, ConceptSpec(c.name, default_token(c.name), c.class_word)) for c in chosen]
+    for number, entry in enumerate(learned, start=1):
+        monitor.message(f"{number}/{count}: {entry.spec.subject!r}")
+        entry.pictures["base"] = _draw(base, None, f"photo of a {entry.spec.class_word}", seed)
+        _train(base, bank, entry, config, monitor)
+        entry.pictures["after training"] = _draw_composed(base, bank, entry, seed)
+    for entry in learned:
+        entry.pictures["after all"] = _draw_composed(base, bank, entry, seed)
+    pairs = _draw_pairs(base, bank, learned, seed)
+    report = _report(bank, learned, config, time.monotonic() - started)
+    _write(out, learned, pairs, report)
+    return report
+
+
+def _choose(count: int) -> list[MiniConcept]:
+    known = mini_concepts()
+    if not 1 <= count <= len(known):
+        raise UserError(f"The demo has 1 to {len(known)} concepts, not {count}.")
+    return sorted(known, key=lambda c: ORDER.index(c.name) if c.name in ORDER else len(ORDER))[:count]
+
+
+def _new_bank(out: Path, base: Base) -> Bank:
+    if Bank.exists(out / "bank"):
+        raise UserError(f"{out} holds a demo's bank already: give another folder, or delete it.")
+    return Bank.open_or_create(out / "bank", base.identity, base.layers)
+
+
+def _train(base: Base, bank: Bank, entry: Learned, config: TrainingConfig, monitor: Monitor) -> None:
+    prompts = template_prompts(entry.spec.subject)
+    references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
+    stored = train_concept(
+        base.denoiser(),
+        encode_concept(base, references, config),
+        bank,
+        entry.spec,
+        config,
+        monitor,
+        Options(thumbnail=entry.concept.references[0]),
+    )
+    entry.seconds, entry.losses = stored.metrics["seconds"], stored.metrics["loss_curve"]
+
+
+def _draw_composed(base: Base, bank: Bank, entry: Learned, seed: int) -> list[Image.Image]:
+    """From the sum of all concepts that the bank holds at the time."""
+    adapters = compose(bank, [(concept.name, 1.0) for concept in bank.concepts])
+    return _draw(base, adapters, f"photo of a {entry.spec.subject}", seed)
+
+
+def _draw_pairs(base: Base, bank: Bank, learned: Sequence[Learned], seed: int) -> list[tuple[str, list[Image.Image]]]:
+    adapters = compose(bank, [(concept.name, 1.0) for concept in bank.concepts])
+    pairs = []
+    for left, right in zip(learned[::2], learned[1::2], strict=False):
+        prompt = f"a {left.spec.subject} left of a {right.spec.subject}"
+        pairs.append((f"{left.concept.name} left of {right.concept.name}", _draw(base, adapters, prompt, seed)))
+    return pairs
+
+
+def _draw(base: Base, adapters, prompt: str, seed: int) -> list[Image.Image]:
+    return generate(
+        base,
+        prompt,
+        adapters,
+        seed=seed,
+        steps=SAMPLER_STEPS,
+        size=base.native_size,
+        guidance=GUIDANCE,
+        count=PICTURES,
+    )
+
+
+def _report(bank: Bank, learned: Sequence[Learned], config: TrainingConfig, seconds: float) -> dict:
+    concepts = []
+    for entry in learned:
+        figures = {stage.replace(" ", "_"): round(entry.similarity(stage), 4) for stage in entry.pictures}
+        concepts.append(
+            {
+                "name": entry.spec.name,
+                "token": entry.spec.token,
+                "class_word": entry.spec.class_word,
+                "identity": figures,
+                "forgetting": round(figures["after_training"] - figures["after_all"], 4),
+                "seconds": entry.seconds,
+            }
+        )
+    return {
+        "concepts": concepts,
+        "forgetting": round(sum(concept["forgetting"] for concept in concepts) / len(concepts), 4),
+        "max_overlap": inspect(bank).max_overlap,
+        "seconds": round(seconds, 1),
+        "settings": config.as_dict(),
+    }
+
+
+def _write(out: Path, learned: Sequence[Learned], pairs: Sequence[tuple[str, list[Image.Image]]], report: dict) -> None:
+    stages = ("base", "after training", "after all")
+    rows = [
+        (entry.spec.name, [entry.concept.references[:SHOWN], *(entry.pictures[stage][:SHOWN] for stage in stages)])
+        for entry in learned
+    ]
+    titles = ["references", "plain base, class word", "right after training", "after all are learned"]
+    grid = picture_grid(titles, rows, footer=[(title, pictures[: SHOWN * 4]) for title, pictures in pairs])
+    grid.save(out / "grid.png", optimize=True)
+    line_chart({entry.spec.name: entry.losses for entry in learned}).save(out / "losses.png", optimize=True)
+    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,1 @@
+"""Fidelity and forgetting of a bank's concepts, by the protocol of the paper's Appendix G."""

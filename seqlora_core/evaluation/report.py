@@ -1,0 +1,45 @@
+"""The files of an evaluation: scores, tables, the trajectory, and pictures in training order."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from ..plots import line_chart, picture_grid
+from .protocol import Evaluation, Score
+from .tables import Row, summarize, to_csv, to_markdown, trajectory
+
+_GRID_STAGES = 4
+
+
+def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
+    """Writes `scores.csv`, `report.json`, `report.md`, `trajectory.png` and `grid.png`; returns the table's rows."""
+    out, rows = evaluation.folder, summarize(scores)
+    curves = {metric: trajectory(scores, metric) for metric in dict.fromkeys(score.metric for score in scores)}
+    (out / "scores.csv").write_text(to_csv(scores), "utf-8")
+    (out / "report.md").write_text(to_markdown(rows), "utf-8")
+    document = {
+        "bank": str(evaluation.bank.folder),
+        "base": evaluation.base.identity.name,
+        "drawing": dataclasses.asdict(evaluation.drawing),
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "trajectory": curves,
+    }
+    (out / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    line_chart(curves).save(out / "trajectory.png", optimize=True)
+    _grid(evaluation, scores).save(out / "grid.png", optimize=True)
+    return rows
+
+
+def _grid(evaluation: Evaluation, scores: Sequence[Score]):
+    """A row a concept in training order, a column for each of some stages (Figure 2); one seed throughout."""
+    concepts = evaluation.bank.concepts
+    drawn = {(score.stage, score.concept) for score in scores}
+    everyone = [s for s in range(1, len(concepts) + 1) if all((s, c.name) in drawn for c in concepts[:s])]
+    stages = sorted({everyone[round(i * (len(everyone) - 1) / (_GRID_STAGES - 1))] for i in range(_GRID_STAGES)})
+    rows = []
+    for number, concept in enumerate(concepts, start=1):
+        groups = [list(evaluation.references[concept.name][:1]), evaluation.pictures(number, concept)[:1]]
+        groups += [evaluation.pictures(stage, concept)[:1] if stage >= number else [] for stage in stages]
+        rows.append((concept.name, groups))
+    titles = ["reference", "when learned", *(f"after {stage}" for stage in stages)]
+    return picture_grid(titles, rows)
