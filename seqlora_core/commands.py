@@ -279,21 +279,18 @@ def _bank_to_import_into(args: Namespace) -> Bank:
 
 def evaluate_bank(args: Namespace) -> None:
     """Draw all concepts of a bank after several stages, and score them."""
-    from .bases import load_base
     from .evaluation.metrics import load_metrics
     from .evaluation.protocol import Drawing, Evaluation
     from .evaluation.report import write_report
     from .evaluation.tables import to_markdown
-    from .terminal import TerminalMonitor, quiet_libraries
+    from .terminal import TerminalMonitor
 
     bank = Bank.open(args.bank)
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
-    quiet_libraries()
     metrics = load_metrics(args.metric, args.base)
     references = _references(args, bank)
-    base = load_base(args.base, args.device, "float32", args.tokenizer)
-    bank.check_base(base.identity)
+    base = _load_bank_base(args, bank)
     drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance, args.size or base.native_size)
     evaluation = Evaluation(base, bank, references, metrics, drawing, Path(args.out), TerminalMonitor())
     rows = write_report(evaluation, evaluation.run(args.trajectory))
