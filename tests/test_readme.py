@@ -29,10 +29,11 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     layer, width = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", tiny_base.CHANNELS[-1]
     style = {f"{layer}.lora_up.weight": torch.ones(width, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
     save_file(style, "style.safetensors")
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]
         shorter = {
+            "demo": ["--concepts", "1"],
             "train": ["--steps", "2", "--resolution", "128"],
             "generate": ["--steps", "2", "--size", "128"],
             "compose": ["--sampling-steps", "2"],
