@@ -26,9 +26,11 @@ class BasisBankLoader(io.ComfyNode):
                 )
             ],
             outputs=[
-                BankType.Output("bank", tooltip="For Compose Concepts and SeqLoRA Train Concept."),
+                BankType.Output("bank", display_name="bank", tooltip="For Compose Concepts and SeqLoRA Train Concept."),
                 io.String.Output(
-                    "contents", tooltip="The bank's concepts with their trigger words, and the room left."
+                    "contents",
+                    display_name="contents",
+                    tooltip="The bank's concepts with their trigger words, and the room left.",
                 ),
             ],
         )

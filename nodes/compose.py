@@ -40,8 +40,8 @@ class ComposeConcepts(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model", tooltip="The model with the concepts."),
-                io.String.Output("trigger_words", tooltip="Write these into the prompt."),
-                io.String.Output("report", tooltip="How far the chosen concepts overlap."),
+                io.String.Output("trigger_words", display_name="trigger words", tooltip="Write these into the prompt."),
+                io.String.Output("report", display_name="report", tooltip="How far the chosen concepts overlap."),
             ],
         )
 

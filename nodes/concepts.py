@@ -38,7 +38,7 @@ class ExportConcept(_ConceptNode):
             "Export Concept",
             "Writes one concept as a stock LoRA file into models/loras.",
             [io.String.Input("file_name", default="", tooltip="Without ending; empty takes the concept's name.")],
-            [io.String.Output("lora_name", tooltip="As stock LoRA loaders list it.")],
+            [io.String.Output("lora_name", display_name="lora name", tooltip="As stock LoRA loaders list it.")],
         )
 
     @classmethod

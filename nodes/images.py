@@ -24,10 +24,15 @@ class LoadImageFolder(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    "images", is_output_list=True, tooltip="One picture after another, each at its own size."
+                    "images",
+                    display_name="images",
+                    is_output_list=True,
+                    tooltip="One picture after another, each at its own size.",
                 ),
                 io.String.Output(
-                    "captions", tooltip="The .txt files beside the pictures, a line each; empty if any lacks one."
+                    "captions",
+                    display_name="captions",
+                    tooltip="The .txt files beside the pictures, a line each; empty if any lacks one.",
                 ),
             ],
         )

@@ -21,8 +21,10 @@ class InspectBank(io.ComfyNode):
             is_output_node=True,
             inputs=[BankType.Input("bank", tooltip="From Basis Bank Loader or SeqLoRA Train Concept.")],
             outputs=[
-                io.String.Output("report", tooltip="Concepts, room and problems in words."),
-                io.Image.Output("overlaps", tooltip="A square a pair: white is orthogonal, black the same."),
+                io.String.Output("report", display_name="report", tooltip="Concepts, room and problems in words."),
+                io.Image.Output(
+                    "overlaps", display_name="overlaps", tooltip="A square a pair: white is orthogonal, black the same."
+                ),
             ],
         )
 

@@ -33,10 +33,12 @@ class TrainConcept(io.ComfyNode):
             inputs=[*_graph_inputs(), *_concept_inputs(), *_optional_inputs(), *_advanced_inputs()],
             outputs=[
                 BankType.Output("bank_out", display_name="bank", tooltip="The bank with the concept."),
-                io.String.Output("concept", tooltip="The concept's name, for Compose Concepts."),
+                io.String.Output(
+                    "concept", display_name="concept", tooltip="The concept's name, for Compose Concepts."
+                ),
                 io.Model.Output("model_out", display_name="model", tooltip="The model with this concept alone."),
-                io.LossMap.Output("losses", tooltip="For Plot Loss Graph."),
-                io.Image.Output("plot", tooltip="The loss over the training."),
+                io.LossMap.Output("losses", display_name="losses", tooltip="For Plot Loss Graph."),
+                io.Image.Output("plot", display_name="plot", tooltip="The loss over the training."),
             ],
         )
 
@@ -88,7 +90,14 @@ def _concept_inputs() -> list[io.Input]:
             tooltip="Side of the square training crops, in pixels.",
         ),
         io.Combo.Input("method", options=list(METHODS), default="seqlora", tooltip="seqlora is the paper's method."),
-        io.Int.Input("seed", default=0, min=0, max=2**53, tooltip="Of everything random in the training."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**53,
+            control_after_generate=False,  # a seed that changes by itself would ask for another concept at the next run
+            tooltip="Of everything random in the training.",
+        ),
         io.Combo.Input(
             "on_existing",
             options=["error", "replace", "new version"],

@@ -22,7 +22,7 @@ def base_directory(tmp_path_factory) -> Path:
     pack = folder / "custom_nodes" / "seqlora"
     pack.mkdir(parents=True)
     shutil.copy(ROOT / "__init__.py", pack)
-    for part in ("nodes", "seqlora_core", "web"):
+    for part in ("nodes", "seqlora_core", "web", "workflows"):
         shutil.copytree(ROOT / part, pack / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(__file__).parent / "unusable_vae.py", pack.parent)
     for subject in ("dog", "cat", "backpack"):
