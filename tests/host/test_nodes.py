@@ -79,6 +79,14 @@ def test_other_loras_before_and_after_stay_in_effect(host, trained):
     assert np.abs(one - draw(host, ["compose", 0], "cat", nodes)).max() > 2
 
 
+def test_the_average_of_two_concepts_is_half_their_sum(host, trained):
+    averaged = composed("dog:3, cat:3")
+    averaged["compose"]["inputs"]["fusion"] = "weighted-average"
+    average = draw(host, ["compose", 0], "average", averaged)
+    assert (average == draw(host, ["compose", 0], "half", composed("dog:0.5, cat:0.5"))).all()
+    assert np.abs(average - trained).max() > 2
+
+
 def test_a_model_with_a_lora_on_it_is_trained_on_as_it_is_and_stays_so(host, trained):
     lora = {"lora_name": "dog.safetensors", "strength_model": 1.5, "model": ["base", 0]}
     nodes = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": lora}}

@@ -1,0 +1,53 @@
+"""What fusions and diagnostics see of a loaded base."""
+
+import pytest
+import torch
+
+from seqlora_core.activations import input_group
+from seqlora_core.bases import load_base
+from seqlora_core.composition import Part
+from seqlora_core.fusion import FusionSettings
+from seqlora_core.fusion.from_base import BaseSource
+from seqlora_core.layers import Adapter, find_layers
+
+
+@pytest.fixture(scope="module")
+def base(base_folder):
+    return load_base(str(base_folder))
+
+
+def part(base, strength: float) -> Part:
+    generator = torch.Generator().manual_seed(0)
+    adapters = {
+        name: Adapter(torch.randn(out, 2, generator=generator), torch.randn(width, 2, generator=generator) / width)
+        for name, (width, out) in base.layers.items()
+    }
+    return Part("dog", "ab dog", adapters, strength)
+
+
+def test_words_are_encoded_where_they_stand_up_to_the_end_token(base):
+    """The test tokenizer makes one token of each letter."""
+    assert torch.equal(base.encode_words("ab"), base.encode_prompt("ab")[1:4])
+    after = base.encode_words("ab", after="photo of a")
+    assert torch.equal(after, base.encode_prompt("photo of a ab")[9:12])
+    assert not torch.allclose(after, base.encode_words("ab"))
+
+
+def test_every_layer_is_seen_with_the_concept_in_place(base):
+    source = BaseSource(base, FusionSettings(sampling_steps=3, rows=2))
+    plain, changed = (source.inputs(part(base, strength)) for strength in (0.0, 2.0))
+    assert list(plain) == list(base.layers)
+    first, *_, last = (name for name in base.layers if input_group(name) != "text")
+    assert plain[last].rows.shape == (6, base.layers[last].width)
+    assert not torch.allclose(plain[last].gram, changed[last].gram, rtol=1e-2)
+    assert torch.equal(source.inputs(part(base, 2.0))[first].gram, changed[first].gram)
+    words = source.words(part(base, 2.0))
+    assert len(words) == 2 * 6  # "ab dog" and the end token, alone and in a prompt
+    assert all(torch.equal(changed[name].rows, words) for name in base.layers if input_group(name) == "text")
+    layers = find_layers(base.pipeline.unet)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers.values())
+
+
+def test_the_weights_are_those_of_the_base(base):
+    name, layer = next(iter(find_layers(base.pipeline.unet).items()))
+    assert torch.equal(BaseSource(base, FusionSettings()).weight(name), layer.weight)
