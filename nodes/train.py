@@ -22,10 +22,10 @@ class TrainConcept(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRATrainConcept",
             display_name="SeqLoRA Train Concept",
-            category="SeqLoRA",
+            search_aliases=["train lora", "learn concept", "dreambooth", "orthogonal lora"],
             description="Learns one subject from pictures, orthogonal to all concepts that the bank already holds.",
             is_input_list=True,
             is_output_node=True,
