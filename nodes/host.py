@@ -98,8 +98,8 @@ def lora_path(name: str) -> Path:
 
 
 def lora_files() -> list[str]:
-    """What stock LoRA loaders list."""
-    return folder_paths.get_filename_list("loras")
+    """What stock LoRA loaders list, without pickles."""
+    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
 
 
 def lora_file(name: str) -> Path:

@@ -58,6 +58,7 @@ class TrainConcept(io.ComfyNode):
 
 
 _DEFAULTS = TrainingConfig()
+_PREVIEW_EVERY = 100
 
 
 def _graph_inputs() -> list[io.Input]:
@@ -140,7 +141,7 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "preview_every",
-            default=100,
+            default=_PREVIEW_EVERY,
             min=0,
             max=100000,
             optional=True,
@@ -193,7 +194,7 @@ def _options(values: dict, thumbnail) -> Options:
         restart_if_changed=True,
         replace=values["on_existing"] == "replace",
         thumbnail=thumbnail,
-        preview_every=values.get("preview_every", 0),
+        preview_every=values.get("preview_every", _PREVIEW_EVERY),
     )
 
 
