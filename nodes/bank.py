@@ -15,10 +15,10 @@ class BasisBankLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRABankLoader",
             display_name="Basis Bank Loader",
-            category="SeqLoRA",
+            search_aliases=["load bank", "lora bank", "concept bank"],
             description="Opens a bank of concepts from models/seqlora and shows what it holds.",
             inputs=[
                 io.Combo.Input(

@@ -15,10 +15,10 @@ class ComposeConcepts(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRAComposeConcepts",
             display_name="Compose Concepts",
-            category="SeqLoRA",
+            search_aliases=["lora stack", "multi lora", "merge loras", "combine concepts"],
             description="Adds any concepts of a bank to a model, each with its strength, as one LoRA patch.",
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the bank belongs to; other LoRAs may be on it."),

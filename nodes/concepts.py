@@ -12,11 +12,13 @@ class _ConceptNode(io.ComfyNode):
     """What the three have in common: a bank and a concept in it, run for its effect."""
 
     @classmethod
-    def schema(cls, node_id: str, title: str, description: str, extra: list, outputs: list) -> io.Schema:
-        return io.Schema(
+    def schema(
+        cls, node_id: str, title: str, description: str, aliases: list[str], extra: list, outputs: list
+    ) -> io.Schema:
+        return host.schema(
             node_id=node_id,
             display_name=title,
-            category="SeqLoRA",
+            search_aliases=aliases,
             description=description,
             is_output_node=True,
             inputs=[
@@ -37,6 +39,7 @@ class ExportConcept(_ConceptNode):
             "SeqLoRAExportConcept",
             "Export Concept",
             "Writes one concept as a stock LoRA file into models/loras.",
+            ["save lora", "save concept"],
             [io.String.Input("file_name", default="", tooltip="Without ending; empty takes the concept's name.")],
             [io.String.Output("lora_name", display_name="lora name", tooltip="As stock LoRA loaders list it.")],
         )
@@ -56,6 +59,7 @@ class RemoveConcept(_ConceptNode):
             "SeqLoRARemoveConcept",
             "Remove Concept",
             "Deletes a concept from a bank; its directions are free again for later ones.",
+            ["delete concept"],
             [],
             [BankType.Output("bank_out", display_name="bank", tooltip="The bank without it.")],
         )
@@ -75,6 +79,7 @@ class RenameConcept(_ConceptNode):
             "SeqLoRARenameConcept",
             "Rename Concept",
             "Gives a concept another name; its token stays the one it was trained with.",
+            ["concept name"],
             [io.String.Input("new_name", default="", tooltip="Its new name in the bank.")],
             [BankType.Output("bank_out", display_name="bank", tooltip="The bank with the new name.")],
         )

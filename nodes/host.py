@@ -1,5 +1,6 @@
 """The adapter to ComfyUI: model folders, the loaded UNet as a denoiser, encoding, patches, progress and Cancel."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
+from comfy_api.latest import io
 from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
@@ -31,6 +33,13 @@ _UNET = "diffusion_model."
 _LATENT_SCALE = 8
 _PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
 _CONCEPTS = "seqlora_concepts"
+
+
+def schema(search_aliases: list[str], **fields) -> io.Schema:
+    """A node's schema; hosts that do not know search aliases yet refuse them, so they are left out there."""
+    if "search_aliases" in {field.name for field in dataclasses.fields(io.Schema)}:
+        fields["search_aliases"] = search_aliases
+    return io.Schema(category="SeqLoRA", **fields)
 
 
 def register_model_folder() -> None:
@@ -89,8 +98,8 @@ def lora_path(name: str) -> Path:
 
 
 def lora_files() -> list[str]:
-    """What stock LoRA loaders list."""
-    return folder_paths.get_filename_list("loras")
+    """What stock LoRA loaders list, without pickles."""
+    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
 
 
 def lora_file(name: str) -> Path:

@@ -12,10 +12,10 @@ class LoadImageFolder(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRALoadImageFolder",
             display_name="Load Image Folder (SeqLoRA)",
-            category="SeqLoRA",
+            search_aliases=["load images", "load folder", "image dataset"],
             description="Reads a folder of training pictures without cropping them to one size.",
             inputs=[
                 io.Combo.Input(

@@ -14,10 +14,10 @@ class ImportLora(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRAImportLora",
             display_name="Import LoRA as Concept",
-            category="SeqLoRA",
+            search_aliases=["load lora into bank", "convert lora", "project lora"],
             description="Adds the attention layers of any SD1.5 LoRA file to a bank, and measures how they overlap.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],

@@ -13,10 +13,10 @@ class InspectBank(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRAInspectBank",
             display_name="Inspect Bank",
-            category="SeqLoRA",
+            search_aliases=["overlap", "orthogonality", "bank report"],
             description="Shows how far every pair of concepts overlaps, the room left, and damaged files.",
             is_output_node=True,
             inputs=[BankType.Input("bank", tooltip="From Basis Bank Loader or SeqLoRA Train Concept.")],

@@ -22,10 +22,10 @@ class TrainConcept(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return host.schema(
             node_id="SeqLoRATrainConcept",
             display_name="SeqLoRA Train Concept",
-            category="SeqLoRA",
+            search_aliases=["train lora", "learn concept", "dreambooth", "orthogonal lora"],
             description="Learns one subject from pictures, orthogonal to all concepts that the bank already holds.",
             is_input_list=True,
             is_output_node=True,
@@ -60,6 +60,7 @@ class TrainConcept(io.ComfyNode):
 
 
 _DEFAULTS = TrainingConfig()
+_PREVIEW_EVERY = 100
 
 
 def _graph_inputs() -> list[io.Input]:
@@ -149,7 +150,7 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "preview_every",
-            default=100,
+            default=_PREVIEW_EVERY,
             min=0,
             max=100000,
             optional=True,
@@ -202,7 +203,7 @@ def _options(values: dict, thumbnail) -> Options:
         restart_if_changed=True,
         replace=values["on_existing"] == "replace",
         thumbnail=thumbnail,
-        preview_every=values.get("preview_every", 0),
+        preview_every=values.get("preview_every", _PREVIEW_EVERY),
     )
 
 

@@ -11,6 +11,12 @@ ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"
 
 
+def not_installed() -> list[str]:
+    """Names that are in no archive of the registry's: what Git ignores, and what `.comfyignore` adds."""
+    lines = [line for name in (".gitignore", ".comfyignore") for line in (ROOT / name).read_text("utf-8").splitlines()]
+    return [line.rstrip("/") for line in lines if line and not line.startswith("#")]
+
+
 @pytest.fixture(scope="session")
 def base_directory(tmp_path_factory) -> Path:
     """The host's folders: the pack copied in (as an installer does), a checkpoint, photos."""
@@ -20,10 +26,7 @@ def base_directory(tmp_path_factory) -> Path:
         pytest.skip(f"the shared photos are not at {PHOTOS}")
     folder = tmp_path_factory.mktemp("comfy")
     pack = folder / "custom_nodes" / "seqlora"
-    pack.mkdir(parents=True)
-    shutil.copy(ROOT / "__init__.py", pack)
-    for part in ("nodes", "seqlora_core", "web", "workflows"):
-        shutil.copytree(ROOT / part, pack / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT, pack, ignore=shutil.ignore_patterns(".git", *not_installed()))
     shutil.copy(Path(__file__).parent / "unusable_vae.py", pack.parent)
     for subject in ("dog", "cat", "backpack"):
         (folder / "input").mkdir(exist_ok=True)
