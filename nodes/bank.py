@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank import Bank
-from ..seqlora_core.bank.inspection import Inspection, inspect
+from ..seqlora_core.bank.inspection import least_room, read_files
 from ..seqlora_core.errors import UserError
 from . import host
 
@@ -50,12 +50,11 @@ class BasisBankLoader(io.ComfyNode):
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:
         bank = Bank.open(host.bank_folder(bank_name))
-        report = describe(bank, inspect(bank))
+        report = describe(bank, least_room(bank), read_files(bank)[1])
         return io.NodeOutput(bank, report, ui=ui.PreviewText(report))
 
 
-def describe(bank: Bank, result: Inspection) -> str:
+def describe(bank: Bank, free: int, problems: list[str]) -> str:
     """Concepts, capacity and problems in words."""
-    free = min(layer["free"] for layer in result.layers.values())
     lines = [f"{c.name}: '{c.token} {c.class_word}', rank {c.rank}" for c in bank.concepts]
-    return "\n".join([*lines, f"At least {free} directions are free in every layer.", *result.problems])
+    return "\n".join([*lines, f"At least {free} directions are free in every layer.", *problems])

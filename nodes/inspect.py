@@ -31,6 +31,7 @@ class InspectBank(io.ComfyNode):
     @classmethod
     def execute(cls, bank) -> io.NodeOutput:
         result = inspect(bank)
-        report = f"{describe(bank, result)}\nLargest overlap of two concepts: {result.max_overlap:.1e}."
+        free = min(layer["free"] for layer in result.layers.values())
+        report = f"{describe(bank, free, result.problems)}\nLargest overlap of two concepts: {result.max_overlap:.1e}."
         picture = overlap_map([concept.name for concept in bank.concepts], result.pairs)
         return io.NodeOutput(report, host.to_image(picture), ui=ui.PreviewText(report))

@@ -62,10 +62,10 @@ def overlaps(bases: Sequence[Tensor]) -> Tensor:
     scaled = [B.double() / B.double().norm().clamp_min(tiny) for B in bases]
     stacked = torch.cat(scaled, dim=1)  # [n, sum of ranks]
     products = (stacked.mT @ stacked).abs()
-    blocks = products.split([B.shape[1] for B in bases])
-    return torch.stack(
-        [torch.stack([part.max() for part in rows.split([B.shape[1] for B in bases], dim=1)]) for rows in blocks]
-    )
+    owner = torch.repeat_interleave(torch.tensor([B.shape[1] for B in bases]))  # the concept of each column
+    count, columns = len(bases), owner.shape[0]
+    rows = products.new_zeros(count, columns).scatter_reduce(0, owner[:, None].expand(-1, columns), products, "amax")
+    return products.new_zeros(count, count).scatter_reduce(1, owner.expand(count, -1), rows, "amax")
 
 
 def random_basis(Q: Tensor, rank: int, generator: torch.Generator) -> Tensor:

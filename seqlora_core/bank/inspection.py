@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+import torch
+
 from .. import subspace
 from ..errors import UserError
 from ..layers import Adapter
@@ -36,13 +38,7 @@ class Inspection:
 
 def inspect(bank: Bank) -> Inspection:
     """Read every file of a bank and measure it."""
-    loaded: dict[str, dict[str, Adapter]] = {}
-    problems = []
-    for concept in bank.refresh().concepts:
-        try:
-            loaded.update(bank.load([concept]))
-        except UserError as error:
-            problems.append(str(error))
+    loaded, problems = read_files(bank)
     layers = {}
     for layer, shape in bank.manifest.layers.items():
         used = subspace.occupied((adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width)
@@ -51,15 +47,38 @@ def inspect(bank: Bank) -> Inspection:
     return Inspection(max(pairs.values(), default=0.0), pairs, layers, problems)
 
 
+def read_files(bank: Bank) -> tuple[dict[str, dict[str, Adapter]], list[str]]:
+    """The adapters of every concept whose file is whole, and a sentence for each other file."""
+    loaded: dict[str, dict[str, Adapter]] = {}
+    problems = []
+    for concept in bank.refresh().concepts:
+        try:
+            loaded.update(bank.load([concept]))
+        except UserError as error:
+            problems.append(str(error))
+    return loaded, problems
+
+
+def least_room(bank: Bank) -> int:
+    """How many directions are free in every layer at the least: as many as if no two concepts shared one."""
+    used = (
+        sum(concept.rank for concept in bank.concepts if layer not in concept.layers_skipped)
+        for layer in bank.manifest.layers
+    )
+    return max(0, min(shape.width - taken for shape, taken in zip(bank.manifest.layers.values(), used, strict=True)))
+
+
 def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:
     """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`."""
-    pairs = dict.fromkeys(combinations(concepts, 2), 0.0)
+    names = list(concepts)
+    largest = torch.zeros(len(names), len(names), dtype=torch.float64)
     for layer in {layer for adapters in concepts.values() for layer in adapters}:
-        present = [name for name, adapters in concepts.items() if layer in adapters]
-        table = subspace.overlaps([concepts[name][layer].B for name in present]).tolist()
-        for (i, first), (j, second) in combinations(enumerate(present), 2):
-            pairs[first, second] = max(pairs[first, second], table[i][j])
-    return pairs
+        present = torch.tensor([i for i, adapters in enumerate(concepts.values()) if layer in adapters])
+        table = subspace.overlaps([concepts[names[i]][layer].B for i in present])
+        both = (present[:, None], present[None, :])
+        largest[both] = torch.maximum(largest[both], table)
+    table = largest.tolist()
+    return {(names[i], names[j]): table[i][j] for i, j in combinations(range(len(names)), 2)}
 
 
 def overlaps_with(bank: Bank, concept: Concept) -> dict[str, float]:

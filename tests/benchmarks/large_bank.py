@@ -14,32 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from diffusers import UNet2DConditionModel
+from filled_bank import fill
 
-from seqlora_core.bank import Bank, BaseIdentity, NewConcept
+from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.composition import compose
 from seqlora_core.config import TrainingConfig
-from seqlora_core.layers import Adapter, find_layers, layer_shapes
+from seqlora_core.layers import find_layers, layer_shapes
 from seqlora_core.plan import ConceptSpec, make_plan
-
-RANK = 4
-
-
-def fill(bank: Bank, count: int) -> None:
-    """Concepts whose bases are columns of one random orthogonal matrix a layer, until the layer is full."""
-    generator = torch.Generator().manual_seed(0)
-    columns = {
-        width: torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
-        for width in {shape.width for shape in bank.manifest.layers.values()}
-    }
-    for index in range(count):
-        taken = slice(index * RANK, (index + 1) * RANK)
-        adapters = {
-            layer: Adapter(torch.randn(shape.out, RANK, generator=generator) / 100, columns[shape.width][:, taken])
-            for layer, shape in bank.manifest.layers.items()
-            if taken.stop <= shape.width
-        }
-        bank.add(NewConcept(f"concept {index}", f"sks{index}", "thing", RANK, "seqlora", adapters))
 
 
 def timed(what: str, action: Callable[[], object]) -> object:

@@ -1,7 +1,10 @@
-"""The example workflows: the graph that the browser opens, its API twin, and that every one of them runs."""
+"""The example workflows: graph and API twin agree, each runs, and so do the README's calls of one."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parents[2] / "workflows"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "workflows"
 NAMES = ["train-one", "train-three-and-compose", "compose-only", "regional"]
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"MarkdownNote", "Note"}
@@ -19,8 +23,13 @@ SMALLEST = {
     "CheckpointLoaderSimple": {"ckpt_name": "small.safetensors"},
     "SeqLoRATrainConcept": {"steps": 2, "resolution": 64, "alpha": 0.02},
     "EmptyLatentImage": {"width": 128, "height": 64},
-    "KSampler": {"steps": 2},
+    "KSampler": {
+        "steps": 2,
+        "cfg": 1.0,
+    },  # guidance drives the latents of random weights to where every picture is the same
 }
+README_SECTION = (ROOT / "README.md").read_text("utf-8").split("## Workflows, and ComfyUI without the browser")[1]
+CURL, PYTHON = (re.search(rf"```{language}\n(.+?)```", README_SECTION, re.DOTALL)[1] for language in ("bash", "python"))
 
 
 def read(name: str) -> dict:
@@ -178,3 +187,51 @@ def test_no_two_outputs_of_a_node_have_the_same_name(nodes):
     for name, info in nodes.items():
         if name.startswith("SeqLoRA"):
             assert len(set(info["output_name"])) == len(info["output_name"])
+
+
+@pytest.fixture
+def checkout(host, three, tmp_path, monkeypatch):
+    """A current folder with the API file, which reads a bank that is there."""
+    folder = tmp_path / "workflows" / "api"
+    folder.mkdir(parents=True)
+    (folder / "compose-only.json").write_text(json.dumps(shrunk(read_api("compose-only"), "three")), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_example(host, code: str) -> subprocess.CompletedProcess:
+    code = code.replace("127.0.0.1:8188", f"127.0.0.1:{host.port}")
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_python_example_follows_the_run_and_fetches_the_picture(host, checkout):
+    result = run_example(host, PYTHON)
+    assert result.returncode == 0, result.stderr
+    assert "Draw: 2 of 2" in result.stdout
+    assert "sksdog dog, skscat cat" in result.stdout
+    (file,) = checkout.glob("*.png")
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {file.name}" in result.stdout
+
+
+def test_the_python_example_says_what_was_wrong(host, checkout):
+    failed = run_example(host, PYTHON.replace("dog:1, cat:0.8", "bird"))
+    assert failed.returncode == 1
+    assert "Failed: " in failed.stderr and "no concept 'bird'" in failed.stderr
+    refused = run_example(host, PYTHON.replace('node["inputs"]["concepts"] =', 'node["class_type"] ='))
+    assert refused.returncode == 1
+    assert "Refused: " in refused.stderr
+
+
+@pytest.mark.skipif(not shutil.which("curl") or not shutil.which("bash"), reason="needs curl and bash")
+def test_the_curl_lines_queue_ask_and_fetch(host, checkout):
+    queue, ask, fetch = CURL.replace("127.0.0.1:8188", f"127.0.0.1:{host.port}").splitlines()
+
+    def output(command: str) -> str:
+        return subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True).stdout
+
+    job = json.loads(output(queue))["prompt_id"]
+    (saved,) = [image for own in host.wait(job)["outputs"].values() for image in own.get("images", [])]
+    assert job in json.loads(output(ask))
+    output(fetch.replace("composed_00001_.png", saved["filename"]))
+    assert (checkout / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,25 @@
+"""A large bank of random concepts with orthogonal bases, for the benchmarks."""
+
+import torch
+
+from seqlora_core.bank import Bank, NewConcept
+from seqlora_core.layers import Adapter
+
+RANK = 4
+
+
+def fill(bank: Bank, count: int) -> None:
+    """Concepts whose bases are columns of one random orthogonal matrix a layer, until the layer is full."""
+    generator = torch.Generator().manual_seed(0)
+    columns = {
+        width: torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+        for width in {shape.width for shape in bank.manifest.layers.values()}
+    }
+    for index in range(count):
+        taken = slice(index * RANK, (index + 1) * RANK)
+        adapters = {
+            layer: Adapter(torch.randn(shape.out, RANK, generator=generator) / 100, columns[shape.width][:, taken])
+            for layer, shape in bank.manifest.layers.items()
+            if taken.stop <= shape.width
+        }
+        bank.add(NewConcept(f"concept {index}", f"sks{index}", "thing", RANK, "seqlora", adapters))

@@ -1,0 +1,143 @@
+"""Every concept of a bank as one patch, against the same concepts as chained stock LoraLoader patches, in ComfyUI.
+
+PYTHON_OF_COMFYUI tests/benchmarks/host_patch.py COMFYUI_DIR [--concepts 101]
+
+Runs on the CPU, on SD1.5's UNet in float16 with random weights.  What is timed is what a user waits for: the nodes,
+which read the files, and patching the weights.  It is processor time on one thread, so that other work on the machine
+counts little, and each way runs in a process of its own, so that its peak is its own.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+ARGUMENTS = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+ARGUMENTS.add_argument("comfyui")
+ARGUMENTS.add_argument("--concepts", type=int, default=101)
+ARGUMENTS.add_argument("--way", choices=["one patch", "chained"], help="measure only this, on the bank in --folder")
+ARGUMENTS.add_argument("--folder", type=Path)
+arguments = ARGUMENTS.parse_args()
+sys.path.insert(0, arguments.comfyui)
+sys.argv[1:] = ["--cpu"]  # the host reads its own options from here when it is imported
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+# Before other imports put folders first on the path that hold modules of the same names.
+importlib.import_module("utils.install_util")
+stock = importlib.import_module("nodes")
+
+import comfy.supported_models  # noqa: E402
+import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
+from filled_bank import fill  # noqa: E402
+from full_width import peak_memory  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from seqlora_core.bank import Bank, BaseIdentity  # noqa: E402
+
+SD15 = {
+    **{"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2]},
+    **{"channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1},
+    **{"transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "num_heads": 8, "context_dim": 768},
+    **{"use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None},
+    **{"use_temporal_attention": False, "dtype": torch.float16},
+}
+
+
+def pack(module: str):
+    """A module of the node pack, imported as the host does it: the checkout is a package."""
+    name = "seqlora_pack"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"{name}.{module}")
+
+
+def make_model() -> ModelPatcher:
+    """SD1.5's UNet on the CPU; weights are random in the attention layers, and never touched elsewhere."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.SD15(SD15)
+    model = config.get_model({}).eval()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(False)
+        if "attn" in name:
+            weight.normal_(std=0.03)
+    return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def one_patch(model: ModelPatcher, folder: Path) -> ModelPatcher:
+    """The pack's nodes: Basis Bank Loader and Compose Concepts."""
+    (bank, *_) = pack("nodes.bank").BasisBankLoader.execute(folder.name).args
+    return pack("nodes.compose").ComposeConcepts.execute(model, bank, "").args[0]
+
+
+def chained(model: ModelPatcher, folder: Path) -> ModelPatcher:
+    """A stock LoraLoaderModelOnly for each concept's file, one behind the other."""
+    for file in sorted((folder / "concepts").glob("*.safetensors")):
+        (model,) = stock.LoraLoaderModelOnly().load_lora_model_only(model, file.name, 1.0)
+    return model
+
+
+def measure(folder: Path, way: str) -> dict:
+    """Seconds and peak memory of one way; its patched weights go into the folder's `<way>.safetensors`."""
+    folder_paths.folder_names_and_paths["seqlora"] = ([str(folder.parent)], set())
+    folder_paths.folder_names_and_paths["loras"] = ([str(folder / "concepts")], {".safetensors"})
+    pack("nodes")
+    torch.set_num_threads(1)
+    model = make_model()
+    with torch.inference_mode():
+        started = time.process_time()
+        patched = (one_patch if way == "one patch" else chained)(model, folder)
+        composed = time.process_time()
+        patched.patch_model(torch.device("cpu"))
+        finished = time.process_time()
+    peak = peak_memory("cpu")
+    save_file({key: comfy.utils.get_attr(patched.model, key) for key in patched.patches}, folder / f"{way}.safetensors")
+    return {"nodes": composed - started, "patching": finished - composed, "peak": peak}
+
+
+def largest_difference(folder: Path) -> float:
+    """Over layers, `|W - W'| / |W'|` of the two ways' patched weights (Frobenius norms)."""
+    ours, theirs = (load_file(folder / f"{way}.safetensors") for way in ("one patch", "chained"))
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[key].float() - theirs[key].float()).norm() / theirs[key].float().norm()) for key in theirs)
+
+
+def run_alone(way: str, folder: Path) -> dict:
+    command = [sys.executable, __file__, arguments.comfyui, "--way", way, "--folder", str(folder)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    if arguments.way:
+        print(json.dumps(measure(arguments.folder, arguments.way)))
+        return
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "bank"
+        base, layers = pack("nodes.host").identify(make_model())
+        fill(Bank.open_or_create(folder, BaseIdentity(base.name, base.fingerprint), layers), arguments.concepts)
+        print(f"{'':12}{'nodes s':>10}{'patching s':>12}{'together s':>12}{'peak GiB':>10}")
+        totals = {}
+        for way in ("one patch", "chained"):
+            row = run_alone(way, folder)
+            totals[way] = row["nodes"] + row["patching"]
+            print(f"{way:12}{row['nodes']:10.1f}{row['patching']:12.1f}{totals[way]:12.1f}{row['peak'] / 2**30:10.2f}")
+        print(f"{totals['chained'] / totals['one patch']:.1f} times faster; ", end="")
+        print(f"weights differ by at most {largest_difference(folder):.1e} of their norm")
+
+
+if __name__ == "__main__":
+    main()

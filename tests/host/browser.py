@@ -1,0 +1,104 @@
+"""A headless Chromium, spoken to over its DevTools protocol with nothing but a websocket."""
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import websocket
+
+SECONDS = 300  # a page of the front end is some megabytes of JavaScript, and machines differ
+
+
+def chromium() -> str | None:
+    """The browser in `CHROMIUM`, or one that is installed."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+class JavaScriptError(Exception):
+    """An expression threw."""
+
+
+class Browser:
+    """One page.
+
+    Attributes:
+        errors: what the console and uncaught exceptions said since the list was last cleared.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        options = ["--headless=new", "--no-sandbox", "--remote-debugging-port=0", "--window-size=1900,1100"]
+        command = [chromium(), *options, "--remote-allow-origins=*", f"--user-data-dir={folder}", "about:blank"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.errors: list[str] = []
+        self._numbers = itertools.count(1)
+        port_file = folder / "DevToolsActivePort"
+        wait_until(lambda: port_file.is_file() and port_file.read_text().count("\n"), "the browser did not start")
+        port = port_file.read_text().splitlines()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as response:
+            (page,) = [target for target in json.load(response) if target["type"] == "page"]
+        self._socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=SECONDS)
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters) -> dict:
+        """One command of the protocol; events that come before its answer are looked through for errors."""
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv())
+            if message.get("id") == number:
+                return message["result"]
+            self._note(message)
+
+    def _note(self, message: dict) -> None:
+        parameters = message.get("params", {})
+        if message.get("method") == "Runtime.exceptionThrown":
+            details = parameters["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description", details["text"]))
+        if message.get("method") == "Runtime.consoleAPICalled" and parameters["type"] == "error":
+            self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in parameters["args"]))
+        if message.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.errors.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
+
+    def evaluate(self, expression: str):
+        """The value of a JavaScript expression, awaited."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise JavaScriptError(answer["exceptionDetails"]["exception"].get("description", expression))
+        return answer["result"].get("value")
+
+    def wait_for(self, condition: str) -> None:
+        """Until a JavaScript condition holds."""
+        wait_until(lambda: self.evaluate(f"Boolean({condition})"), f"waited in vain for {condition}")
+
+    def open(self, address: str) -> None:
+        self.call("Page.navigate", url=address)
+
+    def click(self, selector: str, text: str) -> None:
+        """Click the innermost element with exactly that text."""
+        found = f"[...document.querySelectorAll({selector!r})].findLast(e => e.textContent.trim() === {text!r})"
+        self.wait_for(found)
+        self.evaluate(f"{found}.click()")
+
+    def screenshot(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def wait_until(condition, complaint: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(complaint)
+        time.sleep(0.3)
