@@ -161,7 +161,7 @@ def _add_compose(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fusion", choices=tuple(FUSIONS), default="sum", help="how; all but the first two need --base (default: sum)"
     )
-    command.add_argument("--rank", type=_count, metavar="N", help="of the file (default: the sum of the concepts')")
+    command.add_argument("--rank", type=_count, metavar="N", help="cut the file to that rank (default: no cut)")
     _add_sampling(command)
     command.set_defaults(run=commands.compose_concepts)
 

@@ -213,11 +213,12 @@ def test_a_lower_rank_keeps_the_best_part_and_says_how_much():
 
 
 @pytest.mark.parametrize("name", ["sum", "gradient-fusion", "custom-diffusion"])
-def test_the_closed_forms_lose_nothing_at_the_sum_of_the_ranks(name):
+def test_the_closed_forms_have_no_more_than_the_sum_of_the_ranks(name):
     parts = [part("a", TEXT), part("b", TEXT)]
     source = KnownInputs({"a": randn(3, N), "b": randn(4, N)}, TEXT)
     result = fuse(FUSIONS[name], parts, FusionSettings(), source)
     assert (result.rank, result.kept_energy) == (4, 1.0)
+    assert fuse(FUSIONS[name], parts, FusionSettings(rank=4), source).kept_energy == 1.0
 
 
 def test_the_reported_memory_is_that_of_the_tensors_alive_together():

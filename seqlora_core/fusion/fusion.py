@@ -21,8 +21,7 @@ class FusionSettings:
     """Everything that decides what a fusion computes; the defaults are those of the published codes, where they say.
 
     Attributes:
-        rank: of the result in every layer; None keeps up to the sum of the concepts' ranks, which loses nothing of the
-            closed forms.
+        rank: the largest of the result in any layer; None cuts nothing.
         seed, sampling_steps: of the pictures that are sampled to see what layers read.
         rows: how many inputs of each layer and pass are kept for `loraclr`, which compares single outputs.
         ridge: added to the Gram matrices of the closed forms, relative to the mean of their diagonal.
@@ -122,8 +121,7 @@ def fuse(fusion: Fusion, parts: Sequence[Part], settings: FusionSettings, source
         full = fusion.run(parts, source, settings)
         adapters, kept_energy = {}, 1.0
         for layer, adapter in full.items():
-            limit = settings.rank or sum(part.adapters[layer].B.shape[1] for part in parts if layer in part.adapters)
-            adapters[layer], kept = truncate(adapter, limit)
+            adapters[layer], kept = (adapter, 1.0) if settings.rank is None else truncate(adapter, settings.rank)
             kept_energy = min(kept_energy, kept)
     rank = max((adapter.B.shape[1] for adapter in adapters.values()), default=0)
     return Fused(adapters, rank, kept_energy, time.monotonic() - started, memory.peak_bytes)

@@ -11,6 +11,8 @@ counts, and the margin is in the units of whole outputs, so that negatives seldo
 
 Not reproduced: the text encoder's part (our concepts do not touch it) and mixed precision.  Of all tokens of all
 passes, only some rows of each are compared, since keeping all of them is what runs out of memory.
+
+dW has full rank; cut to the rank of the concepts it loses much of what it learned.
 """
 
 from collections.abc import Sequence
@@ -35,9 +37,14 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
         X = _aligned([inputs[layer] for inputs in rows])
         W0 = source.weight(layer)
         Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])
-        dW = _optimize(X, Y, W0, settings)
-        fused[layer] = Adapter(dW, torch.eye(dW.shape[1]))
+        fused[layer] = _as_factors(_optimize(X, Y, W0, settings))
     return fused
+
+
+def _as_factors(dW: Tensor) -> Adapter:
+    """AdamW's update [m, n] has full rank, so one factor is the identity."""
+    m, n = dW.shape
+    return Adapter(torch.eye(m), dW.mT) if m < n else Adapter(dW, torch.eye(n))
 
 
 def _aligned(rows: Sequence[Tensor]) -> Tensor:
