@@ -44,9 +44,9 @@ def picture(model: list, name: str) -> dict:
     }
 
 
-def composed(concepts: str) -> dict:
+def composed(concepts: str, bank: str = "pets") -> dict:
     return {
-        "bank": {"class_type": "SeqLoRABankLoader", "inputs": {"bank_name": "pets"}},
+        "bank": {"class_type": "SeqLoRABankLoader", "inputs": {"bank_name": bank}},
         "compose": {
             "class_type": "SeqLoRAComposeConcepts",
             "inputs": {"model": ["base", 0], "bank": ["bank", 0], "concepts": concepts},

@@ -29,6 +29,11 @@ def page(host, tmp_path_factory):
     browser.close()
 
 
+def own_errors(page: Browser, host) -> list[str]:
+    """Without those of addresses elsewhere: the front end asks for news, and a machine may be offline."""
+    return [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
+
+
 def open_template(page: Browser, name: str) -> None:
     """As a user does: the template browser, the pack's category, the card; closes what a first visit shows."""
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -50,7 +55,7 @@ def test_a_workflow_opens_without_a_complaint_and_is_its_api_twin(page, host, na
         assert exported[key]["class_type"] == node["class_type"]
         assert {input_name: exported[key]["inputs"][input_name] for input_name in node["inputs"]} == node["inputs"]
     page.screenshot(host.folder / f"{name}.png")
-    assert page.errors == []
+    assert own_errors(page, host) == []
 
 
 def test_a_workflow_runs_from_the_browser(page, host):
@@ -65,8 +70,8 @@ def test_a_workflow_runs_from_the_browser(page, host):
     page.errors.clear()
     page.evaluate("app.queuePrompt(0)")
     saved = f"{GRAPH}.find(node => node.type === 'SaveImage').imgs?.length"
-    wait_until(lambda: page.evaluate(f"Boolean({saved})") or page.errors, "no picture came")
+    wait_until(lambda: page.evaluate(f"Boolean({saved})") or own_errors(page, host), "no picture came")
     page.screenshot(host.folder / "ran.png")
-    assert page.errors == []
+    assert own_errors(page, host) == []
     assert page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length") in (None, 0)
     assert (host.folder / "models" / "seqlora" / "from the browser" / "bank.json").is_file()

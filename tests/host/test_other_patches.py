@@ -20,8 +20,9 @@ STRENGTHS = {"dog": 0.7, "cat": -0.4, "other": 1.5}
 @pytest.fixture(scope="module")
 def bank(host) -> Bank:
     """A bank of two concepts that clearly change pictures, and a LoRA file of another maker in models/loras."""
-    host.run({**loader(), **training("dog", alpha=0.1), **training("cat", alpha=0.1)})
-    bank = Bank.open(host.folder / "models" / "seqlora" / "pets")
+    for subject in ("dog", "cat"):
+        host.run({**loader(), **training(subject, alpha=0.1, bank_name="beside others")})
+    bank = Bank.open(host.folder / "models" / "seqlora" / "beside others")
     save_file(lora_file.to_state_dict(other_lora(bank)), host.folder / "models" / "loras" / "other.safetensors")
     return bank
 
@@ -43,7 +44,7 @@ def stock_lora(model: list) -> dict:
 
 
 def concepts_on(model: list) -> dict:
-    nodes = composed(f"dog:{STRENGTHS['dog']}, cat:{STRENGTHS['cat']}")
+    nodes = composed(f"dog:{STRENGTHS['dog']}, cat:{STRENGTHS['cat']}", "beside others")
     nodes["compose"]["inputs"]["model"] = model
     return nodes
 
@@ -148,7 +149,6 @@ def test_full_layers_are_said_clearly_where_a_concept_is_trained_and_used(host, 
     outputs = host.run({**loader(), **training("cat", bank_name="filling", rank=4)})
     assert sentence in text(outputs, "train-cat")
     assert set(filling.refresh().concept("cat").layers_skipped) == set(narrow)
-    nodes = composed("cat")
-    nodes["bank"]["inputs"]["bank_name"] = "filling"
+    nodes = composed("cat", "filling")
     show = {"class_type": "PreviewAny", "inputs": {"source": ["compose", 2]}}
     assert f"cat: {sentence}" in text(host.run({**loader(), **nodes, "show": show}), "show")

@@ -26,7 +26,7 @@ SMALLEST = {
     "KSampler": {
         "steps": 2,
         "cfg": 1.0,
-    },  # guidance drives the latents of random weights to where every picture is the same
+    },  # without guidance, half the passes
 }
 README_SECTION = (ROOT / "README.md").read_text("utf-8").split("## Workflows, and ComfyUI without the browser")[1]
 CURL, PYTHON = (re.search(rf"```{language}\n(.+?)```", README_SECTION, re.DOTALL)[1] for language in ("bash", "python"))
