@@ -95,7 +95,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     """
     target = resolve_device(device)
     check_dtype(target, dtype)
-    path = mini.BASE if base == "mini" else Path(base)
+    path = mini.base_folder() if base == "mini" else Path(base)
     if path.is_dir():
         pipeline = _load_folder(path)
     elif path.is_file():

@@ -61,8 +61,8 @@ def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict 
         UserError: the folder cannot be written, or holds a demo already.
     """
     started = time.monotonic()
-    chosen = _choose(count)
     base = load_base("mini", "cpu")
+    chosen = _choose(count)
     bank = _new_bank(out, base)
     config = TrainingConfig(resolution=base.native_size, seed=seed, **settings)
     learned = [Learned(c, ConceptSpec(c.name, default_token(c.name), c.class_word)) for c in chosen]

@@ -1,17 +1,18 @@
-"""`evaluate`: the protocol's stages, what it reuses, and the arithmetic of its tables."""
+"""`evaluate`: the protocol's stages, what it reuses, its metrics, and the arithmetic of its tables."""
 
 import json
 import math
 
 import pytest
+import tiny_base
+import tiny_metrics
 import torch
 from PIL import Image
 
 from seqlora_core.cli import main
-from seqlora_core.evaluation.metrics import score
+from seqlora_core.evaluation.metrics import load_metrics, score
 from seqlora_core.evaluation.protocol import Score
 from seqlora_core.evaluation.tables import sem, summarize, to_csv, to_markdown, trajectory
-from seqlora_core.mini import mini_concepts
 
 
 def test_a_concepts_forgetting_is_initial_minus_final_and_the_mean_has_the_papers_sem():
@@ -49,49 +50,70 @@ def test_a_score_is_the_mean_over_all_pairs_of_pictures_and_references():
     assert score(Colours(), [red, red], [red, black], "") == pytest.approx(0.5)
 
 
+def test_dino_and_clip_find_a_picture_most_like_itself(tmp_path):
+    dino, clip = tiny_metrics.save_dino(tmp_path / "dino"), tiny_metrics.save_clip(tmp_path / "clip")
+    metrics = load_metrics([f"dino={dino}", f"dinov2={dino}", f"clip-i={clip}", f"clip-t={clip}"], "base.safetensors")
+    red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    for metric in metrics[:3]:
+        assert score(metric, [red], [red], "") == pytest.approx(1, abs=1e-5)
+        assert score(metric, [red], [blue], "") < 1 - 1e-4
+    assert score(metrics[3], [red], [blue], "a dog") == score(metrics[3], [red], [red], "a dog")
+    assert score(metrics[3], [red], [red], "a dog") != score(metrics[3], [red], [red], "a cat")
+
+
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory):
+def trained(tmp_path_factory):
+    """A folder with `base`, `bank`, `references` and `dino`; the bank has a dog and a cat."""
     folder = tmp_path_factory.mktemp("evaluated")
-    for concept in mini_concepts()[:2]:
-        pictures = folder / "pictures" / concept.name
+    tiny_base.save_folder(folder / "base")
+    tiny_metrics.save_dino(folder / "dino")
+    for name, colour in (("dog", "brown"), ("cat", "gray")):
+        pictures = folder / "references" / name
         pictures.mkdir(parents=True)
-        for number, picture in enumerate(concept.references):
-            picture.save(pictures / f"{number}.png")
-        words = ["--name", concept.name, "--images", str(pictures), "--class-word", concept.class_word]
-        assert main(["train", "--base", "mini", "--bank", str(folder / "bank"), *words, "--steps", "2"]) == 0
-    return folder / "bank"
+        Image.new("RGB", (128, 128), colour).save(pictures / "0.png")
+        words = ["--name", name, "--class-word", name, "--images", str(pictures), "--steps", "2"]
+        assert main(["train", "--base", str(folder / "base"), "--bank", str(folder / "bank"), *words]) == 0
+    return folder
 
 
-def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(bank, tmp_path, capsys):
-    command = ["evaluate", "--base", "mini", "--bank", str(bank), "--out", str(tmp_path), "--trajectory"]
-    command += ["--images", "2", "--steps", "2"]
-    assert main(command) == 0
+def _evaluate(trained, out, *more: str) -> int:
+    paths = ["--base", str(trained / "base"), "--bank", str(trained / "bank"), "--out", str(out)]
+    return main(["evaluate", *paths, "--images", "2", "--steps", "2", "--size", "128", *more])
+
+
+def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(trained, tmp_path):
+    metric = f"dino={trained / 'dino'}"
+    wanted = ["--references", str(trained / "references"), "--metric", metric, "--trajectory"]
+    assert _evaluate(trained, tmp_path, *wanted) == 0
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert [row["concept"] for row in report["rows"]] == [*(c.name for c in mini_concepts()[:2]), ""]
-    assert len(report["trajectory"]["identity"]) == 2
+    assert [row["concept"] for row in report["rows"]] == ["dog", "cat", ""]
+    assert len(report["trajectory"]["dino"]) == 2
+    assert all((tmp_path / name).is_file() for name in ("grid.png", "trajectory.png", "scores.csv", "report.md"))
     pictures = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("pictures/**/*.png")}
-    assert len(pictures) == 2 * 3  # the first concept after both stages, the second after its own
+    assert len(pictures) == 2 * 3  # the dog after both stages, the cat after its own
     removed = next(iter(pictures))
     removed.unlink()
-    assert main(command) == 0
+    assert _evaluate(trained, tmp_path, *wanted) == 0
     again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("pictures/**/*.png")}
     assert again.keys() == pictures.keys()
-    untouched = [path for path in pictures if path.parent != removed.parent]
-    assert all(again[path] == pictures[path] for path in untouched)
+    assert all(again[path] == pictures[path] for path in pictures if path.parent != removed.parent)
     assert json.loads((tmp_path / "report.json").read_text("utf-8")) == report
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--base", "mini", "--metric", "taste"], "no metric 'taste'"),
-        (["--base", "mini", "--metric", "dino=nowhere"], "weights of dino"),
-        (["--base", "other.safetensors"], "Name a metric"),
-        (["--base", "mini", "--references", "nowhere"], "no folder"),
+        ([], "Name a metric"),
+        (["--metric", "taste"], "no metric 'taste'"),
+        (["--metric", "identity"], "mini base's pictures alone"),
+        (["--metric", "dino=nowhere"], "weights of dino"),
+        (["--metric", "dino=DINO"], "no reference pictures for dog, cat"),
+        (["--metric", "dino=DINO", "--references", "nowhere"], "no folder"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_drawn(bank, tmp_path, capsys, arguments, words):
+def test_mistakes_are_told_before_anything_is_drawn(trained, tmp_path, capsys, arguments, words):
     capsys.readouterr()
-    assert main(["evaluate", "--bank", str(bank), "--out", str(tmp_path / "out"), *arguments]) == 2
+    arguments = [argument.replace("DINO", str(trained / "dino")) for argument in arguments]
+    assert _evaluate(trained, tmp_path / "out", *arguments) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,8 @@ from seqlora_core.mini import mini_concepts
 from seqlora_core.mini.identity import identity_similarity, load_identity
 from seqlora_core.monitor import Monitor
 
+pytestmark = pytest.mark.skipif(not mini.BASE.is_dir(), reason="the mini base has not been made")
+
 
 @pytest.fixture(scope="module")
 def base():

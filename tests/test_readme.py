@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny_base
+import tiny_metrics
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,20 +23,21 @@ COMMANDS = [command for command in COMMANDS if "seqlora_core" in command]
 def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny_base.save_single_file(Path("base.safetensors"))
-    for index, subject in enumerate(("dog", "cat", "backpack")):
+    for index, subject in enumerate(("dog", "cat", "backpack", "style")):
         folder = Path("photos", subject)
         folder.mkdir(parents=True)
-        Image.new("RGB", (128, 128), (80 * index, 100, 50)).save(folder / "0.png")
+        Image.new("RGB", (128, 128), (60 * index, 100, 50)).save(folder / "0.png")
     layer, width = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q", tiny_base.CHANNELS[-1]
     style = {f"{layer}.lora_up.weight": torch.ones(width, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
     save_file(style, "style.safetensors")
+    tiny_metrics.save_dino(Path("dino"))
     assert len(COMMANDS) == 13
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]
         shorter = {
-            "demo": ["--concepts", "1"],
             "train": ["--steps", "2", "--resolution", "128"],
             "generate": ["--steps", "2", "--size", "128"],
+            "evaluate": ["--steps", "2", "--size", "128", "--images", "1"],
             "compose": ["--sampling-steps", "2"],
             "inspect": ["--sampling-steps", "2"],
         }

@@ -9,8 +9,23 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import UserError
+
 FOLDER = Path(__file__).parent
 BASE = FOLDER / "base"
+
+
+def base_folder() -> Path:
+    """The mini base as a diffusers folder.
+
+    Raises:
+        UserError: it has not been made.
+    """
+    if not BASE.is_dir():
+        raise UserError(
+            "The mini base is not part of this copy: `python -m tests.mini.make --help` says how to make it."
+        )
+    return BASE
 
 
 @dataclass(frozen=True)

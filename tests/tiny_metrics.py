@@ -1,0 +1,42 @@
+"""Folders as transformers publishes DINO and CLIP, tiny and with random weights."""
+
+from pathlib import Path
+
+import tiny_base
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def save_dino(folder: Path) -> Path:
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**_VISION)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = tiny_base.make_tokenizer(folder)
+    text = {key: _VISION[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    text |= {"num_attention_heads": 2, "vocab_size": len(tokenizer), "eos_token_id": len(tokenizer) - 1}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=16)).save_pretrained(folder)
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
