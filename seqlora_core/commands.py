@@ -9,9 +9,10 @@ from PIL import Image
 
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
-from .composition import compose, load_composed, parse_selection, save_composed, select, sum_adapters
+from .composition import check_fits, compose, load_composed, parse_selection, save_composed, select, sum_adapters
 from .config import TrainingConfig
 from .errors import UserError
+from .fusion import FUSIONS, FusionSettings, fuse
 from .plots import crosstalk_map
 
 
@@ -112,6 +113,8 @@ def inspect_bank(args: Namespace) -> None:
     """Print orthogonality, capacity, integrity and, with a base, interference; UserError where something is wrong."""
     if args.plot and not args.base:
         raise UserError("--plot draws what is measured on the base: give --base too.")
+    if args.plot:
+        _check_png(args.plot)
     bank = Bank.open(args.bank)
     result = inspect(bank)
     diagnosis = _diagnose(args, bank) if args.base and bank.concepts and not result.problems else None
@@ -166,8 +169,6 @@ def _print_inspection(bank: Bank, result: Inspection) -> None:
 
 def compose_concepts(args: Namespace) -> None:
     """Fuse the selected concepts into one LoRA file."""
-    from .fusion import FUSIONS, FusionSettings, fuse
-
     bank, selection = Bank.open(args.bank), [parse_selection(text) for text in args.concept]
     out = Path(args.out)
     if out.suffix != ".safetensors":
@@ -213,17 +214,15 @@ def generate_picture(args: Namespace) -> None:
         raise UserError("--bank and --concept belong together: give both, or neither for the plain base.")
     bank = Bank.open(args.bank) if args.bank else None
     adapters = compose(bank, selection) if bank else None
-    out = Path(args.out)
-    if out.suffix.lower() != ".png":
-        raise UserError(f"The output must be a .png file, not {out.name!r}.")
+    file = load_composed(Path(args.lora)) if args.lora else {}
+    out = _check_png(args.out)
     dtype = best_dtype(resolve_device(args.device)) if args.dtype == "auto" else args.dtype
     quiet_libraries()
     base = load_base(args.base, args.device, dtype, args.tokenizer)
     if bank:
         bank.check_base(base.identity)
-    if args.lora:
-        file = load_composed(Path(args.lora), base.layers)
-        adapters = sum_adapters([(adapters or {}, 1.0), (file, 1.0)])
+    check_fits(file, base.layers, args.lora)
+    adapters = sum_adapters([(adapters or {}, 1.0), (file, 1.0)])
     _sample(args, base, adapters, out)
 
 
@@ -244,12 +243,19 @@ def _sample(args: Namespace, base, adapters, out: Path) -> None:
     print(f"Wrote {out}.")
 
 
+def _check_png(path: str) -> Path:
+    out = Path(path)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"The output must be a .png file, not {out.name!r}.")
+    return out
+
+
 def _save_picture(picture: Image.Image, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
-        raise UserError(f"Cannot write {out}: {getattr(error, 'strerror', None) or error}.") from error
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error.strerror}.") from error
 
 
 def import_concept(args: Namespace) -> None:

@@ -128,20 +128,21 @@ def save_composed(
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def load_composed(path: Path, layers: Mapping[str, LayerShape]) -> dict[str, Adapter]:
-    """Read a file that `save_composed` wrote, or any LoRA of the attention layers `layers`.
+def load_composed(path: Path) -> dict[str, Adapter]:
+    """Read a file that `save_composed` wrote, or another LoRA of attention layers only.
 
     Raises:
-        UserError: it cannot be read, or does not fit the base.
+        UserError: it cannot be read.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"The LoRA {path} cannot be read: {error.strerror}.") from error
-    adapters = lora_file.deserialize(content, str(path))
+    return lora_file.deserialize(content, str(path))
+
+
+def check_fits(adapters: Mapping[str, Adapter], layers: Mapping[str, LayerShape], source: str) -> None:
+    """Raises UserError where adapters from `source` are not of the shapes of a base's layers."""
     for layer, (A, B) in adapters.items():
         if layers.get(layer) != LayerShape(B.shape[0], A.shape[0]):
-            raise UserError(
-                f"The LoRA {path} does not fit this base at the layer {layer}: use the base it was made on."
-            )
-    return adapters
+            raise UserError(f"The LoRA {source} does not fit this base at {layer}: use the base it was made on.")
