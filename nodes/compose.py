@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, pair_overlaps
-from ..seqlora_core.composition import parse_selections, select, trigger_words
+from ..seqlora_core.composition import Part, parse_selections, select, trigger_words
 from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
@@ -51,17 +51,16 @@ class ComposeConcepts(io.ComfyNode):
         host.check_model(model)
         bank.check_base(host.identify(model)[0])
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
-        fused = fuse(FUSIONS[fusion], select(bank, selection), FusionSettings())
+        parts = select(bank, selection)
+        fused = fuse(FUSIONS[fusion], parts, FusionSettings())
         patched = host.apply_adapters(model, fused.adapters)
-        words = trigger_words(bank, selection)
-        report = _report(bank, selection)
+        words, report = trigger_words(bank, selection), _report(bank, parts)
         return io.NodeOutput(patched, words, report, ui=ui.PreviewText(f"{words}\n{report}"))
 
 
-def _report(bank, selection: list[tuple[str, float]]) -> str:
-    chosen = [bank.concept(name) for name, _ in selection]
-    pairs = pair_overlaps(bank.load(chosen))
-    full = [(concept, full_layers(bank, concept)) for concept in chosen]
+def _report(bank, parts: list[Part]) -> str:
+    pairs = pair_overlaps({part.name: part.adapters for part in parts})
+    full = [(bank.concept(part.name), full_layers(bank, bank.concept(part.name))) for part in parts]
     lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]
     return "\n".join([*lines, *(loud or [f"Largest overlap of two concepts: {max(pairs.values(), default=0.0):.1e}."])])

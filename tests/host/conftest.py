@@ -47,3 +47,13 @@ def host(base_directory):
     server = start(base_directory)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def pictures(host) -> None:
+    """The folders that the example workflows name, with two pictures each."""
+    for subject in ("dog", "cat", "backpack"):
+        folder = host.folder / "input" / subject
+        folder.mkdir()
+        for file in sorted((PHOTOS / subject).glob("*.jpg"))[:2]:
+            shutil.copy(file, folder)

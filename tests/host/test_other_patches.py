@@ -133,6 +133,45 @@ def test_concepts_act_under_a_controlnet(host, bank):
     assert np.abs(control - neither).max() > 2
 
 
+ATTENTION_PATCHES = {
+    "replaced": {"class_type": "PerturbedAttentionGuidance", "inputs": {"scale": 3.0}},
+    "patched": {
+        "class_type": "HyperTile",
+        "inputs": {"tile_size": 64, "swap_size": 2, "max_depth": 0, "scale_depth": False},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ATTENTION_PATCHES)
+def test_concepts_act_under_attention_patches_of_other_nodes(host, bank, kind):
+    """Those are the two ways in which IP-Adapter's nodes reach into the UNet."""
+    drawn = []
+    for model in (["compose", 0], ["base", 0]):
+        patch = {**ATTENTION_PATCHES[kind], "inputs": {"model": model, **ATTENTION_PATCHES[kind]["inputs"]}}
+        nodes = {**concepts_on(["base", 0]), "patch": patch, **picture(["patch", 0], "x")}
+        drawn.append(pictured(host, nodes, f"{kind}-{model[0]}"))
+    assert np.abs(drawn[0] - drawn[1]).max() > 2
+
+
+def test_weights_of_eight_bits_are_trained_on_in_place(host):
+    folder = host.folder / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    (folder / "small.safetensors").hardlink_to(host.folder / "models" / "checkpoints" / "small.safetensors")
+    unet = {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": "small.safetensors", "weight_dtype": "fp8_e4m3fn"},
+    }
+    trained = training("dog", alpha=0.1, bank_name="eight bits", model=["unet", 0])
+    assert "learned" in text(host.run({**loader(), "unet": unet, **trained}), "train-dog")
+    nodes = composed("dog", "eight bits")
+    nodes["compose"]["inputs"]["model"] = ["unet", 0]
+    drawn = [
+        pictured(host, {"unet": unet, **nodes, **picture(model, "x")}, f"eight-{model[0]}")
+        for model in (["compose", 0], ["unet", 0])
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() > 2
+
+
 def test_a_lora_in_place_takes_part_in_the_training(host, bank):
     for name, model in (("with", ["lora", 0]), ("without", ["base", 0])):
         nodes = {"lora": stock_lora(["base", 0])}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PHOTOS
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -83,16 +82,6 @@ def as_prompt(graph: dict, nodes: dict) -> dict:
 @pytest.fixture(scope="module")
 def nodes(host) -> dict:
     return host.request("/object_info")
-
-
-@pytest.fixture(scope="module")
-def pictures(host) -> None:
-    """The folders that the workflows name, with two pictures each."""
-    for subject in ("dog", "cat", "backpack"):
-        folder = host.folder / "input" / subject
-        folder.mkdir()
-        for file in sorted((PHOTOS / subject).glob("*.jpg"))[:2]:
-            shutil.copy(file, folder)
 
 
 @pytest.fixture(scope="module")
