@@ -24,8 +24,14 @@ class ImportLora(io.ComfyNode):
             inputs=_inputs(),
             outputs=[
                 BankType.Output("bank_out", display_name="bank", tooltip="The bank with the concept."),
-                io.String.Output("concept", tooltip="The concept's name, for Compose Concepts."),
-                io.String.Output("report", tooltip="What was taken and left out, and the overlap with every concept."),
+                io.String.Output(
+                    "concept", display_name="concept", tooltip="The concept's name, for Compose Concepts."
+                ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="What was taken and left out, and the overlap with every concept.",
+                ),
             ],
         )
 
