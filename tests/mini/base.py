@@ -7,17 +7,17 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .pictures import Scene, caption
 from .runs import Run
 from .tokenizer import LENGTH, tokenize
 
-BATCH = 128
-STEPS = 4_500
+BATCH = 64
+STEPS = 5_500
 TEXT_WIDTH = 128
 UNCONDITIONAL = 0.1
+MIN_SNR = 5.0
 
 
 class Base(nn.Module):
@@ -75,7 +75,7 @@ def train_base(scenes: list[Scene], tokenizer: CLIPTokenizer, work: Path) -> Non
     # On the CPU the fused kernel's backward pass is the slowest part of all (measured on torch 2.13).
     model.unet.set_attn_processor(AttnProcessor())
     model.text_encoder.set_attn_implementation("eager")
-    run = Run(model, work / "base.pt", STEPS, learning_rate=1.2e-3, decay=0.999)
+    run = Run(model, work / "base.pt", STEPS, learning_rate=1e-3, decay=0.999)
     while run.going():
         chosen = run.rng.integers(len(scenes), size=BATCH)
         ids = _captions(run.rng, [scenes[index] for index in chosen], tokenizer)
@@ -86,7 +86,8 @@ def train_base(scenes: list[Scene], tokenizer: CLIPTokenizer, work: Path) -> Non
         share = signal[timesteps].view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(share.sqrt() * clean + (1 - share).sqrt() * noise, timesteps, ids)
-        run.step(functional.mse_loss(predicted.float(), noise))
+        errors = (predicted.float() - noise).square().mean((1, 2, 3))
+        run.step((_weights(signal)[timesteps] * errors).mean())
     run.finish()
 
 
@@ -106,6 +107,13 @@ def scaling_factor(work: Path) -> float:
     """What the VAE's latents are multiplied by, as SD1.5's 0.18215."""
     means = np.load(work / "latents.npy", mmap_mode="r")[0, :4_000].astype(np.float32)
     return round(float(1 / means.std()), 5)
+
+
+def _weights(signal: Tensor) -> Tensor:
+    """Min-SNR weights of the timesteps (Hang et al., ICCV 2023, for noise prediction): less for faint noise, where the
+    loss is large and little of what a picture shows is decided."""
+    ratio = signal / (1 - signal)
+    return ratio.clamp(max=MIN_SNR) / ratio
 
 
 def _captions(rng: np.random.Generator, scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
