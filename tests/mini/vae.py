@@ -32,23 +32,19 @@ def make_vae() -> AutoencoderKL:
 
 def train_vae(pixels: np.ndarray, work: Path) -> None:
     """Adds `vae.pt` to the working folder; goes on where an earlier run stopped."""
-    vae = make_vae()
-    run = Run(vae, work / "vae.pt", STEPS, learning_rate=2e-3)
-    while run.going():
-        batch = as_tensor(pixels[np.sort(run.rng.choice(len(pixels), BATCH, replace=False))])
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(batch).latent_dist
-            restored = vae.decode(posterior.sample(run.noise)).sample
-        run.step(_loss(restored.float(), batch, posterior))
-    run.finish()
+    _train(make_vae(), pixels, work / "vae.pt", STEPS, 2e-3)
 
 
 def train_decoder(pixels: np.ndarray, work: Path) -> None:
     """Adds `decoder.pt`, the autoencoder with a better decoder: the encoder, and so all latents, stay as they are."""
     vae = load_vae(work, "vae.pt").requires_grad_(True)
-    run = Run(vae, work / "decoder.pt", DECODER_STEPS, learning_rate=1e-3)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
+    _train(vae, pixels, work / "decoder.pt", DECODER_STEPS, 1e-3)
+
+
+def _train(vae: AutoencoderKL, pixels: np.ndarray, path: Path, steps: int, learning_rate: float) -> None:
+    run = Run(vae, path, steps, learning_rate)
     while run.going():
         batch = as_tensor(pixels[np.sort(run.rng.choice(len(pixels), BATCH, replace=False))])
         with torch.autocast("cpu", torch.bfloat16):
