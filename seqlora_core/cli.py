@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(arguments)
         args.run(args)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

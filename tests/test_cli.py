@@ -90,6 +90,14 @@ def test_list_and_inspect_print_one_json_document(bank, capsys):
     assert all(layer["free"] == layer["width"] - 2 for layer in inspection["layers"].values())
 
 
+def test_a_reader_that_closes_early_is_no_error(bank):
+    command = [sys.executable, "-m", "seqlora_core", "list", "--json", "--bank", str(bank)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(("policy", "status"), [("error", 2), ("skip", 0), ("replace", 0)])
 def test_an_existing_name_follows_the_policy(base_folder, bank, pictures, capsys, policy, status):
     before = (bank / "bank.json").read_bytes()
