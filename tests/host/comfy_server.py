@@ -117,12 +117,12 @@ class Host:
         self.process.wait(30)
 
 
-def start(folder: Path) -> Host:
+def start(folder: Path, *more: str) -> Host:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = (folder / f"server-{port}.log").open("w")
-    options = ["--cpu", "--port", str(port), "--base-directory", str(folder), "--disable-auto-launch"]
+    options = ["--cpu", "--port", str(port), "--base-directory", str(folder), "--disable-auto-launch", *more]
     process = subprocess.Popen(
         [host_python(), "main.py", *options], cwd=host_checkout(), stdout=log, stderr=subprocess.STDOUT
     )

@@ -1,5 +1,6 @@
 """The nodes in a real ComfyUI: train, compose, cancel, resume, restart, and wrong inputs."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -243,6 +244,22 @@ def test_wrong_training_inputs_get_a_clear_error_and_the_server_lives(host, trai
 def test_wrong_selections_get_a_clear_error(host, trained, concepts, message):
     with pytest.raises(NodeError, match=message):
         draw(host, ["compose", 0], "x", composed(concepts))
+
+
+def test_banks_in_folders_of_extra_model_paths_are_found(host, trained):
+    elsewhere = host.folder / "elsewhere"
+    shutil.copytree(host.folder / "models" / "seqlora" / "pets", elsewhere / "banks" / "from elsewhere")
+    settings = host.folder / "extra.yaml"
+    settings.write_text(f"elsewhere:\n  base_path: '{elsewhere.as_posix()}'\n  seqlora: banks\n", "utf-8")
+    other = start(host.folder, "--extra-model-paths-config", str(settings))
+    try:
+        info = other.request("/object_info/SeqLoRABankLoader")["SeqLoRABankLoader"]
+        listed = json.dumps(info["input"]["required"]["bank_name"])
+        assert "from elsewhere" in listed and "pets" in listed
+        nodes = {**loader(), **composed("dog:1", "from elsewhere"), **picture(["compose", 0], "elsewhere")}
+        assert other.run(nodes)["save"]["images"]
+    finally:
+        other.stop()
 
 
 def test_a_bank_that_is_not_there_is_refused_when_the_prompt_is_queued(host, trained):
