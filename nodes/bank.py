@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank import Bank
-from ..seqlora_core.bank.inspection import least_room, read_files
+from ..seqlora_core.bank.inspection import least_room, missing_files
 from ..seqlora_core.errors import UserError
 from . import host
 
@@ -50,7 +50,7 @@ class BasisBankLoader(io.ComfyNode):
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:
         bank = Bank.open(host.bank_folder(bank_name))
-        report = describe(bank, least_room(bank), read_files(bank)[1])
+        report = describe(bank, least_room(bank), missing_files(bank))
         return io.NodeOutput(bank, report, ui=ui.PreviewText(report))
 
 

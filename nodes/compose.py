@@ -1,10 +1,11 @@
 """Compose Concepts."""
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, pair_overlaps
 from ..seqlora_core.composition import Part, parse_selections, select, trigger_words
-from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
+from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings
 from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
@@ -52,14 +53,13 @@ class ComposeConcepts(io.ComfyNode):
         bank.check_base(host.identify(model)[0])
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
         parts = select(bank, selection)
-        fused = fuse(FUSIONS[fusion], parts, FusionSettings())
-        patched = host.apply_adapters(model, fused.adapters)
+        patched = host.apply_adapters(model, FUSIONS[fusion].run(parts, None, FusionSettings()))
         words, report = trigger_words(bank, selection), _report(bank, parts)
         return io.NodeOutput(patched, words, report, ui=ui.PreviewText(f"{words}\n{report}"))
 
 
 def _report(bank, parts: list[Part]) -> str:
-    pairs = pair_overlaps({part.name: part.adapters for part in parts})
+    pairs = pair_overlaps({part.name: part.adapters for part in parts}, torch.float32)
     full = [(bank.concept(part.name), full_layers(bank, bank.concept(part.name))) for part in parts]
     lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]

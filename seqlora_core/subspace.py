@@ -52,14 +52,14 @@ def occupied(bases: Iterable[Tensor], width: int) -> Tensor:
     return Q
 
 
-def overlaps(bases: Sequence[Tensor]) -> Tensor:
-    """How far the bases `B_i [n, r_i]` of one layer are from orthogonal, for every pair: [k, k], float64.
+def overlaps(bases: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
+    """How far the bases `B_i [n, r_i]` of one layer are from orthogonal, for every pair: [k, k], of `dtype`.
 
     An entry is the largest of `|B_j^T B_i|` over `|B_j| |B_i|` (Frobenius norms); off the diagonal it is 0 when the
     constraint of eq. 4 holds.
     """
-    tiny = torch.finfo(torch.float64).tiny
-    scaled = [B.double() / B.double().norm().clamp_min(tiny) for B in bases]
+    tiny = torch.finfo(dtype).tiny
+    scaled = [B.to(dtype) / B.to(dtype).norm().clamp_min(tiny) for B in bases]
     stacked = torch.cat(scaled, dim=1)  # [n, sum of ranks]
     products = (stacked.mT @ stacked).abs()
     owner = torch.repeat_interleave(torch.tensor([B.shape[1] for B in bases]))  # the concept of each column

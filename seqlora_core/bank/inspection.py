@@ -59,6 +59,15 @@ def read_files(bank: Bank) -> tuple[dict[str, dict[str, Adapter]], list[str]]:
     return loaded, problems
 
 
+def missing_files(bank: Bank) -> list[str]:
+    """A sentence for each concept without a file; whether the others are whole is seen where they are read."""
+    return [
+        f"The file of {concept.name!r} is missing: {concept.file}. Put it back, or remove the concept."
+        for concept in bank.concepts
+        if not (bank.folder / concept.file).is_file()
+    ]
+
+
 def least_room(bank: Bank) -> int:
     """How many directions are free in every layer at the least: as many as if no two concepts shared one."""
     used = (
@@ -68,13 +77,18 @@ def least_room(bank: Bank) -> int:
     return max(0, min(shape.width - taken for shape, taken in zip(bank.manifest.layers.values(), used, strict=True)))
 
 
-def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:
-    """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`."""
+def pair_overlaps(
+    concepts: Mapping[str, Mapping[str, Adapter]], dtype: torch.dtype = torch.float64
+) -> dict[tuple[str, str], float]:
+    """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`.
+
+    float32 tells what is above `OVERLAP_LIMIT` in half the time; below about 1e-7 its figures are rounding.
+    """
     names = list(concepts)
-    largest = torch.zeros(len(names), len(names), dtype=torch.float64)
+    largest = torch.zeros(len(names), len(names), dtype=dtype)
     for layer in {layer for adapters in concepts.values() for layer in adapters}:
         present = torch.tensor([i for i, adapters in enumerate(concepts.values()) if layer in adapters])
-        table = subspace.overlaps([concepts[names[i]][layer].B for i in present])
+        table = subspace.overlaps([concepts[names[i]][layer].B for i in present], dtype)
         both = (present[:, None], present[None, :])
         largest[both] = torch.maximum(largest[both], table)
     table = largest.tolist()
