@@ -58,11 +58,11 @@ def overlaps(bases: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> Ten
     An entry is the largest of `|B_j^T B_i|` over `|B_j| |B_i|` (Frobenius norms); off the diagonal it is 0 when the
     constraint of eq. 4 holds.
     """
-    tiny = torch.finfo(dtype).tiny
-    scaled = [B.to(dtype) / B.to(dtype).norm().clamp_min(tiny) for B in bases]
-    stacked = torch.cat(scaled, dim=1)  # [n, sum of ranks]
-    products = (stacked.mT @ stacked).abs()
     owner = torch.repeat_interleave(torch.tensor([B.shape[1] for B in bases]))  # the concept of each column
+    stacked = torch.cat([B.to(dtype) for B in bases], dim=1)  # [n, sum of ranks]
+    norms = stacked.new_zeros(len(bases)).index_add(0, owner, stacked.square().sum(0)).sqrt()
+    stacked = stacked / norms.clamp_min(torch.finfo(dtype).tiny)[owner]
+    products = (stacked.mT @ stacked).abs()
     count, columns = len(bases), owner.shape[0]
     rows = products.new_zeros(count, columns).scatter_reduce(0, owner[:, None].expand(-1, columns), products, "amax")
     return products.new_zeros(count, count).scatter_reduce(1, owner.expand(count, -1), rows, "amax")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ def kohya_name(layer: str) -> str:
     return "lora_unet_" + layer.replace(".", "_")
 
 
+@lru_cache(maxsize=1024)
 def canonical_name(prefix: str) -> str | None:
     """The inverse of `kohya_name`; None for anything but an SD1.5 attention projection."""
     match = _KOHYA_LAYER.fullmatch(prefix)
@@ -65,7 +67,8 @@ def from_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Adapter]:
             )
         alpha = tensors.get(f"{prefix}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        adapters[layer] = Adapter(up.float() * scale, down.float().mT)
+        A = up.float() if scale == 1 else up.float() * scale  # thousands of copies of a large bank's factors
+        adapters[layer] = Adapter(A, down.float().mT)
     return adapters
 
 
