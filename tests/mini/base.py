@@ -1,5 +1,7 @@
 """The mini base's UNet and text encoder, trained together on the pool's latents."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from .runs import Run
 from .tokenizer import LENGTH, tokenize
 
 BATCH = 64
-STEPS = 5_500
+PARTS = 2  # of a batch, each on a core of its own: twice as fast as two threads in every operation
+STEPS = 8_000
 TEXT_WIDTH = 128
 UNCONDITIONAL = 0.1
 MIN_SNR = 5.0
@@ -76,19 +79,37 @@ def train_base(scenes: list[Scene], tokenizer: CLIPTokenizer, work: Path) -> Non
     model.unet.set_attn_processor(AttnProcessor())
     model.text_encoder.set_attn_implementation("eager")
     run = Run(model, work / "base.pt", STEPS, learning_rate=1e-3, decay=0.999)
-    while run.going():
-        chosen = run.rng.integers(len(scenes), size=BATCH)
-        ids = _captions(run.rng, [scenes[index] for index in chosen], tokenizer)
-        mean, std = latents[:, chosen]
-        clean = mean + std * torch.randn(mean.shape, generator=run.noise)
-        noise = torch.randn(mean.shape, generator=run.noise)
-        timesteps = torch.randint(len(signal), (BATCH,), generator=run.noise)
-        share = signal[timesteps].view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(share.sqrt() * clean + (1 - share).sqrt() * noise, timesteps, ids)
-        errors = (predicted.float() - noise).square().mean((1, 2, 3))
-        run.step((_weights(signal)[timesteps] * errors).mean())
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(PARTS) as workers:
+        while run.going():
+            chosen = run.rng.integers(len(scenes), size=BATCH)
+            ids = _captions(run.rng, [scenes[index] for index in chosen], tokenizer)
+            mean, std = latents[:, chosen]
+            clean = mean + std * torch.randn(mean.shape, generator=run.noise)
+            noise = torch.randn(mean.shape, generator=run.noise)
+            timesteps = torch.randint(len(signal), (BATCH,), generator=run.noise)
+            share = signal[timesteps].view(-1, 1, 1, 1)
+            noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+            batch = (noisy, timesteps, ids, noise, _weights(signal)[timesteps])
+            parts = zip(*(tensor.chunk(PARTS) for tensor in batch), strict=True)
+            run.step_along(*_mean([*workers.map(lambda part: _gradients(model, *part), parts)]))
     run.finish()
+
+
+def _gradients(
+    model: Base, noisy: Tensor, timesteps: Tensor, ids: Tensor, noise: Tensor, weights: Tensor
+) -> tuple[float, tuple[Tensor, ...]]:
+    """The loss of a part of a batch, and its gradients by all parameters."""
+    # Without the cache: the parts would share cast weights, and with them pieces of each other's graphs.
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        predicted = model(noisy, timesteps, ids)
+    loss = (weights * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
+    return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
+
+
+def _mean(parts: Sequence[tuple[float, tuple[Tensor, ...]]]) -> tuple[float, list[Tensor]]:
+    losses, gradients = zip(*parts, strict=True)
+    return sum(losses) / len(losses), [torch.stack(own).mean(0) for own in zip(*gradients, strict=True)]
 
 
 def load_trained(vocabulary: int, work: Path) -> Base:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,7 +22,8 @@ class Run:
     def __init__(self, module: nn.Module, path: Path, steps: int, learning_rate: float, decay: float = 0.998):
         self.module, self.path, self.steps, self.decay = module, path, steps, decay
         self.average = deepcopy(module).requires_grad_(False)
-        self.optimizer = AdamW(module.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = AdamW(self.trained, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.schedule = OneCycleLR(self.optimizer, learning_rate, steps, pct_start=0.05, final_div_factor=20)
         self.done, self.losses = 0, []
         self.began = self.saved = time.monotonic()
@@ -34,13 +36,17 @@ class Run:
 
     def step(self, loss: Tensor) -> None:
         """One optimizer step; saves now and then."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.step_along(loss.item(), torch.autograd.grad(loss, self.trained))
+
+    def step_along(self, loss: float, gradients: Sequence[Tensor]) -> None:
+        """One optimizer step along given gradients, one for each trained parameter."""
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.schedule.step()
         self.done += 1
-        self.losses.append(float(loss.detach()))
+        self.losses.append(loss)
         decay = min(self.decay, self.done / (self.done + 10))
         with torch.no_grad():
             for kept, new in zip(self.average.parameters(), self.module.parameters(), strict=True):
