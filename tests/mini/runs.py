@@ -17,10 +17,16 @@ SAVE_SECONDS = 180
 
 class Run:
     """A deterministic training: the random numbers of a step depend on its number alone, so that a run which was
-    stopped and taken up again sees what an unbroken one would have seen."""
+    stopped and taken up again sees what an unbroken one would have seen.
 
-    def __init__(self, module: nn.Module, path: Path, steps: int, learning_rate: float, decay: float = 0.998):
-        self.module, self.path, self.steps, self.decay = module, path, steps, decay
+    Args:
+        first: the number of the first step, where the run goes on from another one's weights.
+    """
+
+    def __init__(
+        self, module: nn.Module, path: Path, steps: int, learning_rate: float, decay: float = 0.998, first: int = 0
+    ):
+        self.module, self.path, self.steps, self.decay, self.first = module, path, steps, decay, first
         self.average = deepcopy(module).requires_grad_(False)
         self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(self.trained, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -83,5 +89,5 @@ class Run:
         self.done, self.losses = state["done"], state["losses"]
 
     def _reseed(self) -> None:
-        self.rng = np.random.default_rng([2, self.done])
-        self.noise = torch.Generator().manual_seed(self.done)
+        self.rng = np.random.default_rng([2, self.first + self.done])
+        self.noise = torch.Generator().manual_seed(self.first + self.done)
