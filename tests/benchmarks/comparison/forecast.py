@@ -1,0 +1,28 @@
+"""What diagnostics expect of each concept, beside what became of it."""
+
+from seqlora_core.diagnostics import diagnose
+from seqlora_core.generation import inputs_while_sampling
+
+from .measure import measure
+from .recipes import System
+from .runs import Run
+
+
+def forecast(system: System, run: Run, count: int) -> dict:
+    """Crosstalk of all later concepts, and measured forgetting, of every concept but the last."""
+    result = measure(system, run, count)
+    parts = run.parts(run.learn(count))
+    found = diagnose(
+        parts,
+        lambda part: inputs_while_sampling(run.base, f"photo of a {part.subject}", part.scaled(), seed=run.config.seed),
+    )
+    initial, final = result["scores"]["initial"], result["scores"]["final"]
+    names = list(initial)[:-1]  # nothing was learned after the last
+    expected = found.forecast()
+    return {
+        "system": system.name,
+        "concepts": count,
+        "seed": run.config.seed,
+        "forecast": {name: expected[name] for name in names},
+        "forgetting": {name: initial[name] - final[name] for name in names},
+    }
