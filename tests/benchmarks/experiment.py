@@ -24,6 +24,7 @@ from seqlora_core.monitor import Monitor  # noqa: E402
 from seqlora_core.terminal import quiet_libraries  # noqa: E402
 from tests.benchmarks.comparison.parts import PARTS, Experiment, Scope, tuning_jobs  # noqa: E402
 from tests.benchmarks.comparison.recipes import PASSES, SYSTEMS  # noqa: E402
+from tests.benchmarks.comparison.report import write_report  # noqa: E402
 from tests.benchmarks.comparison.work import work_off  # noqa: E402
 
 
@@ -49,6 +50,7 @@ def main() -> None:
         work_off(tuning_jobs(experiment, recipes))
     for part in parts:
         work_off(part.jobs(experiment))
+    write_report(experiment, args.results or args.out / "tables")
 
 
 if __name__ == "__main__":

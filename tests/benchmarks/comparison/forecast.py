@@ -9,7 +9,7 @@ from .runs import Run
 
 
 def forecast(system: System, run: Run, count: int) -> dict:
-    """Crosstalk of all later concepts, and measured forgetting, of every concept but the last."""
+    """Crosstalk of every pair; and that of all later concepts beside measured forgetting, of all but the last."""
     result = measure(system, run, count)
     parts = run.parts(run.learn(count))
     found = diagnose(
@@ -23,6 +23,7 @@ def forecast(system: System, run: Run, count: int) -> dict:
         "system": system.name,
         "concepts": count,
         "seed": run.config.seed,
+        "crosstalk": dict(zip(expected, found.crosstalk().tolist(), strict=True)),
         "forecast": {name: expected[name] for name in names},
         "forgetting": {name: initial[name] - final[name] for name in names},
     }

@@ -49,7 +49,7 @@ def measure(system: System, run: Run, count: int, trajectory: bool = False) -> d
 
 def alone(run: Run, concept: Concept) -> float:
     """A concept's score with no other one in place."""
-    sheet = run.sheet(f"alone/{slug(concept.name)}", [concept], lambda: (_sum(run, [concept]), {}))
+    sheet = run.sheet(alone_name(concept.name), [concept], lambda: (_sum(run, [concept]), {}))
     return sheet["scores"][concept.name]
 
 
@@ -78,6 +78,11 @@ def final_name(system: System, count: int) -> str:
 def stage_name(stage: int) -> str:
     """The sheet of the sum of a run's first concepts."""
     return f"after/{stage:03d}"
+
+
+def alone_name(concept: str) -> str:
+    """The sheet of a concept that was drawn with no other one in place."""
+    return f"alone/{slug(concept)}"
 
 
 def _sum(run: Run, concepts: Sequence[Concept]):

@@ -107,16 +107,6 @@ class Run:
             write_json(path, found)
         return found
 
-    def kept_pictures(self, sheet: str, concept: str) -> list[Image.Image]:
-        """The first pictures of a concept in a sheet; none where it was not drawn."""
-        path = self._kept_path(sheet, concept)
-        if not path.is_file():
-            return []
-        with Image.open(path) as strip:
-            picture = strip.convert("RGB")
-        side = picture.height
-        return [picture.crop((left, 0, left + side, side)) for left in range(0, picture.width, side)]
-
     def references(self, name: str) -> tuple[Image.Image, ...]:
         """What a concept should look like."""
         return next(concept.references for concept in self.concepts if concept.name == name)
@@ -134,15 +124,27 @@ class Run:
         strip = Image.new("RGB", (KEPT * side, side))
         for number, picture in enumerate(pictures[:KEPT]):
             strip.paste(picture, (number * side, 0))
-        path = self._kept_path(sheet, concept)
+        path = _kept_path(self.folder, sheet, concept)
         path.parent.mkdir(parents=True, exist_ok=True)
         strip.save(path, optimize=True)
 
     def _sheet_path(self, name: str) -> Path:
         return self.folder / "sheets" / f"{name}.json"
 
-    def _kept_path(self, sheet: str, concept: str) -> Path:
-        return self.folder / "pictures" / sheet / f"{slug(concept)}.png"
+
+def kept_pictures(folder: Path, sheet: str, concept: str) -> list[Image.Image]:
+    """The first pictures of a concept in a sheet of the run in `folder`; none where it was not drawn."""
+    path = _kept_path(folder, sheet, concept)
+    if not path.is_file():
+        return []
+    with Image.open(path) as strip:
+        picture = strip.convert("RGB")
+    side = picture.height
+    return [picture.crop((left, 0, left + side, side)) for left in range(0, picture.width, side)]
+
+
+def _kept_path(folder: Path, sheet: str, concept: str) -> Path:
+    return folder / "pictures" / sheet / f"{slug(concept)}.png"
 
 
 def put_together(base: Base, fusion: str, parts: Sequence[Part]) -> tuple[Adapters, dict]:
