@@ -60,12 +60,14 @@ class System:
 
     Attributes:
         strength: the common factor of all concepts.
+        short: the name over a column of small pictures, where `name` is too long for that.
     """
 
     name: str
     recipe: Recipe
     fusion: str = "sum"
     strength: float = 1.0
+    short: str = ""
 
     @property
     def sequential(self) -> bool:
@@ -83,16 +85,16 @@ _INDEPENDENT = Recipe("orthogonal", {"draw": "independent"})
 
 SYSTEMS = (
     System("SeqLoRA", SEQLORA),
-    System("Continual Alternating", ALTERNATING),
-    System("Orthogonal Adaptation, without replacement", Recipe("orthogonal")),
-    System("Orthogonal Adaptation, independent draws", _INDEPENDENT),
-    System("Orthogonal Adaptation, independent draws, factor 0.6", _INDEPENDENT, strength=0.6),
+    System("Continual Alternating", ALTERNATING, short="alternate"),
+    System("Orthogonal Adaptation, without replacement", Recipe("orthogonal"), short="OA, exact"),
+    System("Orthogonal Adaptation, independent draws", _INDEPENDENT, short="OA, drawn"),
+    System("Orthogonal Adaptation, independent draws, factor 0.6", _INDEPENDENT, strength=0.6, short="OA, x 0.6"),
     System("InfLoRA", Recipe("inflora")),
-    System("LoRA, summed", Recipe("lora")),
-    System("LoRA, averaged", _SINGLE_LORA, "weighted-average"),
-    System("Mix-of-Show (gradient fusion)", _SINGLE_LORA, "gradient-fusion"),
+    System("LoRA, summed", Recipe("lora"), short="LoRA, sum"),
+    System("LoRA, averaged", _SINGLE_LORA, "weighted-average", short="average"),
+    System("Mix-of-Show (gradient fusion)", _SINGLE_LORA, "gradient-fusion", short="MixOfShow"),
     System("LoRACLR", _SINGLE_LORA, "loraclr"),
-    System("Custom Diffusion", _SINGLE_LORA, "custom-diffusion"),
+    System("Custom Diffusion", _SINGLE_LORA, "custom-diffusion", short="Cust.Diff"),
 )
 OURS, RIVAL = "SeqLoRA", "Continual Alternating"
 PLAIN_BASE, SINGLE_LORA = "the base itself, class word alone", "one LoRA a concept, each alone"

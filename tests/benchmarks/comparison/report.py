@@ -16,7 +16,7 @@ from .recipes import OURS, SYSTEMS
 from .runs import kept_pictures, read_json
 from .summary import Table, summarize
 
-_CELL = 44  # pixels of a picture in a grid
+_CELL = 56  # pixels of a picture in a grid
 _LEAST_FORECAST = 1e-6
 
 Results = dict[str, list[dict]]
@@ -102,11 +102,11 @@ def _grids(experiment: Experiment, results: Sequence[dict]) -> dict[str, Image.I
     ours = max((key for key in runs if key[0] == OURS), default=None)
     if ours:
         stages = [stage for stage in STAGES if stage <= ours[1] and stage >= 4]
-        columns = {"alone": alone_name, "when learned": lambda name: stage_name(_place(concepts, name))}
+        columns = {"alone": alone_name, "learned": lambda name: stage_name(_place(concepts, name))}
         columns |= {f"after {stage}": lambda _, stage=stage: stage_name(stage) for stage in stages}
         made["history"] = _grid(concepts, {title: (runs[ours], sheet) for title, sheet in columns.items()})
     finals = {
-        system.name: (runs[system.name, MIDDLE], lambda _, s=system: final_name(s, MIDDLE))
+        system.short or system.name: (runs[system.name, MIDDLE], lambda _, s=system: final_name(s, MIDDLE))
         for system in SYSTEMS
         if (system.name, MIDDLE) in runs
     }
