@@ -20,11 +20,13 @@ sys.path[:0] = [str(ROOT)]
 import torch  # noqa: E402
 
 from seqlora_core.bases import load_base  # noqa: E402
+from seqlora_core.errors import UserError  # noqa: E402
 from seqlora_core.monitor import Monitor  # noqa: E402
 from seqlora_core.terminal import quiet_libraries  # noqa: E402
-from tests.benchmarks.comparison.parts import PARTS, Experiment, Scope, tuning_jobs  # noqa: E402
+from tests.benchmarks.comparison.parts import PARTS, Experiment, Scope, fusion_tuning_jobs, tuning_jobs  # noqa: E402
 from tests.benchmarks.comparison.recipes import PASSES, SYSTEMS  # noqa: E402
 from tests.benchmarks.comparison.report import write_report  # noqa: E402
+from tests.benchmarks.comparison.tuning import CONCEPTS  # noqa: E402
 from tests.benchmarks.comparison.work import work_off  # noqa: E402
 
 
@@ -36,18 +38,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--systems", nargs="+", choices=[s.name for s in SYSTEMS], metavar="NAME", help="default: all")
     parser.add_argument("--passes", type=int, default=PASSES, help="forward-backward passes a concept")
+    parser.add_argument("--tuning-concepts", type=int, default=len(CONCEPTS), metavar="N", help="that a trial learns")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where tables and figures go")
     args = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(args.threads)
     systems = [system for system in SYSTEMS if not args.systems or system.name in args.systems]
-    scope = Scope(args.counts, args.seeds, args.passes, systems)
-    experiment = Experiment(load_base("mini", "cpu"), args.out, scope, Monitor())
+    scope = Scope(args.counts, args.seeds, args.passes, args.tuning_concepts, systems)
+    try:
+        experiment = Experiment(load_base("mini", "cpu"), args.out, scope, Monitor())
+    except UserError as error:
+        parser.error(str(error))
     parts = [PARTS[name] for name in args.only if name in PARTS]
-    recipes = [recipe for part in parts or PARTS.values() for recipe in part.needed(systems)]
-    if args.only != ["tables"]:
-        work_off(tuning_jobs(experiment, recipes))
+    tuned = parts or ([] if args.only == ["tables"] else list(PARTS.values()))
+    work_off(tuning_jobs(experiment, [recipe for part in tuned for recipe in part.needed(systems)]))
+    if any(part.of_systems for part in tuned):
+        work_off(fusion_tuning_jobs(experiment))
     for part in parts:
         work_off(part.jobs(experiment))
     write_report(experiment, args.results or args.out / "tables")

@@ -66,7 +66,7 @@ def final_sheet(system: System, run: Run, learned: Sequence[Concept]) -> dict:
     return run.sheet(
         final_name(system, len(learned)),
         learned,
-        lambda: put_together(run.base, system.fusion, run.parts(learned, system.strength)),
+        lambda: put_together(run.base, system, run.parts(learned, system.strength)),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seqlora_core.bank.names import slug
 from seqlora_core.bases import Base
+from seqlora_core.errors import UserError
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.monitor import Monitor
@@ -16,10 +17,11 @@ from .measure import measure
 from .recipes import ALTERNATING, OURS, PLAIN_BASE, RIVAL, SEQLORA, SYSTEMS, VARIANTS, Recipe, System, Variant
 from .runs import Run, draw, read_json, write_json
 from .subsets import measure_subsets
-from .tuning import CONCEPTS, SEED, Tuning
+from .tuning import CONCEPTS, SEED, START, Tuning
 from .work import Job
 
 MIDDLE = 16  # concepts of everything but the main table
+SEED_OF_ALL = 0  # the others are for the main table at 16 alone
 ORDERS = (1, 2)
 SATURATED = Recipe("seqlora", {"rank": 4})
 SATURATED_COUNT = 32  # the narrowest layers are full after 20, the next after 28
@@ -31,13 +33,15 @@ class Scope:
 
     Attributes:
         counts: numbers of concepts of the main table.
-        seeds: the first for everything, all of them at 16 concepts.
+        seeds: of the main table.
         passes: forward-backward passes a concept.
+        tuning_concepts: that a trial of step sizes learns.
     """
 
     counts: Sequence[int]
     seeds: Sequence[int]
     passes: int
+    tuning_concepts: int
     systems: Sequence[System] = SYSTEMS
 
 
@@ -47,7 +51,13 @@ class Experiment:
     def __init__(self, base: Base, out: Path, scope: Scope, monitor: Monitor) -> None:
         self.base, self.out, self.scope, self.monitor = base, out, scope, monitor
         self.concepts = mini_concepts()
-        self.tuning = Tuning(out / "tuning", self._trial)
+        self.tuning = Tuning(out / "tuning", self._trial, scope.tuning_concepts)
+        self._check_same_experiment()
+
+    @property
+    def systems(self) -> list[System]:
+        """The systems that are wanted, with what was chosen for their fusions."""
+        return [self.tuning.tuned(system) for system in self.scope.systems]
 
     def run(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept] | None = None) -> Run:
         """The run of a recipe with the step sizes that were chosen for it."""
@@ -65,8 +75,18 @@ class Experiment:
 
         return Job(name, at / ".job.lock", do)
 
+    def _check_same_experiment(self) -> None:
+        """Results of other settings in the same folder would pass for what is asked for."""
+        facts = {"base": self.base.identity.fingerprint, "passes": self.scope.passes}
+        facts["tuning_concepts"] = self.scope.tuning_concepts
+        path = self.out / "experiment.json"
+        if not path.is_file():
+            write_json(path, facts)
+        if (found := read_json(path)) != facts:
+            raise UserError(f"{self.out} holds an experiment with {found}, not {facts}: give another folder.")
+
     def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
-        concepts = [concept for concept in self.concepts if concept.name in CONCEPTS]
+        concepts = [concept for concept in self.concepts if concept.name in CONCEPTS[: self.scope.tuning_concepts]]
         return self._open(recipe, SEED, concepts, alpha, beta)
 
     def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
@@ -88,27 +108,37 @@ def tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
     ]
 
 
+def fusion_tuning_jobs(experiment: Experiment) -> list[Job]:
+    """The same for fusions that have a step size of their own."""
+    tuning = experiment.tuning
+    return [
+        Job(system.name, tuning.folder / f".{system.fusion}.lock", lambda system=system: tuning.tune_fusion(system))
+        for system in experiment.scope.systems
+        if system.fusion in START
+    ]
+
+
 def main_jobs(experiment: Experiment) -> list[Job]:
     """Every system with every number of concepts; all seeds at 16."""
-    scope, jobs = experiment.scope, [_plain_base_job(experiment)]
-    for count in scope.counts:
-        for seed in scope.seeds if count == MIDDLE else scope.seeds[:1]:
-            trajectory = seed == scope.seeds[0]
-            for system in scope.systems:
-                run, name = experiment.run(system.recipe, seed), f"{system.name} {count} {seed}"
-                jobs.append(experiment.job("main", name, run.folder, measure, system, run, count, trajectory))
+    jobs = [_plain_base_job(experiment)]
+    for count in experiment.scope.counts:
+        for seed in experiment.scope.seeds:
+            if seed == SEED_OF_ALL or count == MIDDLE:
+                for system in experiment.systems:
+                    run, name = experiment.run(system.recipe, seed), f"{system.name} {count} {seed}"
+                    trajectory = seed == SEED_OF_ALL
+                    jobs.append(experiment.job("main", name, run.folder, measure, system, run, count, trajectory))
     return jobs
 
 
 def _plain_base_job(experiment: Experiment) -> Job:
     """What the base makes of the class word alone: below this a concept is not there at all."""
-    seed = experiment.scope.seeds[0]
 
     def make() -> dict:
         words = dict.fromkeys(concept.class_word for concept in experiment.concepts)
-        pictures = {word: draw(experiment.base, f"photo of a {word}", seed) for word in words}
+        pictures = {word: draw(experiment.base, f"photo of a {word}", SEED_OF_ALL) for word in words}
         scores = {c.name: score(Identity(), pictures[c.class_word], c.references, "") for c in experiment.concepts}
-        return {"system": PLAIN_BASE, "seed": seed, "scores": {"final": scores}}
+        return {"system": PLAIN_BASE, "seed": SEED_OF_ALL, "scores": {"final": scores}}
 
     return experiment.job("plain", PLAIN_BASE, experiment.out / "results" / "plain", make)
 
@@ -121,7 +151,7 @@ def ablation_jobs(experiment: Experiment) -> list[Job]:
 
     jobs = []
     for variant in VARIANTS:
-        run = experiment.run(variant.recipe, experiment.scope.seeds[0])
+        run = experiment.run(variant.recipe, SEED_OF_ALL)
         jobs.append(experiment.job("ablation", f"{variant.factor} {variant.value}", run.folder, make, variant, run))
     return jobs
 
@@ -136,7 +166,7 @@ def order_jobs(experiment: Experiment) -> list[Job]:
     for order in ORDERS:
         concepts = random.Random(order).sample(experiment.concepts[:MIDDLE], MIDDLE)
         for system in (System(OURS, SEQLORA), System(RIVAL, ALTERNATING)):
-            run = experiment.run(system.recipe, experiment.scope.seeds[0], concepts)
+            run = experiment.run(system.recipe, SEED_OF_ALL, concepts)
             jobs.append(experiment.job("order", f"{system.name} {order}", run.folder, make, order, system, run))
     return jobs
 
@@ -145,7 +175,7 @@ def saturation_jobs(experiment: Experiment) -> list[Job]:
     """Until no layer has room: rank 4 with 32 concepts, and rank 2 with all of them."""
     jobs = []
     for recipe, count in ((SATURATED, SATURATED_COUNT), (SEQLORA, len(experiment.concepts))):
-        run = experiment.run(recipe, experiment.scope.seeds[0])
+        run = experiment.run(recipe, SEED_OF_ALL)
         name, system = f"rank {run.config.rank}", System(OURS, recipe)
         jobs.append(experiment.job("saturation", name, run.folder, measure, system, run, count))
     return jobs
@@ -153,19 +183,19 @@ def saturation_jobs(experiment: Experiment) -> list[Job]:
 
 def subset_jobs(experiment: Experiment) -> list[Job]:
     """Pairs and triples of the first 16 concepts, put together alone."""
-    return _jobs_at_middle(experiment, "subsets", measure_subsets, experiment.scope.systems)
+    return _jobs_at_middle(experiment, "subsets", measure_subsets, experiment.systems)
 
 
 def forecast_jobs(experiment: Experiment) -> list[Job]:
     """The forgetting that diagnostics expect beside what was measured."""
-    sequential = [system for system in experiment.scope.systems if system.sequential]
+    sequential = [system for system in experiment.systems if system.sequential]
     return _jobs_at_middle(experiment, "forecast", forecast, sequential)
 
 
 def _jobs_at_middle(
     experiment: Experiment, part: str, make: Callable[..., dict], systems: Sequence[System]
 ) -> list[Job]:
-    runs = [experiment.run(system.recipe, experiment.scope.seeds[0]) for system in systems]
+    runs = [experiment.run(system.recipe, SEED_OF_ALL) for system in systems]
     return [
         experiment.job(part, system.name, run.folder, make, system, run, MIDDLE)
         for system, run in zip(systems, runs, strict=True)
@@ -183,9 +213,14 @@ class Part:
     jobs: Callable[[Experiment], list[Job]]
     recipes: Sequence[Recipe] | None = None
 
+    @property
+    def of_systems(self) -> bool:
+        """Whether it is about the systems."""
+        return self.recipes is None
+
     def needed(self, systems: Sequence[System]) -> list[Recipe]:
         """The recipes whose step sizes have to be chosen first."""
-        return [system.recipe for system in systems] if self.recipes is None else list(self.recipes)
+        return [system.recipe for system in systems] if self.of_systems else list(self.recipes)
 
 
 PARTS = {

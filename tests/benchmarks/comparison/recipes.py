@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from seqlora_core.config import TrainingConfig
+from seqlora_core.fusion import FusionSettings
 
 PASSES = 600  # forward and backward, a concept
 BATCH, RANK, RESOLUTION = 4, 2, 32
@@ -68,6 +69,7 @@ class System:
     fusion: str = "sum"
     strength: float = 1.0
     short: str = ""
+    settings: FusionSettings = field(default_factory=FusionSettings)
 
     @property
     def sequential(self) -> bool:

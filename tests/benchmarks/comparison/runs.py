@@ -21,7 +21,7 @@ from seqlora_core.composition import Part
 from seqlora_core.config import TrainingConfig
 from seqlora_core.encoding import encode_concept
 from seqlora_core.evaluation.metrics import Identity, score
-from seqlora_core.fusion import FUSIONS, FusionSettings, fuse
+from seqlora_core.fusion import FUSIONS, fuse
 from seqlora_core.fusion.from_base import BaseSource
 from seqlora_core.generation import generate
 from seqlora_core.images import Reference, template_prompts
@@ -30,6 +30,8 @@ from seqlora_core.mini import MiniConcept
 from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ConceptSpec
 from seqlora_core.trainer import Options, train_concept
+
+from .recipes import System
 
 PICTURES, SAMPLER_STEPS, GUIDANCE = 16, 25, 4.0
 KEPT = 2  # pictures of each concept and sheet that are kept to look at
@@ -147,11 +149,11 @@ def _kept_path(folder: Path, sheet: str, concept: str) -> Path:
     return folder / "pictures" / sheet / f"{slug(concept)}.png"
 
 
-def put_together(base: Base, fusion: str, parts: Sequence[Part]) -> tuple[Adapters, dict]:
+def put_together(base: Base, system: System, parts: Sequence[Part]) -> tuple[Adapters, dict]:
     """One update out of several concepts, and what that cost."""
-    settings = FusionSettings()
-    source = BaseSource(base, settings) if FUSIONS[fusion].reads_base else None
-    fused = fuse(FUSIONS[fusion], parts, settings, source)
+    fusion = FUSIONS[system.fusion]
+    source = BaseSource(base, system.settings) if fusion.reads_base else None
+    fused = fuse(fusion, parts, system.settings, source)
     return fused.adapters, {"fusion_seconds": fused.seconds, "fusion_megabytes": fused.peak_bytes / 2**20}
 
 

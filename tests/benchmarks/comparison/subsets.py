@@ -60,7 +60,7 @@ def _identity(run: Run, concept: Concept, pixels: Tensor) -> float:
 
 
 def _composed(system: System, run: Run, subset: Sequence[Concept]):
-    return put_together(run.base, system.fusion, run.parts(subset, system.strength))
+    return put_together(run.base, system, run.parts(subset, system.strength))
 
 
 def _name(system: System, subset: Sequence[Concept]) -> str:
