@@ -7,7 +7,7 @@ from pathlib import Path
 
 from seqlora_core.bank.names import slug
 from seqlora_core.bases import Base
-from seqlora_core.errors import UserError
+from seqlora_core.errors import TrainingDiverged, UserError
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.monitor import Monitor
@@ -69,9 +69,13 @@ class Experiment:
 
         def do() -> None:
             path = self.out / "results" / part / f"{slug(name)}.json"
-            if not path.is_file():
+            if path.is_file():
+                return
+            try:
                 write_json(path, make(*inputs))
                 print(f"{part}: {name} is done", flush=True)
+            except TrainingDiverged as error:
+                print(f"{part}: {name} is left out: {error}", flush=True)
 
         return Job(name, at / ".job.lock", do)
 
