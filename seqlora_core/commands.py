@@ -123,12 +123,26 @@ def inspect_bank(args: Namespace) -> None:
         _print_json({**document, "interference": diagnosis.as_dict()} if diagnosis else document)
     else:
         _print_inspection(bank, result)
-        for line in diagnosis.sentences() if diagnosis else ():
-            print(f"  {line}")
+        if diagnosis:
+            _print_diagnosis(diagnosis)
     if diagnosis and args.plot:
         _save_picture(crosstalk_map(diagnosis.concepts, diagnosis.crosstalk().tolist()), Path(args.plot))
     if result.problems:
         raise UserError(" ".join(result.problems))
+
+
+def _print_diagnosis(diagnosis) -> None:
+    """A row a concept, then a line of forecast each; what is measured in each layer is in the JSON."""
+    rows = diagnosis.as_dict()["concepts"]
+    width = max(len("concept"), *(len(row["name"]) for row in rows))
+    print(f"  {'concept':{width}}  energy in its basis  effective rank of the rest  crosstalk of later ones")
+    for row in rows:
+        print(
+            f"  {row['name']:{width}}  {row['captured_share']:>19.1%}  {row['effective_rank']:>26.1f}"
+            f"  {row['forecast']:>23.2%}"
+        )
+    for line in diagnosis.sentences():
+        print(f"  {line}")
 
 
 def _diagnose(args: Namespace, bank: Bank):

@@ -271,3 +271,12 @@ def test_inspect_with_a_base_measures_and_draws_the_interference(base_folder, tw
     assert interference["concepts"][1]["forecast"] == 0.0
     assert interference["crosstalk"]["dog"]["cat"] == pytest.approx(interference["concepts"][0]["forecast"])
     assert Image.open(picture).size[0] > 200
+
+
+def test_inspect_prints_a_row_and_a_forecast_for_every_concept(base_folder, two_concepts, capsys):
+    capsys.readouterr()
+    command = ["inspect", "--bank", str(two_concepts), "--base", str(base_folder), "--sampling-steps", "2"]
+    assert main(command) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-1] for line in lines if len(line) == 4 and line[0] in ("dog", "cat")][1] == "0.00%"
+    assert sum(line[0] in ("dog:", "cat:") for line in lines) == 2

@@ -11,6 +11,7 @@ from seqlora_core.config import TrainingConfig
 from seqlora_core.denoising import heldout_loss
 from seqlora_core.layers import attached, find_layers
 from seqlora_core.methods import METHODS
+from seqlora_core.optimizers import FactorOptimizer
 from seqlora_core.plan import ConceptSpec
 from seqlora_core.trainer import train_concept
 
@@ -58,6 +59,41 @@ def test_inflora_freezes_the_left_singular_vectors_of_the_inputs_of_the_accumula
         H = inputs[name].rows.double().mT  # [n, N]
         U = torch.linalg.svd(H - M @ (M.mT @ H), full_matrices=False).U
         assert same_span(second[name].B, U[:, :3])
+
+
+class OneNumber:
+    """L(a, b) = (a b - 5)^2 / 2 with single numbers as factors: dL/da = (a b - 5) b, dL/db = (a b - 5) a."""
+
+    difference_step = 1e-2
+
+    def loss(self, A, B):
+        return (A[0] * B[0] - 5).square().sum() / 2
+
+    def gradients(self, A, B):
+        a, b = A[0], B[0]
+        return float(self.loss(A, B)), [(a * b - 5) * b], [(a * b - 5) * a]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        # From a = 1, b = 2 with step sizes of 0.1: dL/da = -6 and dL/db = -3 at the start.
+        ("lora", {}, (1.6, 2.3)),
+        ("orthogonal", {}, (1.6, 2.0)),
+        ("inflora", {}, (1.6, 2.0)),
+        # b follows dL/db at the new a, (1.6 * 2 - 5) * 1.6 = -2.88.
+        ("alternating", {}, (1.6, 2.288)),
+        # b follows (1.6 * 2 - 5) (1.6 + 2 * da+/db) = -3.24 with da+/db = -0.1 (2 a b - 5) = 0.1; then a at the new b.
+        ("seqlora", {"hypergradient": "exact"}, (1 + 0.1 * 2.676 * 2.324, 2.324)),
+        # 2 dL/db(a+, b) - dL/db(a, b) = 2 * -2.88 + 3.
+        ("seqlora", {"hypergradient": "lookahead"}, (1 + 0.1 * 2.724 * 2.276, 2.276)),
+    ],
+)
+def test_one_iteration_is_the_methods_definition(method, settings, expected):
+    lower, upper = (FactorOptimizer([torch.tensor([[x]]).double()], "gradient", 0.1, clip=0) for x in (1.0, 2.0))
+    Q = [subspace.empty(1)]
+    METHODS[method].iterate(OneNumber(), lower, upper, Q, TrainingConfig(method=method, **settings))
+    assert (lower.parameters[0].item(), upper.parameters[0].item()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("method", ["orthogonal", "inflora"])

@@ -1,0 +1,89 @@
+"""What a system reaches with the first concepts of a run: right after training, in the end, alone, and in between."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from seqlora_core.bank import Concept
+from seqlora_core.bank.names import slug
+from seqlora_core.composition import sum_adapters
+
+from .recipes import System
+from .runs import Run, put_together
+
+STAGES = (1, 4, 8, 16, 24, 32, 40, 48)  # after which all concepts learned so far are drawn
+
+
+def measure(system: System, run: Run, count: int, trajectory: bool = False) -> dict:
+    """Scores of every concept, and the costs.
+
+    Args:
+        trajectory: with the mean over the concepts learned so far after each of `STAGES`, where there is a history.
+    """
+    learned = run.learn(count)
+    single = {concept.name: alone(run, concept) for concept in learned}
+    initial = single
+    if system.sequential:
+        initial = {c.name: after(run, learned[: i + 1], [c])[c.name] for i, c in enumerate(learned)}
+    sheet = final_sheet(system, run, learned)
+    stages = [stage for stage in STAGES if stage < count] if trajectory and system.sequential else []
+    means = {stage: fmean(after(run, learned[:stage], learned[:stage]).values()) for stage in stages}
+    return {
+        "system": system.name,
+        "concepts": count,
+        "seed": run.config.seed,
+        "scores": {
+            "single": single,
+            "initial": initial,
+            "final": {concept.name: sheet["scores"][concept.name] for concept in learned},
+        },
+        "trajectory": {**means, count: fmean(sheet["scores"][c.name] for c in learned)} if stages else {},
+        "layers_skipped": {concept.name: len(concept.layers_skipped) for concept in learned},
+        "training_seconds": fmean(concept.metrics["seconds"] for concept in learned),
+        "passes": fmean(concept.metrics["passes"] for concept in learned),
+        "fusion_seconds": sheet.get("fusion_seconds", 0.0),
+        "fusion_megabytes": sheet.get("fusion_megabytes", 0.0),
+        "run": run.folder.name,
+        "config": run.config.as_dict(),
+    }
+
+
+def alone(run: Run, concept: Concept) -> float:
+    """A concept's score with no other one in place."""
+    sheet = run.sheet(alone_name(concept.name), [concept], lambda: (_sum(run, [concept]), {}))
+    return sheet["scores"][concept.name]
+
+
+def after(run: Run, stage: Sequence[Concept], asked: Sequence[Concept]) -> dict[str, float]:
+    """Scores of some concepts in the sum of those that had been learned by a stage."""
+    sheet = run.sheet(stage_name(len(stage)), asked, lambda: (_sum(run, stage), {}))
+    return {concept.name: sheet["scores"][concept.name] for concept in asked}
+
+
+def final_sheet(system: System, run: Run, learned: Sequence[Concept]) -> dict:
+    """All concepts of a system together, with what putting them together cost."""
+    if system.sequential:
+        return run.sheet(stage_name(len(learned)), learned, lambda: (_sum(run, learned), {}))
+    return run.sheet(
+        final_name(system, len(learned)),
+        learned,
+        lambda: put_together(run.base, system, run.parts(learned, system.strength)),
+    )
+
+
+def final_name(system: System, count: int) -> str:
+    """The sheet of a system's pictures in the end."""
+    return stage_name(count) if system.sequential else f"{system.fusion}-{system.strength:g}/{count:03d}"
+
+
+def stage_name(stage: int) -> str:
+    """The sheet of the sum of a run's first concepts."""
+    return f"after/{stage:03d}"
+
+
+def alone_name(concept: str) -> str:
+    """The sheet of a concept that was drawn with no other one in place."""
+    return f"alone/{slug(concept)}"
+
+
+def _sum(run: Run, concepts: Sequence[Concept]):
+    return sum_adapters([(part.adapters, part.strength) for part in run.parts(concepts)])

@@ -1,0 +1,242 @@
+"""The parts of the experiment: which runs each of them needs, and which results it keeps."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqlora_core.bank.names import slug
+from seqlora_core.bases import Base
+from seqlora_core.errors import TrainingDiverged, UserError
+from seqlora_core.evaluation.metrics import Identity, score
+from seqlora_core.mini import MiniConcept, mini_concepts
+from seqlora_core.monitor import Monitor
+
+from .forecast import forecast
+from .measure import measure
+from .recipes import ALTERNATING, OURS, PLAIN_BASE, RIVAL, SEQLORA, SYSTEMS, VARIANTS, Recipe, System, Variant
+from .runs import Run, draw, read_json, write_json
+from .subsets import measure_subsets
+from .tuning import CONCEPTS, SEED, START, Tuning
+from .work import Job
+
+MIDDLE = 16  # concepts of everything but the main table
+SEED_OF_ALL = 0  # the others are for the main table at 16 alone
+ORDERS = (1, 2)
+SATURATED = Recipe("seqlora", {"rank": 4})
+SATURATED_COUNT = 32  # the narrowest layers are full after 20, the next after 28
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much of the experiment is wanted.
+
+    Attributes:
+        counts: numbers of concepts of the main table.
+        seeds: of the main table.
+        passes: forward-backward passes a concept.
+        tuning_concepts: that a trial of step sizes learns.
+    """
+
+    counts: Sequence[int]
+    seeds: Sequence[int]
+    passes: int
+    tuning_concepts: int
+    systems: Sequence[System] = SYSTEMS
+
+
+class Experiment:
+    """The folder of an experiment, and the way to everything in it."""
+
+    def __init__(self, base: Base, out: Path, scope: Scope, monitor: Monitor) -> None:
+        self.base, self.out, self.scope, self.monitor = base, out, scope, monitor
+        self.concepts = mini_concepts()
+        self.tuning = Tuning(out / "tuning", self._trial, scope.tuning_concepts)
+        self._check_same_experiment()
+
+    @property
+    def systems(self) -> list[System]:
+        """The systems that are wanted, with what was chosen for their fusions."""
+        return [self.tuning.tuned(system) for system in self.scope.systems]
+
+    def run(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept] | None = None) -> Run:
+        """The run of a recipe with the step sizes that were chosen for it."""
+        chosen = self.tuning.choice(recipe)
+        return self._open(recipe, seed, concepts or self.concepts, chosen["alpha"], chosen["beta"])
+
+    def job(self, part: str, name: str, at: Path, make: Callable[..., dict], *inputs) -> Job:
+        """The making of one result by `make(*inputs)`, which is kept as a file; `at` is the folder that it works in."""
+
+        def do() -> None:
+            path = self.out / "results" / part / f"{slug(name)}.json"
+            if path.is_file():
+                return
+            try:
+                write_json(path, make(*inputs))
+                print(f"{part}: {name} is done", flush=True)
+            except TrainingDiverged as error:
+                print(f"{part}: {name} is left out: {error}", flush=True)
+
+        return Job(name, at / ".job.lock", do)
+
+    def _check_same_experiment(self) -> None:
+        """Results of other settings in the same folder would pass for what is asked for."""
+        facts = {"base": self.base.identity.fingerprint, "passes": self.scope.passes}
+        facts["tuning_concepts"] = self.scope.tuning_concepts
+        path = self.out / "experiment.json"
+        if not path.is_file():
+            write_json(path, facts)
+        if (found := read_json(path)) != facts:
+            raise UserError(f"{self.out} holds an experiment with {found}, not {facts}: give another folder.")
+
+    def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
+        concepts = [concept for concept in self.concepts if concept.name in CONCEPTS[: self.scope.tuning_concepts]]
+        return self._open(recipe, SEED, concepts, alpha, beta)
+
+    def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
+        config = recipe.config(self.scope.passes, seed, alpha, beta)
+        return Run(self.base, self.out / "runs", config, concepts, self.monitor)
+
+
+def tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
+    """The choice of step sizes for all that differ in them."""
+    plain = {}
+    for recipe in recipes:
+        optimizer = {key: value for key, value in recipe.settings.items() if key == "optimizer"}
+        plain[recipe.tuning] = Recipe(recipe.method, optimizer, recipe.tuned_for)
+    folder = experiment.tuning.folder
+    return [
+        # What is tuned for two figures has its trials in common.
+        Job(name, folder / f".{recipe.method}.lock", lambda recipe=recipe: experiment.tuning.tune(recipe))
+        for name, recipe in plain.items()
+    ]
+
+
+def fusion_tuning_jobs(experiment: Experiment) -> list[Job]:
+    """The same for fusions that have a step size of their own."""
+    tuning = experiment.tuning
+    return [
+        Job(system.name, tuning.folder / f".{system.fusion}.lock", lambda system=system: tuning.tune_fusion(system))
+        for system in experiment.scope.systems
+        if system.fusion in START
+    ]
+
+
+def main_jobs(experiment: Experiment) -> list[Job]:
+    """Every system with every number of concepts; all seeds at 16."""
+    jobs = [_plain_base_job(experiment)]
+    for count in experiment.scope.counts:
+        for seed in experiment.scope.seeds:
+            if seed == SEED_OF_ALL or count == MIDDLE:
+                for system in experiment.systems:
+                    run, name = experiment.run(system.recipe, seed), f"{system.name} {count} {seed}"
+                    trajectory = seed == SEED_OF_ALL
+                    jobs.append(experiment.job("main", name, run.folder, measure, system, run, count, trajectory))
+    return jobs
+
+
+def _plain_base_job(experiment: Experiment) -> Job:
+    """What the base makes of the class word alone: below this a concept is not there at all."""
+
+    def make() -> dict:
+        words = dict.fromkeys(concept.class_word for concept in experiment.concepts)
+        pictures = {word: draw(experiment.base, f"photo of a {word}", SEED_OF_ALL) for word in words}
+        scores = {c.name: score(Identity(), pictures[c.class_word], c.references, "") for c in experiment.concepts}
+        return {"system": PLAIN_BASE, "seed": SEED_OF_ALL, "scores": {"final": scores}}
+
+    return experiment.job("plain", PLAIN_BASE, experiment.out / "results" / "plain", make)
+
+
+def ablation_jobs(experiment: Experiment) -> list[Job]:
+    """One setting changed at a time, at 16 concepts (Table 4)."""
+
+    def make(variant: Variant, run: Run) -> dict:
+        return {"factor": variant.factor, "value": variant.value, **measure(System(OURS, variant.recipe), run, MIDDLE)}
+
+    jobs = []
+    for variant in VARIANTS:
+        run = experiment.run(variant.recipe, SEED_OF_ALL)
+        jobs.append(experiment.job("ablation", f"{variant.factor} {variant.value}", run.folder, make, variant, run))
+    return jobs
+
+
+def order_jobs(experiment: Experiment) -> list[Job]:
+    """The first 16 concepts in other orders."""
+
+    def make(order: int, system: System, run: Run) -> dict:
+        return {"order": order, **measure(system, run, MIDDLE)}
+
+    jobs = []
+    for order in ORDERS:
+        concepts = random.Random(order).sample(experiment.concepts[:MIDDLE], MIDDLE)
+        for system in (System(OURS, SEQLORA), System(RIVAL, ALTERNATING)):
+            run = experiment.run(system.recipe, SEED_OF_ALL, concepts)
+            jobs.append(experiment.job("order", f"{system.name} {order}", run.folder, make, order, system, run))
+    return jobs
+
+
+def saturation_jobs(experiment: Experiment) -> list[Job]:
+    """Until no layer has room: rank 4 with 32 concepts, and rank 2 with all of them."""
+    jobs = []
+    for recipe, count in ((SATURATED, SATURATED_COUNT), (SEQLORA, len(experiment.concepts))):
+        run = experiment.run(recipe, SEED_OF_ALL)
+        name, system = f"rank {run.config.rank}", System(OURS, recipe)
+        jobs.append(experiment.job("saturation", name, run.folder, measure, system, run, count))
+    return jobs
+
+
+def subset_jobs(experiment: Experiment) -> list[Job]:
+    """Pairs and triples of the first 16 concepts, put together alone."""
+    return _jobs_at_middle(experiment, "subsets", measure_subsets, experiment.systems)
+
+
+def forecast_jobs(experiment: Experiment) -> list[Job]:
+    """The forgetting that diagnostics expect beside what was measured."""
+    sequential = [system for system in experiment.systems if system.sequential]
+    return _jobs_at_middle(experiment, "forecast", forecast, sequential)
+
+
+def _jobs_at_middle(
+    experiment: Experiment, part: str, make: Callable[..., dict], systems: Sequence[System]
+) -> list[Job]:
+    runs = [experiment.run(system.recipe, SEED_OF_ALL) for system in systems]
+    return [
+        experiment.job(part, system.name, run.folder, make, system, run, MIDDLE)
+        for system, run in zip(systems, runs, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that can be asked for by name.
+
+    Attributes:
+        recipes: that it needs; None stands for those of the systems.
+    """
+
+    jobs: Callable[[Experiment], list[Job]]
+    recipes: Sequence[Recipe] | None = None
+
+    @property
+    def of_systems(self) -> bool:
+        """Whether it is about the systems."""
+        return self.recipes is None
+
+    def needed(self, systems: Sequence[System]) -> list[Recipe]:
+        """The recipes whose step sizes have to be chosen first."""
+        return [system.recipe for system in systems] if self.of_systems else list(self.recipes)
+
+
+PARTS = {
+    "main": Part(main_jobs),
+    "ablation": Part(ablation_jobs, [variant.recipe for variant in VARIANTS]),
+    "subsets": Part(subset_jobs),
+    "order": Part(order_jobs, [SEQLORA, ALTERNATING]),
+    "saturation": Part(saturation_jobs, [SATURATED]),
+    "forecast": Part(forecast_jobs),
+}
+
+
+def read_results(out: Path, part: str) -> list[dict]:
+    """All that was kept of a part so far."""
+    return [read_json(path) for path in sorted((out / "results" / part).glob("*.json"))]

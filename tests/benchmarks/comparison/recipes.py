@@ -1,0 +1,136 @@
+"""What is compared: how concepts are trained (a recipe), and how they are put together (a system).
+
+Every recipe spends the same number of forward-backward passes on a concept, whatever a step of it costs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from seqlora_core.config import TrainingConfig
+from seqlora_core.fusion import FusionSettings
+
+PASSES = 600  # forward and backward, a concept
+BATCH, RANK, RESOLUTION = 4, 2, 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the concepts of one bank are trained.
+
+    Attributes:
+        settings: where they differ from the defaults of `TrainingConfig`.
+        tuned_for: "final" or "single", the figure that its step sizes were chosen by: of the concepts in the sum of
+            all, or of each alone, which is what a fusion starts from.
+    """
+
+    method: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    tuned_for: str = "final"
+
+    @property
+    def tuning(self) -> str:
+        """Names the step sizes; recipes that differ in anything but the optimizer share their method's."""
+        optimizer = self.settings.get("optimizer", "adam")
+        name = self.method if optimizer == "adam" else f"{self.method}-{optimizer}"
+        return name if self.tuned_for == "final" else f"{name}-{self.tuned_for}"
+
+    def config(self, passes: int, seed: int, alpha: float, beta: float) -> TrainingConfig:
+        """The settings of a training that spends `passes` forward-backward passes, or the few less that fit."""
+        values = {"rank": RANK, "batch_size": BATCH, "resolution": RESOLUTION, "alpha": alpha, "beta": beta}
+        values |= {"method": self.method, "seed": seed, **self.settings}
+        return TrainingConfig(**values, steps=max(1, passes // passes_a_step(TrainingConfig(**values))))
+
+
+def passes_a_step(config: TrainingConfig) -> int:
+    """Forward-backward passes over a minibatch in one step of a training."""
+    inner = config.inner_steps
+    if config.method == "seqlora":
+        # The lower steps and the gradient at their end, then the lower steps at the new B.  A central difference takes
+        # two passes more, and so, in a reckoning as it is usual, does a product with a Hessian.
+        iteration = 2 * inner + 1 + (0 if config.hypergradient == "lookahead" else 2)
+    elif config.method == "alternating":
+        iteration = inner + 1
+    else:
+        iteration = 1
+    return config.bilevel_iterations * iteration
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the tables.
+
+    Attributes:
+        strength: the common factor of all concepts.
+        short: the name over a column of small pictures, where `name` is too long for that.
+    """
+
+    name: str
+    recipe: Recipe
+    fusion: str = "sum"
+    strength: float = 1.0
+    short: str = ""
+    settings: FusionSettings = field(default_factory=FusionSettings)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it has a history: the model after each concept is the plain sum up to it.
+
+        The others are put together anew for every set of concepts, and each concept is as good as it is alone before.
+        """
+        return self.fusion == "sum" and self.strength == 1.0
+
+
+SEQLORA = Recipe("seqlora")
+ALTERNATING = Recipe("alternating")
+_SINGLE_LORA = Recipe("lora", tuned_for="single")
+_INDEPENDENT = Recipe("orthogonal", {"draw": "independent"})
+
+SYSTEMS = (
+    System("SeqLoRA", SEQLORA),
+    System("Continual Alternating", ALTERNATING, short="alternate"),
+    System("Orthogonal Adaptation, without replacement", Recipe("orthogonal"), short="OA, exact"),
+    System("Orthogonal Adaptation, independent draws", _INDEPENDENT, short="OA, drawn"),
+    System("Orthogonal Adaptation, independent draws, factor 0.6", _INDEPENDENT, strength=0.6, short="OA, x 0.6"),
+    System("InfLoRA", Recipe("inflora")),
+    System("LoRA, summed", Recipe("lora"), short="LoRA, sum"),
+    System("LoRA, averaged", _SINGLE_LORA, "weighted-average", short="average"),
+    System("Mix-of-Show (gradient fusion)", _SINGLE_LORA, "gradient-fusion", short="MixOfShow"),
+    System("LoRACLR", _SINGLE_LORA, "loraclr"),
+    System("Custom Diffusion", _SINGLE_LORA, "custom-diffusion", short="Cust.Diff"),
+)
+OURS, RIVAL = "SeqLoRA", "Continual Alternating"
+PLAIN_BASE, SINGLE_LORA = "the base itself, class word alone", "one LoRA a concept, each alone"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the ablation: one setting of SeqLoRA (or of a rival) changed."""
+
+    factor: str
+    value: str
+    recipe: Recipe
+
+
+def _changed(factor: str, value: str, **settings) -> Variant:
+    return Variant(factor, value, Recipe("seqlora", settings))
+
+
+VARIANTS = (
+    Variant("default", "-", SEQLORA),
+    _changed("inner steps", "2", inner_steps=2),
+    _changed("inner steps", "5", inner_steps=5),
+    _changed("ridge", "0", ridge=0.0),
+    _changed("ridge", "1e-2", ridge=1e-2),
+    _changed("bilevel iterations", "2", bilevel_iterations=2),
+    _changed("bilevel iterations", "4", bilevel_iterations=4),
+    _changed("hypergradient", "finite-difference", hypergradient="finite-difference"),
+    _changed("hypergradient", "exact", hypergradient="exact"),
+    Variant("hypergradient", "none (alternating)", ALTERNATING),
+    _changed("start of B", "spectral", init="spectral"),
+    Variant("start of B", "spectral, alternating", Recipe("alternating", {"init": "spectral"})),
+    _changed("trained on", "bare base", train_on="bare"),
+    Variant("trained on", "bare base, alternating", Recipe("alternating", {"train_on": "bare"})),
+    _changed("optimizer", "gradient", optimizer="gradient"),
+    _changed("layers", "cross", layers="cross"),
+    _changed("layers", "cross-kv", layers="cross-kv"),
+)

@@ -1,0 +1,139 @@
+"""All tables and figures of what an experiment has so far."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from seqlora_core.mini import MiniConcept
+from seqlora_core.plots import crosstalk_map, picture_grid
+
+from . import figures, tables
+from .measure import STAGES, alone_name, final_name, stage_name
+from .parts import MIDDLE, PARTS, Experiment, read_results
+from .recipes import OURS, SYSTEMS
+from .runs import kept_pictures, read_json
+from .summary import Table, summarize
+
+_CELL = 56  # pixels of a picture in a grid
+_LEAST_FORECAST = 1e-6
+
+Results = dict[str, list[dict]]
+
+
+def write_report(experiment: Experiment, folder: Path) -> None:
+    """Writes `report.md`, a CSV file for each table, and the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {part: read_results(experiment.out, part) for part in ("plain", *PARTS)}
+    choices = [read_json(path) for path in sorted(experiment.tuning.folder.glob("*.json"))]
+    made = _tables(results, choices)
+    for table in made:
+        (folder / f"{table.name}.csv").write_text(table.to_csv(), "utf-8")
+    (folder / "report.md").write_text("\n".join(table.to_markdown() for table in made), "utf-8")
+    for name, picture in _figures(experiment, results).items():
+        picture.save(folder / f"{name}.png", optimize=True)
+
+
+def _tables(results: Results, choices: Sequence[dict]) -> list[Table]:
+    made = []
+    if results["main"]:
+        summaries = summarize(results["main"])
+        plain = results["plain"][0]["scores"]["final"] if results["plain"] else {}
+        made += [tables.comparison(summaries, count, plain) for count in tables.counts(summaries)]
+        made += [tables.forgetting(summaries), tables.scale(summaries), tables.target(summaries)]
+    if results["order"]:
+        made.append(tables.orders(results["order"], results["main"]))
+    others = {"ablation": tables.ablation, "subsets": tables.subsets, "saturation": tables.saturation}
+    others |= {"forecast": tables.forecasts}
+    made += [table(results[part]) for part, table in others.items() if results[part]]
+    return [*made, tables.tuning(choices)]
+
+
+def _figures(experiment: Experiment, results: Results) -> dict[str, Image.Image]:
+    made = {}
+    if results["main"]:
+        made |= _main_figures(results["main"])
+        made |= _grids(experiment, results["main"])
+    if results["forecast"]:
+        series = {result["system"]: _forecast_points(result) for result in results["forecast"]}
+        made["forecast"] = figures.scatter(series, "forecast crosstalk, power of ten", "measured forgetting")
+        for result in results["forecast"]:
+            if result["system"] == OURS:
+                made["crosstalk"] = crosstalk_map(list(result["crosstalk"]), list(result["crosstalk"].values()))
+    if results["saturation"]:
+        series = {f"rank {result['config']['rank']}": _by_place(result) for result in results["saturation"]}
+        made["saturation"] = figures.curves(series, "place in the order of training", "identity right after training")
+    return made
+
+
+def _main_figures(results: Sequence[dict]) -> dict[str, Image.Image]:
+    """Figures 3a and 3b."""
+    made, summaries = {}, summarize(results)
+    by_count = {count: tables.of_count(summaries, count) for count in tables.counts(summaries)}
+    if len(by_count) > 1:
+        series = {
+            system.name: [
+                (count, s[system.name].mean("final").value) for count, s in by_count.items() if system.name in s
+            ]
+            for system in SYSTEMS
+        }
+        series = {name: points for name, points in series.items() if points}
+        made["counts"] = figures.curves(series, "number of concepts", "identity in the end (Figure 3a)")
+    longest = {}
+    for result in sorted(results, key=lambda result: result["concepts"]):
+        if result["trajectory"]:
+            longest[result["system"]] = [(int(stage), mean) for stage, mean in result["trajectory"].items()]
+    if longest:
+        series = {system.name: longest[system.name] for system in SYSTEMS if system.name in longest}
+        made["trajectory"] = figures.curves(series, "concepts learned", "identity of all learned so far (Figure 3b)")
+    return made
+
+
+def _grids(experiment: Experiment, results: Sequence[dict]) -> dict[str, Image.Image]:
+    """What became of the first concepts, in training order: as more were learned, and with each system (Figure 2)."""
+    seed = min(result["seed"] for result in results)
+    runs = {
+        (result["system"], result["concepts"]): experiment.out / "runs" / result["run"]
+        for result in results
+        if result["seed"] == seed
+    }
+    concepts, made = experiment.concepts[:MIDDLE], {}
+    ours = max((key for key in runs if key[0] == OURS), default=None)
+    if ours:
+        stages = [stage for stage in STAGES if stage <= ours[1] and stage >= 4]
+        columns = {"alone": alone_name, "learned": lambda name: stage_name(_place(concepts, name))}
+        columns |= {f"after {stage}": lambda _, stage=stage: stage_name(stage) for stage in stages}
+        made["history"] = _grid(concepts, {title: (runs[ours], sheet) for title, sheet in columns.items()})
+    finals = {
+        system.short or system.name: (runs[system.name, MIDDLE], lambda _, s=system: final_name(s, MIDDLE))
+        for system in SYSTEMS
+        if (system.name, MIDDLE) in runs
+    }
+    if finals:
+        made["systems"] = _grid(concepts, finals)
+    return made
+
+
+def _grid(concepts: Sequence[MiniConcept], columns: dict) -> Image.Image:
+    """Args:
+    columns: title -> (folder of the run, concept's name -> its sheet).
+    """
+    rows = []
+    for concept in concepts:
+        drawn = [kept_pictures(folder, sheet(concept.name), concept.name) for folder, sheet in columns.values()]
+        rows.append((concept.name, [list(concept.references[:1]), *(pictures[:1] for pictures in drawn)]))
+    return figures.few_colours(picture_grid(["reference", *columns], rows, cell=_CELL))
+
+
+def _place(concepts: Sequence[MiniConcept], name: str) -> int:
+    return 1 + [concept.name for concept in concepts].index(name)
+
+
+def _forecast_points(result: dict) -> list[tuple[float, float]]:
+    expected = result["forecast"].items()
+    return [(math.log10(max(value, _LEAST_FORECAST)), result["forgetting"][name]) for name, value in expected]
+
+
+def _by_place(result: dict) -> list[tuple[float, float]]:
+    return [(place, score) for place, score in enumerate(result["scores"]["initial"].values(), start=1)]

@@ -1,0 +1,189 @@
+"""The paper's Tables 1a, 1b, 3 and 4 in its form, and those of the other parts."""
+
+from collections.abc import Mapping, Sequence
+
+from .recipes import OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
+from .subsets import KINDS
+from .summary import MEASURES, Mean, Summary, Table, correlation, summarize
+
+_ORDER = [system.name for system in SYSTEMS]
+_SINGLE_SOURCE = "LoRA, averaged"  # its concepts were trained and tuned to be drawn alone
+_BLOCK = 4  # concepts of a row of the table of saturation
+
+
+def of_count(summaries: Sequence[Summary], count: int) -> dict[str, Summary]:
+    """The systems with that many concepts, in the order of the tables."""
+    found = {summary.system: summary for summary in summaries if summary.concepts == count}
+    return {name: found[name] for name in _ORDER if name in found}
+
+
+def counts(summaries: Sequence[Summary]) -> list[int]:
+    """All numbers of concepts, ascending."""
+    return sorted({summary.concepts for summary in summaries})
+
+
+def comparison(summaries: Sequence[Summary], count: int, plain: Mapping[str, float]) -> Table:
+    """All systems with one number of concepts (Table 1a), what they cost, and two rows to compare with.
+
+    Args:
+        plain: concept -> what the base makes of its class word; empty where that was not drawn.
+    """
+    systems = of_count(summaries, count)
+    ours, rows = systems.get(OURS), []
+    for name, summary in systems.items():
+        lead = ours.lead(summary) if ours and name != OURS else "-"
+        costs = summary.costs
+        means = [summary.mean(measure) for measure in ("final", "initial", "single", "forgetting")]
+        spent = [costs[key] for key in ("training_seconds", "fusion_seconds", "fusion_megabytes")]
+        rows.append([name, *means, lead, *spent, len(summary.seeds)])
+    if _SINGLE_SOURCE in systems:
+        rows.append([SINGLE_LORA, systems[_SINGLE_SOURCE].mean("single"), *["-"] * 8])
+    if plain and systems:
+        names = next(iter(systems.values())).each["final"]
+        rows.append([PLAIN_BASE, Mean.of([plain[name] for name in names]), *["-"] * 8])
+    columns = ["system", "final", "right after training", "alone", "forgetting", f"{OURS}'s lead"]
+    columns += ["training s a concept", "fusion s", "fusion MB", "seeds"]
+    return Table(f"comparison-{count}", f"Identity with {count} concepts, mean ± SEM (Table 1a)", columns, rows)
+
+
+def forgetting(summaries: Sequence[Summary]) -> Table:
+    """Initial, final and forgetting at every number of concepts (Table 1b), of the systems that have a history."""
+    names = [system.name for system in SYSTEMS if system.sequential and system.name in {s.system for s in summaries}]
+    rows = []
+    for count in counts(summaries):
+        systems = of_count(summaries, count)
+        for measure in ("initial", "final", "forgetting"):
+            cells = [systems[name].mean(measure) if name in systems else "-" for name in names]
+            rows.append([f"{count} concepts", measure, *cells])
+    return Table("forgetting", "Forgetting (Table 1b)", ["concepts", "measure", *names], rows)
+
+
+def scale(summaries: Sequence[Summary]) -> Table:
+    """Final identity of every system by the number of concepts (Table 3)."""
+    columns = counts(summaries)
+    by_count = {count: of_count(summaries, count) for count in columns}
+    names = [name for name in _ORDER if any(name in systems for systems in by_count.values())]
+    rows = [[name, *(s[name].mean("final") if name in s else "-" for s in by_count.values())] for name in names]
+    return Table("counts", "Final identity by the number of concepts (Table 3)", ["system", *map(str, columns)], rows)
+
+
+def target(summaries: Sequence[Summary]) -> Table:
+    """What the method is to reach, and whether it does."""
+    rows = []
+    for count in counts(summaries):
+        systems = of_count(summaries, count)
+        if OURS not in systems:
+            continue
+        ours = systems[OURS]
+        margin = ours.mean("final").error or 0.0
+        for name, summary in systems.items():
+            if name != OURS:
+                lead = ours.lead(summary)
+                rows.append(
+                    [count, f"final above {name} by more than one SEM", lead, margin, _met(lead.value > margin)]
+                )
+        if RIVAL in systems:
+            own, half = ours.mean("forgetting"), systems[RIVAL].mean("forgetting").value / 2
+            rows.append([count, f"forgetting at most half of {RIVAL}'s", own, half, _met(own.value <= half)])
+        if _SINGLE_SOURCE in systems:
+            single = systems[_SINGLE_SOURCE].mean("single")
+            least = single.value - (single.error or 0.0)
+            final = ours.mean("final")
+            rows.append([count, f"final within one SEM of {SINGLE_LORA}", final, least, _met(final.value >= least)])
+    return Table("target", "The target", ["concepts", "what", "measured", "limit", "met"], rows)
+
+
+def ablation(results: Sequence[dict]) -> Table:
+    """One setting changed at a time (Table 4)."""
+    found = {(result["factor"], result["value"]): result for result in results}
+    default, rows = found.get(("default", "-")), []
+    for variant in VARIANTS:
+        result = found.get((variant.factor, variant.value))
+        if result:
+            summary = summarize([result])[0]
+            means = [summary.mean(measure) for measure in ("final", "initial", "single", "forgetting")]
+            loss = summary.lead(summarize([default])[0]) if default and result is not default else "-"
+            config, costs = result["config"], summary.costs
+            sizes = [config["alpha"], config["beta"]]
+            rows.append(
+                [variant.factor, variant.value, *means, loss, *sizes, costs["passes"], costs["training_seconds"]]
+            )
+    columns = ["factor", "value", "final", "right after training", "alone", "forgetting", "against the default"]
+    columns += ["alpha", "beta", "passes", "s a concept"]
+    return Table("ablation", "Ablation at 16 concepts (Table 4)", columns, rows)
+
+
+def orders(results: Sequence[dict], main: Sequence[dict]) -> Table:
+    """The same concepts in other orders; order 0 is the main table's, where those that look alike are neighbours."""
+    rows = []
+    for result in [*_comparable(main, results), *results]:
+        summary = summarize([result])[0]
+        means = [summary.mean(measure) for measure in ("final", "initial", "forgetting")]
+        rows.append([result["system"], result.get("order", 0), *means])
+    columns = ["system", "order", "final", "right after training", "forgetting"]
+    return Table("order", "Order of the concepts", columns, sorted(rows, key=lambda row: (row[0], row[1])))
+
+
+def _comparable(main: Sequence[dict], results: Sequence[dict]) -> list[dict]:
+    keys = {(result["system"], result["concepts"], result["seed"]) for result in results}
+    return [result for result in main if (result["system"], result["concepts"], result["seed"]) in keys]
+
+
+def saturation(results: Sequence[dict]) -> Table:
+    """By the place in the order of training, as layers fill up."""
+    rows = []
+    for result in results:
+        names = list(result["scores"]["final"])
+        for start in range(0, len(names), _BLOCK):
+            block = names[start : start + _BLOCK]
+            skipped = [result["layers_skipped"][name] for name in block]
+            means = [Mean.of([result["scores"][measure][name] for name in block]) for measure in MEASURES]
+            rows.append([result["config"]["rank"], f"{start + 1} to {start + len(block)}", max(skipped), *means])
+    columns = ["rank", "concepts", "layers without room", "alone", "right after training", "final"]
+    return Table("saturation", "When layers are full", columns, rows)
+
+
+def subsets(results: Sequence[dict]) -> Table:
+    """Pairs and triples composed alone, mean over subsets."""
+    kinds = [kind for kind in KINDS if kind != "triples"]
+    found = {result["system"]: result for result in results}
+    rows = [
+        [
+            name,
+            *(Mean.of(found[name]["members"][k]) for k in KINDS),
+            *(Mean.of(found[name]["together"][k]) for k in kinds),
+        ]
+        for name in _ORDER
+        if name in found
+    ]
+    columns = ["system", *KINDS, *(f"{kind}, in one picture" for kind in kinds)]
+    return Table("subsets", "Subsets composed alone", columns, rows)
+
+
+def forecasts(results: Sequence[dict]) -> Table:
+    """Rank correlation of forecast crosstalk and measured forgetting."""
+    found = {result["system"]: result for result in results}
+    rows = []
+    for name in [name for name in _ORDER if name in found]:
+        expected, measured = (list(found[name][key].values()) for key in ("forecast", "forgetting"))
+        rows.append([name, Mean.of(expected), Mean.of(measured), correlation(expected, measured)])
+    columns = ["system", "forecast crosstalk", "measured forgetting", "rank correlation over concepts"]
+    return Table("forecast", "Forecast and measured forgetting", columns, rows)
+
+
+def tuning(choices: Sequence[dict]) -> Table:
+    """Every trial of the choice of step sizes."""
+    rows = [
+        [choice["method"], trial["alpha"], trial["beta"], trial["score"], "chosen" if _chosen(choice, trial) else ""]
+        for choice in choices
+        for trial in choice["trials"]
+    ]
+    return Table("tuning", "Step sizes tried", ["method", "alpha", "beta", "identity", ""], rows)
+
+
+def _chosen(choice: dict, trial: dict) -> bool:
+    return (choice["alpha"], choice["beta"]) == (trial["alpha"], trial["beta"])
+
+
+def _met(condition: bool) -> str:
+    return "yes" if condition else "no"

@@ -1,0 +1,129 @@
+"""The step sizes of every trained method, chosen on concepts and a seed of their own.
+
+A walk on a grid of half decades: first alpha = beta, from 3e-3 to whichever side is better until neither is; then beta
+alone, where the method moves it.  What counts is the mean identity of a few concepts learned in sequence, in the sum
+of all or (for the LoRAs that fusions start from) each alone.  LoRACLR's own step size is chosen likewise, from the
+published one; the other fusions have none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from seqlora_core.bank import Concept
+from seqlora_core.errors import TrainingDiverged
+
+from .measure import after, alone
+from .recipes import Recipe, System
+from .runs import Run, put_together, read_json, write_json
+
+CONCEPTS = ("flamingo", "parrot", "koala", "panda")  # two pairs that look alike, of those beyond the 32nd
+SEED = 100
+# Exponents of the square root of ten: where a walk starts, and where the grid ends.
+START = {"adam": -5, "gradient": 0, "loraclr": -8}
+RANGE = {"adam": (-8, -1), "gradient": (-4, 4), "loraclr": (-9, -2)}
+_FROZEN_BASIS = ("orthogonal", "inflora")
+
+Trial = Callable[[float, float], float]  # (alpha, beta) -> the figure that counts, larger is better
+
+
+def size(exponent: int) -> float:
+    """A step size of the grid, with two digits."""
+    return float(f"{10 ** (exponent / 2):.1e}")
+
+
+def choose(recipe: Recipe, trial: Trial) -> dict:
+    """The best step sizes found, with every trial of the walk."""
+    optimizer = str(recipe.settings.get("optimizer", "adam"))
+    bounds = RANGE[optimizer]
+    scores: dict[tuple[int, int], float] = {}
+
+    def tried(alpha: int, beta: int) -> float:
+        if (alpha, beta) not in scores:
+            scores[alpha, beta] = trial(size(alpha), size(beta))
+        return scores[alpha, beta]
+
+    both = _climb(lambda exponent: tried(exponent, exponent), START[optimizer], bounds)
+    beta = both if recipe.method in _FROZEN_BASIS else _climb(lambda exponent: tried(both, exponent), both, bounds)
+    trials = [{"alpha": size(a), "beta": size(b), "score": score} for (a, b), score in sorted(scores.items())]
+    return {"alpha": size(both), "beta": size(beta), "score": scores[both, beta], "trials": trials}
+
+
+def _climb(figure: Callable[[int], float], start: int, bounds: tuple[int, int]) -> int:
+    """The point from which neither side is better."""
+    best = start
+    while True:
+        sides = [side for side in (best - 1, best + 1) if bounds[0] <= side <= bounds[1]]
+        better = max(sides, key=figure)
+        if figure(better) <= figure(best):
+            return best
+        best = better
+
+
+class Tuning:
+    """Choices that are kept in a folder, one file a method.
+
+    Args:
+        open_run: (recipe, alpha, beta) -> the run of a trial.
+        concepts: how many of `CONCEPTS` a trial learns.
+    """
+
+    def __init__(self, folder: Path, open_run: Callable[[Recipe, float, float], Run], concepts: int) -> None:
+        self.folder, self._open_run, self._concepts = folder, open_run, concepts
+
+    def choice(self, recipe: Recipe) -> dict | None:
+        """What was chosen for a recipe's method, if it has been."""
+        return read_json(self._path(recipe.tuning))
+
+    def tune(self, recipe: Recipe) -> None:
+        """Chooses, unless that was done."""
+        if self.choice(recipe) is None:
+            chosen = choose(recipe, lambda alpha, beta: self._score(recipe, alpha, beta))
+            write_json(self._path(recipe.tuning), {"method": recipe.tuning, **chosen})
+            print(f"{recipe.tuning}: alpha {chosen['alpha']}, beta {chosen['beta']}", flush=True)
+
+    def tuned(self, system: System) -> System:
+        """The system with what was chosen for its fusion."""
+        chosen = read_json(self._path(system.fusion))
+        if chosen is None:
+            return system
+        return replace(system, settings=replace(system.settings, step_size=chosen["alpha"]))
+
+    def tune_fusion(self, system: System) -> None:
+        """Chooses the step size of a fusion's optimizer, unless that was done."""
+        path, scores = self._path(system.fusion), {}
+        if path.is_file():
+            return
+        steps = self.choice(system.recipe)
+        run = self._open_run(system.recipe, steps["alpha"], steps["beta"])
+        learned = run.learn(self._concepts)
+
+        def figure(exponent: int) -> float:
+            if exponent not in scores:
+                settings = replace(system.settings, step_size=size(exponent))
+                scores[exponent] = fmean(self._fused(replace(system, settings=settings), run, learned).values())
+            return scores[exponent]
+
+        best = _climb(figure, START[system.fusion], RANGE[system.fusion])
+        trials = [{"alpha": size(e), "beta": size(e), "score": score} for e, score in sorted(scores.items())]
+        chosen = {"method": system.fusion, "alpha": size(best), "beta": size(best), "score": scores[best]}
+        write_json(path, {**chosen, "trials": trials})
+        print(f"{system.fusion}: step size {size(best)}", flush=True)
+
+    def _fused(self, system: System, run: Run, learned: Sequence[Concept]) -> dict[str, float]:
+        name = f"tuning/{system.fusion}-{system.settings.step_size:g}"
+        return run.sheet(name, learned, lambda: put_together(run.base, system, run.parts(learned)))["scores"]
+
+    def _score(self, recipe: Recipe, alpha: float, beta: float) -> float:
+        run = self._open_run(recipe, alpha, beta)
+        try:
+            learned = run.learn(self._concepts)
+        except TrainingDiverged:
+            return -1.0
+        if recipe.tuned_for == "single":
+            return fmean(alone(run, concept) for concept in learned)
+        return fmean(after(run, learned, learned).values())
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"

@@ -1,0 +1,210 @@
+"""The experiment: equal passes, tables with known answers, and work that is shared and never done twice."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import random_concept
+from filelock import FileLock
+from PIL import Image
+
+from seqlora_core.layers import Adapter, attached, find_layers, layer_shapes
+from seqlora_core.mini import MiniConcept
+from seqlora_core.monitor import Monitor
+from seqlora_core.plan import ConceptSpec
+from seqlora_core.trainer import train_concept
+from tests.benchmarks.comparison import runs, tables, tuning, work
+from tests.benchmarks.comparison.recipes import ALTERNATING, SEQLORA, SYSTEMS, VARIANTS, Recipe, passes_a_step
+from tests.benchmarks.comparison.runs import Run, folded
+from tests.benchmarks.comparison.summary import Mean, Table, correlation, summarize
+from tests.benchmarks.comparison.work import Job, work_off
+
+RECIPES = [system.recipe for system in SYSTEMS] + [variant.recipe for variant in VARIANTS]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe.method} {dict(recipe.settings)}")
+def test_every_recipe_spends_the_same_passes_but_for_an_unfinished_step(recipe):
+    config = recipe.config(600, 0, 1e-3, 1e-3)
+    step = passes_a_step(config)
+    assert 600 - step < config.steps * step <= 600
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        SEQLORA,
+        ALTERNATING,
+        Recipe("lora"),
+        Recipe("inflora"),
+        Recipe("seqlora", {"inner_steps": 2, "bilevel_iterations": 2}),
+        Recipe("alternating", {"inner_steps": 2}),
+        Recipe("seqlora", {"hypergradient": "finite-difference"}),
+    ],
+    ids=lambda recipe: f"{recipe.method} {dict(recipe.settings)}",
+)
+def test_the_passes_of_a_step_are_those_that_a_training_makes(denoiser, bank, recipe):
+    config = recipe.config(20, 0, 1e-3, 1e-3)
+    concept = train_concept(denoiser, random_concept(1), bank, ConceptSpec("a", "a", "a"), config)
+    assert concept.metrics["passes"] == config.steps * passes_a_step(config)
+
+
+def result(system: str, initial: list[float], final: list[float], seed: int = 0, single: float = 0.9) -> dict:
+    names = ["dog", "cat", "bag", "car"][: len(final)]
+    scores = {"single": dict.fromkeys(names, single)}
+    scores |= {"initial": dict(zip(names, initial, strict=True)), "final": dict(zip(names, final, strict=True))}
+    costs = {"training_seconds": 2.0, "passes": 600, "fusion_seconds": 0.0, "fusion_megabytes": 0.0}
+    return {"system": system, "concepts": len(final), "seed": seed, "scores": scores, **costs}
+
+
+def test_seeds_are_averaged_a_concept_and_the_standard_error_is_over_concepts():
+    [summary] = summarize(
+        [result("SeqLoRA", [0.8, 0.6], [0.7, 0.5]), result("SeqLoRA", [0.6, 0.6], [0.5, 0.3], seed=1)]
+    )
+    assert summary.seeds == (0, 1)
+    assert summary.each["final"] == pytest.approx({"dog": 0.6, "cat": 0.4})
+    assert summary.mean("final") == pytest.approx((0.5, 0.1))
+    assert summary.mean("forgetting") == pytest.approx((0.15, 0.05))
+
+
+def test_a_lead_is_taken_concept_by_concept():
+    ours, theirs = summarize(
+        [result("SeqLoRA", [0.9] * 3, [0.9, 0.5, 0.1]), result("InfLoRA", [0.9] * 3, [0.8, 0.4, 0])]
+    )
+    assert ours.lead(theirs) == pytest.approx((0.1, 0.0), abs=1e-9)
+
+
+def test_the_target_is_met_or_not_by_its_three_parts():
+    ours = result("SeqLoRA", [0.9, 0.8], [0.88, 0.78])
+    rival = result("Continual Alternating", [0.9, 0.8], [0.70, 0.60])
+    averaged = result("LoRA, averaged", [0.9, 0.9], [0.87, 0.77], single=0.9)
+    rows = {row[1]: row for row in tables.target(summarize([ours, rival, averaged])).rows}
+    assert len(rows) == 4
+    assert [row[-1] for row in rows.values()] == ["yes", "no", "yes", "no"]
+    assert rows["forgetting at most half of Continual Alternating's"][3] == pytest.approx(0.1)
+
+
+def test_the_comparison_has_the_systems_in_order_and_what_to_compare_with():
+    results = [result(name, [0.9, 0.9], [0.8, 0.6]) for name in ("LoRA, averaged", "SeqLoRA")]
+    table = tables.comparison(summarize(results), 2, {"dog": 0.2, "cat": 0.4, "car": 0.0})
+    assert [row[0] for row in table.rows[:2]] == ["SeqLoRA", "LoRA, averaged"]
+    assert [row[1].value for row in table.rows] == pytest.approx([0.7, 0.7, 0.9, 0.3])
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_counts_and_forgetting_have_a_column_for_what_was_not_measured_too():
+    summaries = summarize(
+        [result("SeqLoRA", [0.9] * n, [0.8] * n) for n in (2, 4)] + [result("InfLoRA", [0.9] * 2, [0.5] * 2)]
+    )
+    assert [[str(cell) for cell in row] for row in tables.scale(summaries).rows] == [
+        ["SeqLoRA", "0.800 ± 0.000", "0.800 ± 0.000"],
+        ["InfLoRA", "0.500 ± 0.000", "-"],
+    ]
+    last = tables.forgetting(summaries).rows[-1]
+    assert last[:2] == ["4 concepts", "forgetting"] and last[3] == "-"
+
+
+def test_a_mean_is_one_cell_of_markdown_and_two_of_csv():
+    table = Table(
+        "t", "A table", ["system", "final", "s"], [["SeqLoRA", Mean(0.5, 0.01), 2.0], ["base", Mean(0.2, None), "-"]]
+    )
+    assert table.to_csv().splitlines() == [
+        "system,final,final SEM,s",
+        "SeqLoRA,0.500000,0.010000,2",
+        "base,0.200000,,-",
+    ]
+    assert "| SeqLoRA | 0.500 ± 0.010 | 2 |" in table.to_markdown()
+
+
+def test_the_rank_correlation_sees_order_alone():
+    assert correlation([1, 10, 100], [0.1, 0.2, 0.21]) == pytest.approx(1)
+    assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert correlation([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0)
+    assert correlation([1, 1, 1], [1, 2, 3]) == 0
+
+
+def test_step_sizes_are_found_by_a_walk_that_tries_nothing_twice():
+    tried = []
+
+    def trial(alpha: float, beta: float) -> float:
+        tried.append((alpha, beta))
+        return -abs(alpha - 0.032) - 0.1 * abs(beta - 0.01)
+
+    chosen = tuning.choose(SEQLORA, trial)
+    assert (chosen["alpha"], chosen["beta"]) == (0.032, 0.01)
+    assert len(tried) == len(set(tried)) == len(chosen["trials"])
+    frozen = tuning.choose(Recipe("orthogonal"), trial)
+    assert frozen["alpha"] == frozen["beta"] == 0.032
+
+
+def test_a_walk_ends_at_the_border_of_the_grid():
+    assert tuning.choose(SEQLORA, lambda alpha, beta: alpha + beta)["alpha"] == tuning.size(tuning.RANGE["adam"][1])
+
+
+@pytest.fixture
+def run(tmp_path, denoiser, base_identity, monkeypatch) -> Run:
+    """A run of three concepts on the small UNet, whose pictures are blank and score 1."""
+    layers = find_layers(denoiser.unet)
+    base = SimpleNamespace(
+        pipeline=SimpleNamespace(unet=denoiser.unet),
+        identity=base_identity,
+        layers=layer_shapes(layers),
+        denoiser=lambda: denoiser,
+    )
+    monkeypatch.setattr(
+        runs, "encode_concept", lambda base, references, config: random_concept(len(references[0].source))
+    )
+    monkeypatch.setattr(runs, "draw", lambda base, prompt, seed: [Image.new("RGB", (8, 8))] * 2)
+    monkeypatch.setattr(runs, "score", lambda metric, pictures, references, prompt: 1.0)
+    concepts = [MiniConcept(name, "thing", (Image.new("RGB", (32, 32)),)) for name in ("one", "three", "fifth")]
+    return Run(base, tmp_path / "runs", SEQLORA.config(6, 0, 1e-3, 1e-3), concepts, Monitor())
+
+
+def test_a_concept_is_trained_once_whatever_is_asked_for_later(run):
+    first = run.learn(1)
+    again = Run(run.base, run.folder.parent, run.config, run.concepts, Monitor())
+    assert again.folder == run.folder
+    assert again.learn(3)[:1] == first
+    assert [concept.name for concept in again.learn(3)] == ["one", "three", "fifth"]
+    assert again.learn(2) == again.learn(3)[:2]
+
+
+def test_an_interrupted_sheet_goes_on_with_the_pictures_that_are_missing(run, monkeypatch):
+    learned, drawn = run.learn(3), []
+
+    def draw(base, prompt, seed):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(prompt)
+        return [Image.new("RGB", (8, 8))] * 2
+
+    monkeypatch.setattr(runs, "draw", draw)
+    with pytest.raises(KeyboardInterrupt):
+        run.sheet("s", learned, lambda: ({}, {"fusion_seconds": 3.0}))
+    drawn.clear()
+    record = run.sheet("s", learned, lambda: ({}, {"fusion_seconds": 9.0}))
+    assert drawn == ["photo of a sksfifth thing"]
+    assert record == {"scores": {"one": 1.0, "three": 1.0, "fifth": 1.0}, "fusion_seconds": 3.0}
+    assert run.sheet("s", learned, lambda: pytest.fail("made again")) == record
+
+
+def test_folded_adapters_act_as_attached_ones_and_leave_the_weights_as_they_were(denoiser):
+    layers = find_layers(denoiser.unet)
+    before = {name: layer.weight.clone() for name, layer in layers.items()}
+    adapters = {
+        name: Adapter(torch.randn(layer.out_features, 2) / 10, torch.randn(layer.in_features, 2) / 10)
+        for name, layer in layers.items()
+    }
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 7, 32)
+    with torch.no_grad(), attached(layers, adapters):
+        expected = denoiser.predict_noise(*inputs)
+    with torch.no_grad(), folded(SimpleNamespace(pipeline=SimpleNamespace(unet=denoiser.unet)), adapters):
+        assert torch.allclose(denoiser.predict_noise(*inputs), expected, atol=1e-4)
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
+
+
+def test_a_job_that_somebody_else_is_at_is_left_for_later(tmp_path, monkeypatch):
+    done, elsewhere = [], FileLock(tmp_path / "a.lock")
+    elsewhere.acquire()
+    monkeypatch.setattr(work.time, "sleep", lambda seconds: (done.append("waited"), elsewhere.release()))
+    work_off([Job(name, tmp_path / f"{name}.lock", lambda name=name: done.append(name)) for name in ("a", "b")])
+    assert done == ["b", "waited", "a"]
