@@ -14,6 +14,7 @@ from .bank import Bank
 from .manifest import Concept
 
 OVERLAP_LIMIT = 1e-5
+_PAIRS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Inspection:
     def ok(self) -> bool:
         """Every file is intact and every pair orthogonal."""
         return not self.problems and self.max_overlap <= OVERLAP_LIMIT
+
+    def tables(self) -> list[str]:
+        """The pairs that overlap most, and the room in layers of each width, a line each."""
+        lines = [f"largest overlap of two concepts: {self.max_overlap:.1e}"]
+        loudest = sorted(self.pairs.items(), key=lambda pair: -pair[1])[:_PAIRS_TOLD]
+        lines += [f"  {value:.1e}  {first} - {second}" for (first, second), value in loudest]
+        by_width: dict[int, list[int]] = {}
+        for layer in self.layers.values():
+            by_width.setdefault(layer["width"], []).append(layer["free"])
+        return lines + [
+            f"{len(free)} layers of width {width}: {min(free)} to {max(free)} directions free"
+            for width, free in sorted(by_width.items())
+        ]
 
 
 def inspect(bank: Bank) -> Inspection:
