@@ -125,30 +125,46 @@ def _optional_inputs() -> list[io.Input]:
 def _advanced_inputs() -> list[io.Input]:
     step_size = {"min": 0.0, "max": 100.0, "step": 0.0001, "round": False, "optional": True}
     return [
-        io.Combo.Input(
-            "layers", options=list(LAYER_PRESETS), default="all", optional=True, tooltip="Attention layers to adapt."
+        host.advanced(
+            io.Combo.Input,
+            "layers",
+            options=list(LAYER_PRESETS),
+            default="all",
+            optional=True,
+            tooltip="Attention layers to adapt.",
         ),
-        io.Combo.Input(
+        host.advanced(
+            io.Combo.Input,
             "optimizer",
             options=list(OPTIMIZERS),
             default=_DEFAULTS.optimizer,
             optional=True,
             tooltip="Projected Adam, or the paper's plain gradient steps.",
         ),
-        io.Combo.Input(
+        host.advanced(
+            io.Combo.Input,
             "hypergradient",
             options=list(HYPERGRADIENTS),
             default=_DEFAULTS.hypergradient,
             optional=True,
             tooltip="How the coupling of the two factors is differentiated; lookahead is the fast one.",
         ),
-        io.Float.Input("alpha", default=_DEFAULTS.alpha, tooltip="Step size of the coefficients A.", **step_size),
-        io.Float.Input("beta", default=_DEFAULTS.beta, tooltip="Step size of the basis B.", **step_size),
-        io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, tooltip="Pictures in one pass."),
-        io.Boolean.Input(
-            "gradient_checkpointing", default=False, optional=True, tooltip="Less memory, about a third more time."
+        host.advanced(
+            io.Float.Input, "alpha", default=_DEFAULTS.alpha, tooltip="Step size of the coefficients A.", **step_size
         ),
-        io.Int.Input(
+        host.advanced(io.Float.Input, "beta", default=_DEFAULTS.beta, tooltip="Step size of the basis B.", **step_size),
+        host.advanced(
+            io.Int.Input, "batch_size", default=1, min=1, max=64, optional=True, tooltip="Pictures in one pass."
+        ),
+        host.advanced(
+            io.Boolean.Input,
+            "gradient_checkpointing",
+            default=False,
+            optional=True,
+            tooltip="Less memory, about a third more time.",
+        ),
+        host.advanced(
+            io.Int.Input,
             "preview_every",
             default=_PREVIEW_EVERY,
             min=0,
