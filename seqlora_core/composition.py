@@ -136,7 +136,8 @@ def _selected(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[Concep
     if not selection:
         raise UserError("No concept is selected: name at least one.")
     concepts = [bank.concept(name) for name, _ in selection]
-    repeated = {concept.name for concept in concepts if concepts.count(concept) > 1}
+    names = [concept.name for concept in concepts]
+    repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"{', '.join(sorted(repeated))} is selected more than once: give it one strength.")
     return concepts
