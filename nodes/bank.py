@@ -50,11 +50,11 @@ class BasisBankLoader(io.ComfyNode):
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:
         bank = Bank.open(host.bank_folder(bank_name))
-        report = describe(bank, least_room(bank), missing_files(bank))
+        room = f"At least {least_room(bank)} directions are free in every layer."
+        report = "\n".join([*describe_concepts(bank), room, *missing_files(bank)])
         return io.NodeOutput(bank, report, ui=ui.PreviewText(report))
 
 
-def describe(bank: Bank, free: int, problems: list[str]) -> str:
-    """Concepts, capacity and problems in words."""
-    lines = [f"{c.name}: '{c.token} {c.class_word}', rank {c.rank}" for c in bank.concepts]
-    return "\n".join([*lines, f"At least {free} directions are free in every layer.", *problems])
+def describe_concepts(bank: Bank) -> list[str]:
+    """The concepts in training order, a line each."""
+    return [f"{c.name}: '{c.token} {c.class_word}', rank {c.rank}" for c in bank.concepts]

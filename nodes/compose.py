@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, pair_overlaps
-from ..seqlora_core.composition import Part, parse_selections, select, trigger_words
-from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings
+from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
+from ..seqlora_core.composition import Stack, parse_selections, stack, trigger_words
+from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE
 from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
@@ -52,15 +52,18 @@ class ComposeConcepts(io.ComfyNode):
         host.check_model(model)
         bank.check_base(host.identify(model)[0])
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
-        parts = select(bank, selection)
-        patched = host.apply_adapters(model, FUSIONS[fusion].run(parts, None, FusionSettings()))
-        words, report = trigger_words(bank, selection), _report(bank, parts)
+        weights = FUSIONS[fusion].weigh([strength for _, strength in selection])
+        stacks = stack(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
+        patched = host.apply_adapters(model, {layer: stacked.adapter for layer, stacked in stacks.items()})
+        words, report = trigger_words(bank, selection), _report(bank, selection, stacks)
         return io.NodeOutput(patched, words, report, ui=ui.PreviewText(f"{words}\n{report}"))
 
 
-def _report(bank, parts: list[Part]) -> str:
-    pairs = pair_overlaps({part.name: part.adapters for part in parts}, torch.float32)
-    full = [(bank.concept(part.name), full_layers(bank, bank.concept(part.name))) for part in parts]
+def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, Stack]) -> str:
+    concepts = [bank.concept(name) for name, _ in selection]
+    bases = [(stacked.adapter.B, stacked.owner) for stacked in stacks.values()]
+    pairs = largest_overlaps([concept.name for concept in concepts], bases, torch.float32)
+    full = [(concept, full_layers(bank, concept)) for concept in concepts]
     lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]
     return "\n".join([*lines, *(loud or [f"Largest overlap of two concepts: {max(pairs.values(), default=0.0):.1e}."])])

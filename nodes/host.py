@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,13 @@ def schema(search_aliases: list[str], **fields) -> io.Schema:
     if "search_aliases" in {field.name for field in dataclasses.fields(io.Schema)}:
         fields["search_aliases"] = search_aliases
     return io.Schema(category="SeqLoRA", **fields)
+
+
+def advanced(kind: type[io.Input], name: str, **fields) -> io.Input:
+    """An input of the advanced section; hosts without one show it among the others, where they refuse the word."""
+    if "advanced" in inspect.signature(kind).parameters:
+        fields["advanced"] = True
+    return kind(name, **fields)
 
 
 def register_model_folder() -> None:
@@ -170,9 +178,11 @@ class HostDenoiser:
 
         Other models make room, because the host cannot know what activations and gradients will take.
         """
-        model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=True)
+        # Later hosts may page weights in as layers run, as adapters beside the layers allow; all at once may not fit.
+        paged = getattr(self.model, "is_dynamic", lambda: False)()
+        model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
-            with _ordinary_weights(self.unet):
+            with _flagged_as_training(), _ordinary_weights(self.unet):
                 yield
         finally:
             model_management.soft_empty_cache()
@@ -195,6 +205,20 @@ class HostDenoiser:
         finally:
             for block in blocks:
                 del block.forward  # the class's own shows again
+
+
+@contextmanager
+def _flagged_as_training() -> Iterator[None]:
+    """Later hosts have a flag for their own layers to know that a backward pass will follow."""
+    before = getattr(model_management, "in_training", None)
+    if before is None:
+        yield
+        return
+    model_management.in_training = True
+    try:
+        yield
+    finally:
+        model_management.in_training = before
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..seqlora_core.bank.inspection import inspect
 from ..seqlora_core.plots import overlap_map
 from . import host
-from .bank import BankType, describe
+from .bank import BankType, describe_concepts
 
 
 class InspectBank(io.ComfyNode):
@@ -21,7 +21,11 @@ class InspectBank(io.ComfyNode):
             is_output_node=True,
             inputs=[BankType.Input("bank", tooltip="From Basis Bank Loader or SeqLoRA Train Concept.")],
             outputs=[
-                io.String.Output("report", display_name="report", tooltip="Concepts, room and problems in words."),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="Tables of concepts, of the pairs that overlap most and of the room; damaged files.",
+                ),
                 io.Image.Output(
                     "overlaps", display_name="overlaps", tooltip="A square a pair: white is orthogonal, black the same."
                 ),
@@ -31,7 +35,6 @@ class InspectBank(io.ComfyNode):
     @classmethod
     def execute(cls, bank) -> io.NodeOutput:
         result = inspect(bank)
-        free = min(layer["free"] for layer in result.layers.values())
-        report = f"{describe(bank, free, result.problems)}\nLargest overlap of two concepts: {result.max_overlap:.1e}."
+        report = "\n".join([*describe_concepts(bank), *result.tables(), *result.problems])
         picture = overlap_map([concept.name for concept in bank.concepts], result.pairs)
         return io.NodeOutput(report, host.to_image(picture), ui=ui.PreviewText(report))

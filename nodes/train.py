@@ -9,8 +9,8 @@ from ..seqlora_core.bank import Bank, Concept
 from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.examples import EncodedConcept
-from ..seqlora_core.images import template_prompts
-from ..seqlora_core.plan import ConceptSpec, already_trained, describe_full_layers, full_layers
+from ..seqlora_core.images import caption_prompts
+from ..seqlora_core.plan import ConceptSpec, already_trained, describe_full_layers, full_layers, next_version
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
 from . import host
@@ -125,30 +125,46 @@ def _optional_inputs() -> list[io.Input]:
 def _advanced_inputs() -> list[io.Input]:
     step_size = {"min": 0.0, "max": 100.0, "step": 0.0001, "round": False, "optional": True}
     return [
-        io.Combo.Input(
-            "layers", options=list(LAYER_PRESETS), default="all", optional=True, tooltip="Attention layers to adapt."
+        host.advanced(
+            io.Combo.Input,
+            "layers",
+            options=list(LAYER_PRESETS),
+            default="all",
+            optional=True,
+            tooltip="Attention layers to adapt.",
         ),
-        io.Combo.Input(
+        host.advanced(
+            io.Combo.Input,
             "optimizer",
             options=list(OPTIMIZERS),
             default=_DEFAULTS.optimizer,
             optional=True,
             tooltip="Projected Adam, or the paper's plain gradient steps.",
         ),
-        io.Combo.Input(
+        host.advanced(
+            io.Combo.Input,
             "hypergradient",
             options=list(HYPERGRADIENTS),
             default=_DEFAULTS.hypergradient,
             optional=True,
             tooltip="How the coupling of the two factors is differentiated; lookahead is the fast one.",
         ),
-        io.Float.Input("alpha", default=_DEFAULTS.alpha, tooltip="Step size of the coefficients A.", **step_size),
-        io.Float.Input("beta", default=_DEFAULTS.beta, tooltip="Step size of the basis B.", **step_size),
-        io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, tooltip="Pictures in one pass."),
-        io.Boolean.Input(
-            "gradient_checkpointing", default=False, optional=True, tooltip="Less memory, about a third more time."
+        host.advanced(
+            io.Float.Input, "alpha", default=_DEFAULTS.alpha, tooltip="Step size of the coefficients A.", **step_size
         ),
-        io.Int.Input(
+        host.advanced(io.Float.Input, "beta", default=_DEFAULTS.beta, tooltip="Step size of the basis B.", **step_size),
+        host.advanced(
+            io.Int.Input, "batch_size", default=1, min=1, max=64, optional=True, tooltip="Pictures in one pass."
+        ),
+        host.advanced(
+            io.Boolean.Input,
+            "gradient_checkpointing",
+            default=False,
+            optional=True,
+            tooltip="Less memory, about a third more time.",
+        ),
+        host.advanced(
+            io.Int.Input,
             "preview_every",
             default=_PREVIEW_EVERY,
             min=0,
@@ -172,15 +188,16 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
     )
     spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
     pictures = host.split_batches(images)
-    prompts = _prompts(values.get("captions", ""), spec, len(pictures))
+    prompts = caption_prompts(values.get("captions", ""), spec.subject, len(pictures))
     if masks and len(masks) != len(pictures):
         raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
     base, layers = host.identify(model)
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
     bank = Bank.open_or_create(folder, base, layers)
     source = host.data_fingerprint(images, "\n".join(map(str, prompts)), masks)
-    spec, done = _version(bank, spec, config, source, values["on_existing"])
-    if done is not None:
+    if values["on_existing"] == "new version":
+        spec = next_version(bank, spec, config, source)
+    if (done := already_trained(bank, spec, config, source)) is not None:
         return bank, done, "was already in the bank, unchanged; nothing was trained"
     denoiser = host.HostDenoiser(model)
     with ExitStack() as in_memory:
@@ -205,28 +222,6 @@ def _options(values: dict, thumbnail) -> Options:
         thumbnail=thumbnail,
         preview_every=values.get("preview_every", _PREVIEW_EVERY),
     )
-
-
-def _version(bank: Bank, spec: ConceptSpec, config: TrainingConfig, source: str, policy: str):
-    """The name to train under, or the concept that already is what was asked for."""
-    candidate, number = spec, 2
-    while (existing := bank.manifest.find(candidate.name)) is not None:
-        done = already_trained(bank, candidate, config, source)
-        if done is not None or policy != "new version":
-            return candidate, done
-        candidate, number = ConceptSpec(f"{spec.name} v{number}", spec.token, spec.class_word), number + 1
-    return candidate, existing
-
-
-def _prompts(captions: str, spec: ConceptSpec, pictures: int) -> list[tuple[str, ...]]:
-    lines = [line.strip() for line in captions.splitlines() if line.strip()]
-    if not lines:
-        return [template_prompts(spec.subject)] * pictures
-    if len(lines) not in (1, pictures):
-        raise UserError(
-            f"There are {len(lines)} captions for {pictures} pictures: give one line for each, or one for all."
-        )
-    return [(line,) for line in (lines if len(lines) == pictures else lines * pictures)]
 
 
 def _outputs(model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:

@@ -171,14 +171,8 @@ def _inspection_document(bank: Bank, result: Inspection) -> dict:
 
 def _print_inspection(bank: Bank, result: Inspection) -> None:
     print(f"{len(bank.concepts)} concepts on {bank.manifest.base.name}: {'ok' if result.ok else 'NOT OK'}")
-    print(f"  largest overlap of two concepts: {result.max_overlap:.1e}")
-    for (first, second), value in sorted(result.pairs.items(), key=lambda pair: -pair[1])[:5]:
-        print(f"    {value:.1e}  {first} - {second}")
-    by_width: dict[int, list[int]] = {}
-    for layer in result.layers.values():
-        by_width.setdefault(layer["width"], []).append(layer["free"])
-    for width, free in sorted(by_width.items()):
-        print(f"  {len(free)} layers of width {width}: {min(free)} to {max(free)} directions free")
+    for line in result.tables():
+        print(f"  {line}")
 
 
 def compose_concepts(args: Namespace) -> None:

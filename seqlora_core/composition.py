@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .bank import Bank, lora_file
+from .bank import Bank, Concept, lora_file
 from .bank.storage import write_atomically
 from .errors import UserError
 from .layers import Adapter, LayerShape
@@ -73,23 +73,74 @@ def sum_adapters(parts: Sequence[tuple[Mapping[str, Adapter], float]]) -> dict[s
     return composed
 
 
+class Stack:
+    """One layer's factors of several concepts side by side, as they are read one after the other.
+
+    Args:
+        room: at least the sum of the ranks to come.
+
+    Attributes:
+        owner: the concept of each column.
+    """
+
+    def __init__(self, shape: LayerShape, room: int) -> None:
+        self._A, self._B = torch.empty(room, shape.out), torch.empty(room, shape.width)  # A^T and B^T
+        self.owner: list[int] = []
+
+    def append(self, owner: int, adapter: Adapter, strength: float) -> None:
+        """Put in one concept's factors, with the strength in A."""
+        taken = slice(len(self.owner), len(self.owner) + adapter.A.shape[1])
+        torch.mul(adapter.A.mT, strength, out=self._A[taken])
+        self._B[taken] = adapter.B.mT
+        self.owner += [owner] * adapter.A.shape[1]
+
+    @property
+    def adapter(self) -> Adapter:
+        """Their sum."""
+        used = len(self.owner)
+        return Adapter(self._A[:used].mT, self._B[:used].mT)  # [m, sum of ranks], [n, sum of ranks]
+
+
+def stack(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Stack]:
+    """The factors of some of a bank's concepts, side by side in each layer that any of them adapts.
+
+    Raises:
+        UserError: as `select`.
+    """
+    concepts = _selected(bank, selection)
+    stacks = {}
+    for layer, shape in bank.manifest.layers.items():
+        if room := sum(concept.rank for concept in concepts if layer not in concept.layers_skipped):
+            stacks[layer] = Stack(shape, room)
+    for index, adapters in enumerate(bank.read(concepts)):
+        for layer, adapter in adapters.items():
+            stacks[layer].append(index, adapter, selection[index][1])
+    return stacks
+
+
 def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[Part]:
     """Some of a bank's concepts, each with its strength (negative and zero too).
 
     Raises:
         UserError: nothing is selected, a name is unknown or given twice, or a file is damaged.
     """
-    if not selection:
-        raise UserError("No concept is selected: name at least one.")
-    concepts = [bank.concept(name) for name, _ in selection]
-    repeated = {concept.name for concept in concepts if concepts.count(concept) > 1}
-    if repeated:
-        raise UserError(f"{', '.join(sorted(repeated))} is selected more than once: give it one strength.")
+    concepts = _selected(bank, selection)
     loaded = bank.load(concepts)
     return [
         Part(concept.name, f"{concept.token} {concept.class_word}", loaded[concept.name], strength)
         for concept, (_, strength) in zip(concepts, selection, strict=True)
     ]
+
+
+def _selected(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[Concept]:
+    if not selection:
+        raise UserError("No concept is selected: name at least one.")
+    concepts = [bank.concept(name) for name, _ in selection]
+    names = [concept.name for concept in concepts]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UserError(f"{', '.join(sorted(repeated))} is selected more than once: give it one strength.")
+    return concepts
 
 
 def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Adapter]:
@@ -98,7 +149,7 @@ def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Ada
     Raises:
         UserError: as `select`.
     """
-    return sum_adapters([(part.adapters, part.strength) for part in select(bank, selection)])
+    return {layer: stacked.adapter for layer, stacked in stack(bank, selection).items()}
 
 
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:

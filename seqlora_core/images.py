@@ -61,6 +61,22 @@ def template_prompts(subject: str) -> tuple[str, ...]:
     return tuple(template.format(subject) for template in TEMPLATES)
 
 
+def caption_prompts(captions: str, subject: str, pictures: int) -> list[tuple[str, ...]]:
+    """The prompts of each picture: its line of `captions`, or one line for all; templates where there is none.
+
+    Raises:
+        UserError: the number of lines fits neither.
+    """
+    lines = [line.strip() for line in captions.splitlines() if line.strip()]
+    if not lines:
+        return [template_prompts(subject)] * pictures
+    if len(lines) not in (1, pictures):
+        raise UserError(
+            f"There are {len(lines)} captions for {pictures} pictures: give one line for each, or one for all."
+        )
+    return [(line,) for line in (lines if len(lines) == pictures else lines * pictures)]
+
+
 def _caption(path: Path) -> str:
     caption_file = path.with_suffix(".txt")
     if not caption_file.is_file():

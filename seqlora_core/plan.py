@@ -78,6 +78,14 @@ def already_trained(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_
     return concept if same and concept.config == config.as_dict() else None
 
 
+def next_version(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_fingerprint: str) -> ConceptSpec:
+    """The first of "NAME", "NAME v2", "NAME v3" ... that is free, or holds what this training would make."""
+    candidate, number = spec, 2
+    while bank.manifest.find(candidate.name) and not already_trained(bank, candidate, config, data_fingerprint):
+        candidate, number = ConceptSpec(f"{spec.name} v{number}", spec.token, spec.class_word), number + 1
+    return candidate
+
+
 def check_new_name(bank: Bank, spec: ConceptSpec, replace: bool) -> None:
     """Raises UserError where the name is taken (and is not to be replaced)."""
     existing = bank.manifest.find(spec.name)

@@ -52,20 +52,25 @@ def occupied(bases: Iterable[Tensor], width: int) -> Tensor:
     return Q
 
 
-def overlaps(bases: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
-    """How far the bases `B_i [n, r_i]` of one layer are from orthogonal, for every pair: [k, k], of `dtype`.
+def overlaps(B: Tensor, owner: Sequence[int], count: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """How far the bases of one layer are from orthogonal, for every pair of `count` concepts: [count, count].
 
     An entry is the largest of `|B_j^T B_i|` over `|B_j| |B_i|` (Frobenius norms); off the diagonal it is 0 when the
-    constraint of eq. 4 holds.
+    constraint of eq. 4 holds, or one of the two has no basis here.
+
+    Args:
+        B: all bases side by side, [n, sum of ranks].
+        owner: the concept of each column.
+        dtype: to compute in.
     """
-    owner = torch.repeat_interleave(torch.tensor([B.shape[1] for B in bases]))  # the concept of each column
-    stacked = torch.cat([B.to(dtype) for B in bases], dim=1)  # [n, sum of ranks]
-    norms = stacked.new_zeros(len(bases)).index_add(0, owner, stacked.square().sum(0)).sqrt()
-    stacked = stacked / norms.clamp_min(torch.finfo(dtype).tiny)[owner]
-    products = (stacked.mT @ stacked).abs()
-    count, columns = len(bases), owner.shape[0]
-    rows = products.new_zeros(count, columns).scatter_reduce(0, owner[:, None].expand(-1, columns), products, "amax")
-    return products.new_zeros(count, count).scatter_reduce(1, owner.expand(count, -1), rows, "amax")
+    B, columns = B.to(dtype), torch.as_tensor(owner)
+    products = B.mT @ B  # [sum of ranks, sum of ranks]
+    squares = products.new_zeros(count).index_add(0, columns, products.diagonal())
+    norms = squares.sqrt().clamp_min(torch.finfo(dtype).tiny)
+    rows = products.new_zeros(count, len(owner))
+    rows = rows.scatter_reduce(0, columns[:, None].expand(-1, len(owner)), products.abs_(), "amax")
+    largest = products.new_zeros(count, count).scatter_reduce(1, columns.expand(count, -1), rows, "amax")
+    return largest / norms[:, None] / norms
 
 
 def random_basis(Q: Tensor, rank: int, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """The bank on disk: stock files, crashes, several processes, names, and files that were tampered with."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -168,6 +169,13 @@ def test_a_damaged_or_missing_file_is_named_and_the_others_still_load(empty_bank
     with pytest.raises(UserError, match="'b' cannot be read"):
         empty_bank.load([empty_bank.concept("b")])
     assert list(empty_bank.load([empty_bank.concept("c")])) == ["c"]
+
+
+def test_a_file_of_another_rank_than_its_record_is_refused(empty_bank):
+    empty_bank.add(concept("a", rank=2))
+    record = dataclasses.replace(empty_bank.concept("a"), rank=1)
+    with pytest.raises(UserError, match="does not fit"):
+        empty_bank.load([record])
 
 
 @pytest.mark.parametrize(

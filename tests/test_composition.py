@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from seqlora_core.bank import Bank, lora_file
+from seqlora_core.bank import Bank, NewConcept, lora_file
 from seqlora_core.bases import load_base
 from seqlora_core.composition import compose, parse_selection, parse_selections, save_composed, sum_adapters
 from seqlora_core.config import TrainingConfig
@@ -40,6 +40,27 @@ def test_the_sum_is_the_sum_of_the_parts_and_its_rank_the_sum_of_the_ranks(parts
         present = [(part[layer], s) for part, s in adapters if layer in part]
         assert A.shape[1] == B.shape[1] == sum(a.A.shape[1] for a, _ in present)
         assert torch.allclose(A @ B.mT, sum(s * a.A @ a.B.mT for a, s in present), atol=1e-4)
+
+
+def test_composing_file_by_file_is_the_sum_of_what_is_loaded(bank):
+    """Also where concepts have other ranks in other layers, or leave some out."""
+    generator = torch.Generator().manual_seed(0)
+    for name, ranks in {"a": (1, 2, 0), "b": (3, 0, 0), "c": (2, 2, 0)}.items():
+        adapters = {
+            layer: Adapter(
+                torch.randn(shape.out, rank, generator=generator), torch.randn(shape.width, rank, generator=generator)
+            )
+            for (layer, shape), rank in zip(bank.manifest.layers.items(), ranks, strict=False)
+            if rank
+        }
+        bank.add(NewConcept(name, f"sks{name}", "thing", max(ranks), "import", adapters))
+    selection = [("c", 0.5), ("a", -1.0), ("b", 1.0)]
+    composed, loaded = compose(bank, selection), bank.load()
+    expected = sum_adapters([(loaded[name], strength) for name, strength in selection])
+    assert composed.keys() == expected.keys()
+    for layer, (A, B) in expected.items():
+        assert torch.equal(composed[layer].A, A)
+        assert torch.equal(composed[layer].B, B)
 
 
 @pytest.mark.parametrize(

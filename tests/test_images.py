@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from seqlora_core.errors import UserError
-from seqlora_core.images import fit, read_folder, read_image, to_tensor
+from seqlora_core.images import caption_prompts, fit, read_folder, read_image, template_prompts, to_tensor
 
 
 def gradient(width=40, height=20) -> Image.Image:
@@ -53,6 +53,14 @@ def test_captions_beside_images_win_over_templates(tmp_path):
     assert b.prompts == c.prompts
     assert "photo of a sksx dog" in b.prompts
     assert all("sksx dog" in prompt for prompt in b.prompts)
+
+
+def test_captions_are_one_for_each_picture_or_one_for_all_or_templates():
+    assert caption_prompts(" a \n\nb\n", "sksx dog", 2) == [("a",), ("b",)]
+    assert caption_prompts("a", "sksx dog", 3) == [("a",)] * 3
+    assert caption_prompts("\n", "sksx dog", 2) == [template_prompts("sksx dog")] * 2
+    with pytest.raises(UserError, match="2 captions for 3 pictures"):
+        caption_prompts("a\nb", "sksx dog", 3)
 
 
 def test_folders_without_images_and_broken_images_are_named(tmp_path):

@@ -90,7 +90,8 @@ def test_columns_of_the_shared_matrix_repeat_only_with_replacement():
 
 def test_overlaps_are_relative_to_the_size_of_the_bases():
     B = torch.linalg.qr(torch.randn(WIDTH, 4, generator=generator(0))).Q
-    table = subspace.overlaps([B[:, :1], 100 * B[:, :1], B[:, 1:3]])
-    assert table.shape == (3, 3)
+    table = subspace.overlaps(torch.cat([B[:, :1], 100 * B[:, :1], B[:, 1:3]], 1), [0, 1, 3, 3], 4)
+    assert table.shape == (4, 4)
     assert float(table[0, 1]) == pytest.approx(1.0)
-    assert float(table[0, 2]) < 1e-6
+    assert float(table[0, 3]) < 1e-6
+    assert float(table[0, 2]) == 0  # no basis in this layer

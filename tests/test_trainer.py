@@ -17,7 +17,7 @@ from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.examples import EncodedConcept, Example
 from seqlora_core.layers import attached, find_layers
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec, already_trained
+from seqlora_core.plan import ConceptSpec, already_trained, next_version
 from seqlora_core.preview import preview_latents
 from seqlora_core.trainer import Options, train_concept
 
@@ -208,6 +208,18 @@ def test_what_is_already_trained_is_known_by_its_data_and_settings(denoiser, ban
     assert already_trained(bank, spec("a"), config, "other pictures") is None
     assert already_trained(bank, spec("a"), TrainingConfig(steps=2, rank=2), "hash of the pictures") is None
     assert already_trained(bank, spec("b"), config, "hash of the pictures") is None
+
+
+def test_changed_settings_get_the_next_version_and_unchanged_ones_find_theirs(denoiser, bank):
+    data = dataclasses.replace(random_concept(1), source="pictures")
+    settings = [TrainingConfig(steps=1, rank=rank) for rank in (1, 2, 3)]
+    for config, name in zip(settings, ("a", "a v2", "a v3"), strict=True):
+        version = next_version(bank, spec("a"), config, "pictures")
+        assert version.name == name
+        train_concept(denoiser, data, bank, version, config)
+        bank.refresh()
+    assert next_version(bank, spec("a"), settings[1], "pictures").name == "a v2"
+    assert next_version(bank, spec("a"), settings[1], "other pictures").name == "a v4"
 
 
 def test_a_changed_checkpoint_can_be_left_behind(denoiser, bank):

@@ -134,6 +134,12 @@ class Bank:
                 concepts = self.refresh().concepts
             return {concept.name: self._load_one(concept) for concept in concepts}
 
+    def read(self, concepts: Sequence[Concept]) -> Iterator[dict[str, Adapter]]:
+        """As `load`, one concept after the other, so that a large bank need not be in memory at once."""
+        with self._reading():
+            for concept in concepts:
+                yield self._load_one(concept)
+
     def _load_one(self, concept: Concept) -> dict[str, Adapter]:
         path = self.folder / PurePosixPath(concept.file)
         try:
@@ -146,7 +152,8 @@ class Bank:
             raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
         adapters = lora_file.deserialize(content, str(path))
         for layer, (A, B) in adapters.items():
-            if self.manifest.layers.get(layer) != LayerShape(B.shape[0], A.shape[0]):
+            fits = self.manifest.layers.get(layer) == LayerShape(B.shape[0], A.shape[0])
+            if not fits or B.shape[1] > concept.rank or layer in concept.layers_skipped:
                 raise UserError(f"The file of concept {concept.name!r} does not fit this bank's layer {layer}: {path}.")
         return adapters
 

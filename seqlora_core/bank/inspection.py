@@ -1,10 +1,11 @@
 """What `inspect` says of a bank: orthogonality of every pair, capacity left in each layer, integrity of files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from torch import Tensor
 
 from .. import subspace
 from ..errors import UserError
@@ -13,6 +14,7 @@ from .bank import Bank
 from .manifest import Concept
 
 OVERLAP_LIMIT = 1e-5
+_PAIRS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ class Inspection:
     def ok(self) -> bool:
         """Every file is intact and every pair orthogonal."""
         return not self.problems and self.max_overlap <= OVERLAP_LIMIT
+
+    def tables(self) -> list[str]:
+        """The pairs that overlap most, and the room in layers of each width, a line each."""
+        lines = [f"largest overlap of two concepts: {self.max_overlap:.1e}"]
+        loudest = sorted(self.pairs.items(), key=lambda pair: -pair[1])[:_PAIRS_TOLD]
+        lines += [f"  {value:.1e}  {first} - {second}" for (first, second), value in loudest]
+        by_width: dict[int, list[int]] = {}
+        for layer in self.layers.values():
+            by_width.setdefault(layer["width"], []).append(layer["free"])
+        return lines + [
+            f"{len(free)} layers of width {width}: {min(free)} to {max(free)} directions free"
+            for width, free in sorted(by_width.items())
+        ]
 
 
 def inspect(bank: Bank) -> Inspection:
@@ -77,20 +92,28 @@ def least_room(bank: Bank) -> int:
     return max(0, min(shape.width - taken for shape, taken in zip(bank.manifest.layers.values(), used, strict=True)))
 
 
-def pair_overlaps(
-    concepts: Mapping[str, Mapping[str, Adapter]], dtype: torch.dtype = torch.float64
-) -> dict[tuple[str, str], float]:
-    """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`.
-
-    float32 tells what is above `OVERLAP_LIMIT` in half the time; below about 1e-7 its figures are rounding.
-    """
-    names = list(concepts)
-    largest = torch.zeros(len(names), len(names), dtype=dtype)
+def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:
+    """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`."""
+    stacks = []
     for layer in {layer for adapters in concepts.values() for layer in adapters}:
-        present = torch.tensor([i for i, adapters in enumerate(concepts.values()) if layer in adapters])
-        table = subspace.overlaps([concepts[names[i]][layer].B for i in present], dtype)
-        both = (present[:, None], present[None, :])
-        largest[both] = torch.maximum(largest[both], table)
+        bases = [(i, adapters[layer].B) for i, adapters in enumerate(concepts.values()) if layer in adapters]
+        stacks.append((torch.cat([B.mT for _, B in bases]).mT, [i for i, B in bases for _ in range(B.shape[1])]))
+    return largest_overlaps(list(concepts), stacks)
+
+
+def largest_overlaps(
+    names: Sequence[str], layers: Iterable[tuple[Tensor, Sequence[int]]], dtype: torch.dtype = torch.float64
+) -> dict[tuple[str, str], float]:
+    """As `pair_overlaps`, of bases that stand side by side.
+
+    Args:
+        names: of the concepts.
+        layers: for each layer, the bases [n, sum of ranks] and the concept of each column, as an index of `names`.
+        dtype: float32 tells what is above `OVERLAP_LIMIT` in half the time; below about 1e-7 its figures are rounding.
+    """
+    largest = torch.zeros(len(names), len(names), dtype=dtype)
+    for B, owner in layers:
+        largest = torch.maximum(largest, subspace.overlaps(B, owner, len(names), dtype))
     table = largest.tolist()
     return {(names[i], names[j]): table[i][j] for i, j in combinations(range(len(names)), 2)}
 

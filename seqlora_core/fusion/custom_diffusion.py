@@ -73,4 +73,4 @@ def _merge(layer: str, parts: Sequence[Part], words: Sequence[Tensor], direction
     return Adapter(torch.cat(A, dim=1).float(), torch.cat(B, dim=1).float())
 
 
-CUSTOM_DIFFUSION = Fusion("custom-diffusion", _run, reads_base=True)
+CUSTOM_DIFFUSION = Fusion("custom-diffusion", _run)

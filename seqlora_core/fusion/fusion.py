@@ -78,12 +78,18 @@ class Fusion:
 
     Attributes:
         run: (parts, source or None, settings) -> one update A B^T a layer, of any rank.
-        reads_base: whether `run` needs a source.
+        weigh: of a weighted sum, the weights that the strengths become; other fusions have none, and `run` needs a
+            source.
     """
 
     name: str
     run: Callable[[Sequence[Part], Source | None, FusionSettings], dict[str, Adapter]]
-    reads_base: bool
+    weigh: Callable[[Sequence[float]], list[float]] | None = None
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether `run` needs a source."""
+        return self.weigh is None
 
 
 @dataclass(frozen=True)

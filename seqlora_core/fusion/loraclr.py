@@ -84,4 +84,4 @@ def _optimize(X: Tensor, Y: Tensor, W0: Tensor, settings: FusionSettings) -> Ten
     return best
 
 
-LORACLR = Fusion("loraclr", _run, reads_base=True)
+LORACLR = Fusion("loraclr", _run)

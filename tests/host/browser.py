@@ -81,11 +81,10 @@ class Browser:
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
 
-    def click(self, selector: str, text: str) -> None:
-        """Click the innermost element with exactly that text."""
-        found = f"[...document.querySelectorAll({selector!r})].findLast(e => e.textContent.trim() === {text!r})"
-        self.wait_for(found)
-        self.evaluate(f"{found}.click()")
+    def click(self, selector: str, text: str, until: str = "true") -> None:
+        """Click the innermost element with exactly that text; again, until a condition holds (pages build up late)."""
+        found = find(selector, text)
+        self.wait_for(f"{found} && ({found}.click(), true) && {until}")
 
     def screenshot(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
@@ -94,6 +93,11 @@ class Browser:
         self._socket.close()
         self._process.terminate()
         self._process.wait(30)
+
+
+def find(selector: str, text: str) -> str:
+    """JavaScript for the innermost element with exactly that text, or undefined."""
+    return f"[...document.querySelectorAll({selector!r})].findLast(e => e.textContent.trim() === {text!r})"
 
 
 def wait_until(condition, complaint: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import websocket
 
 START_SECONDS, JOB_SECONDS = 180, 300
-PREVIEW_WITH_METADATA = 4  # the host's number for such a frame
+PROGRESS_TEXT, PREVIEW_WITH_METADATA = 3, 4  # the host's numbers for such frames
 
 
 def host_checkout() -> Path:
@@ -69,6 +69,25 @@ class Host:
                 if message.get("type") == "progress" and data.get("node") == node and data["value"] >= value:
                     return job
 
+    def texts(self, prompt: dict) -> list[str]:
+        """Run a prompt; the progress texts that the websocket brought meanwhile."""
+        with self._listening() as (ws, client):
+            job, texts = self.queue(prompt, client), []
+            while True:
+                frame = ws.recv()
+                if isinstance(frame, bytes):
+                    kind, length = struct.unpack(">II", frame[:8])
+                    if kind == PROGRESS_TEXT:
+                        texts.append(frame[8 + length :].decode())
+                elif self._finished(json.loads(frame), job):
+                    return texts
+
+    @staticmethod
+    def _finished(message: dict, job: str) -> bool:
+        if message["type"] == "execution_error":
+            raise NodeError(message["data"]["exception_message"])
+        return message["type"] == "execution_success" and message["data"]["prompt_id"] == job
+
     def previews(self, prompt: dict) -> list[tuple[str, bytes]]:
         """Run a prompt; the preview pictures that the websocket brought meanwhile, as (node id, encoded picture)."""
         with self._listening() as (ws, client):
@@ -81,10 +100,7 @@ class Host:
                     if kind == PREVIEW_WITH_METADATA:
                         pictures.append((json.loads(frame[8 : 8 + length])["node_id"], frame[8 + length :]))
                     continue
-                message = json.loads(frame)
-                if message["type"] == "execution_error":
-                    raise NodeError(message["data"]["exception_message"])
-                if message["type"] == "execution_success" and message["data"]["prompt_id"] == job:
+                if self._finished(json.loads(frame), job):
                     return pictures
 
     @contextlib.contextmanager

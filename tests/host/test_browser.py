@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from browser import Browser, chromium, wait_until
+from browser import Browser, chromium, find, wait_until
 from test_workflows import NAMES, SMALLEST, read, read_api
 
 pytestmark = pytest.mark.slow
@@ -37,8 +37,8 @@ def own_errors(page: Browser, host) -> list[str]:
 def open_template(page: Browser, name: str) -> None:
     """As a user does: the template browser, the pack's category, the card; closes what a first visit shows."""
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.click("li, span, div", "seqlora")
-    page.click("h3, span, div", name)
+    page.click("li, span, div", "seqlora", until=find("h3", name))
+    page.click("h3", name)
     page.wait_for(f"{GRAPH}.length === {len(read(name)['nodes'])} && !document.querySelector('.p-dialog')")
 
 

@@ -1,11 +1,13 @@
 """The nodes in a real ComfyUI: train, compose, cancel, resume, restart, and wrong inputs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from comfy_server import NodeError, start
 from graphs import composed, draw, loader, manifest, picture, text, training
 from PIL import Image
@@ -24,13 +26,23 @@ pytestmark = pytest.mark.slow
 def trained(host):
     """Three concepts learned in one graph; the plain model's picture before that."""
     before = draw(host, ["base", 0], "before")
+    host.run({**loader(), **saving("weights-before")})
     host.run({**loader(), **training("dog"), **training("cat"), **training("backpack")})
     return before
 
 
+def saving(name: str) -> dict:
+    return {"save": {"class_type": "ModelSave", "inputs": {"model": ["base", 0], "filename_prefix": name}}}
+
+
 def test_training_leaves_the_model_as_it_was(host, trained):
-    after = draw(host, ["base", 0], "after")
-    assert (after == trained).all()
+    host.run({**loader(), **saving("weights-after")})
+    before, after = (
+        load_file(next((host.folder / "output").glob(f"weights-{when}*.safetensors"))) for when in ("before", "after")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(weight.view(torch.uint8), after[key].view(torch.uint8)) for key, weight in before.items())
+    assert (draw(host, ["base", 0], "after") == trained).all()
 
 
 def test_the_bank_is_orthogonal_and_composes_into_one_patch(host, trained):
@@ -54,22 +66,27 @@ def test_the_fingerprint_is_that_of_the_checkpoint_file(host, trained):
     assert manifest(host)["base"]["fingerprint"] == fingerprint(by_layer)
 
 
-def test_a_concept_file_acts_the_same_through_the_stock_loader(host, trained):
-    name = next(c["file"] for c in manifest(host)["concepts"] if c["name"] == "dog")
-    shutil.copy(
-        host.folder / "models" / "seqlora" / "pets" / name, host.folder / "models" / "loras" / "dog.safetensors"
-    )
+@pytest.fixture(scope="module")
+def exported(host, trained) -> str:
+    """The concept "dog" as a file that stock loaders list."""
+    export = {"class_type": "SeqLoRAExportConcept", "inputs": {"bank": ["bank", 0], "concept_name": "dog"}}
+    export["inputs"]["file_name"] = ""
+    assert "dog.safetensors" in text(host.run({"bank": composed("")["bank"], "export": export}), "export")
+    return "dog.safetensors"
+
+
+def test_an_exported_concept_acts_the_same_through_the_stock_loader(host, trained, exported):
     ours = draw(host, ["compose", 0], "ours", composed("dog:0.8"))
-    stock = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["base", 0], "lora_name": "dog.safetensors"}}
-    stock["inputs"]["strength_model"] = 0.8
-    theirs = draw(host, ["lora", 0], "theirs", {"lora": stock})
+    stock = {"model": ["base", 0], "clip": ["base", 1], "lora_name": exported}
+    stock |= {"strength_model": 0.8, "strength_clip": 0.8}
+    theirs = draw(host, ["lora", 0], "theirs", {"lora": {"class_type": "LoraLoader", "inputs": stock}})
     assert np.abs(ours - theirs).max() <= 1
     assert np.abs(ours - trained).max() > 2
 
 
-def test_other_loras_before_and_after_stay_in_effect(host, trained):
+def test_other_loras_before_and_after_stay_in_effect(host, trained, exported):
     """The order of a stock LoRA and Compose Concepts does not matter, and both act."""
-    lora = {"lora_name": "dog.safetensors", "strength_model": 1.5}
+    lora = {"lora_name": exported, "strength_model": 1.5}
     nodes = composed("cat")
     first = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["base", 0], **lora}}}
     before = {**nodes, **first}
@@ -88,8 +105,8 @@ def test_the_average_of_two_concepts_is_half_their_sum(host, trained):
     assert np.abs(average - trained).max() > 2
 
 
-def test_a_model_with_a_lora_on_it_is_trained_on_as_it_is_and_stays_so(host, trained):
-    lora = {"lora_name": "dog.safetensors", "strength_model": 1.5, "model": ["base", 0]}
+def test_a_model_with_a_lora_on_it_is_trained_on_as_it_is_and_stays_so(host, trained, exported):
+    lora = {"lora_name": exported, "strength_model": 1.5, "model": ["base", 0]}
     nodes = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": lora}}
     before = draw(host, ["lora", 0], "before-lora", nodes)
     prompt = {**loader(), **nodes, **training("cat", concept_name="on top", model=["lora", 0], steps=2)}
@@ -131,7 +148,10 @@ def test_inspecting_exporting_renaming_and_removing(host, trained):
     report = {"class_type": "SeqLoRAInspectBank", "inputs": {"bank": ["bank", 0]}}
     saved = {"class_type": "SaveImage", "inputs": {"images": ["act", 1], "filename_prefix": "overlaps"}}
     outputs = host.run({"bank": bank, "act": report, "save": saved})
-    assert "temporary: 'sksdog dog'" in text(outputs, "act")
+    report = text(outputs, "act")
+    assert "temporary: 'sksdog dog'" in report
+    assert re.search(r"\de-\d+  .+ - .+\n", report)
+    assert re.search(r"layers of width 320: \d+ to \d+ directions free", report)
     assert (host.folder / "output" / outputs["save"]["images"][0]["filename"]).is_file()
     act("SeqLoRAExportConcept", concept_name="temporary", file_name="exported")
     assert (host.folder / "models" / "loras" / "exported.safetensors").is_file()
@@ -151,9 +171,11 @@ def test_cancel_ends_soon_keeps_the_work_and_resumes(host, trained):
     host.request("/interrupt", {})
     entry = host.wait(job)
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
-    assert 2 <= Checkpoint.load(checkpoint).step <= 4
+    done = Checkpoint.load(checkpoint).step
+    assert 2 <= done <= 4
     assert "slow" not in {c["name"] for c in manifest(host)["concepts"]}
-    assert "slow learned" in text(host.run(prompt), "train-dog")
+    assert f"Resuming at step {done} of 8." in host.texts(prompt)
+    assert "slow" in {c["name"] for c in manifest(host)["concepts"]}
     assert not checkpoint.exists()
 
 
@@ -171,8 +193,13 @@ def test_nothing_is_trained_twice_even_after_a_restart(host, trained):
 def test_a_changed_setting_follows_the_policy(host, trained):
     with pytest.raises(NodeError, match="already has a concept 'cat'"):
         host.run({**loader(), **training("cat", steps=2)})
-    outputs = host.run({**loader(), **training("cat", steps=2, on_existing="new version")})
-    assert "cat v2 learned" in text(outputs, "train-cat")
+    another = {**loader(), **training("cat", steps=2, on_existing="new version")}
+    assert "cat v2 learned" in text(host.run(another), "train-cat")
+    assert "cat v2 was already in the bank" in text(host.run(another), "train-cat")
+    replacing = {**loader(), **training("cat", concept_name="cat v2", steps=1, on_existing="replace")}
+    assert "cat v2 learned" in text(host.run(replacing), "train-cat")
+    assert "cat v2 was already in the bank" in text(host.run(replacing), "train-cat")
+    assert [c["metrics"]["steps"] for c in manifest(host)["concepts"] if c["name"].startswith("cat")] == [3, 1]
 
 
 def test_a_concept_that_was_removed_meanwhile_is_trained_again(host, trained):
@@ -244,6 +271,25 @@ def test_wrong_training_inputs_get_a_clear_error_and_the_server_lives(host, trai
 def test_wrong_selections_get_a_clear_error(host, trained, concepts, message):
     with pytest.raises(NodeError, match=message):
         draw(host, ["compose", 0], "x", composed(concepts))
+
+
+def test_a_bank_of_another_base_or_with_a_damaged_file_is_refused_by_name(host, trained):
+    folder = host.folder / "models" / "seqlora" / "spoilt"
+    shutil.copytree(host.folder / "models" / "seqlora" / "pets", folder)
+    files = {concept.name: folder / concept.file for concept in Bank.open(folder).concepts}
+    files["dog"].write_bytes(files["dog"].read_bytes()[:-1] + b"?")
+    files["cat"].unlink()
+    for concept, message in (("dog", "'dog' is damaged"), ("cat", "'cat' cannot be read")):
+        with pytest.raises(NodeError, match=message):
+            draw(host, ["compose", 0], "x", composed(concept, "spoilt"))
+    document = json.loads((folder / "bank.json").read_text("utf-8"))
+    document["base"] = {"name": "another model", "fingerprint": "0" * 32}
+    (folder / "bank.json").write_text(json.dumps(document), "utf-8")
+    message = "belongs to the base model another model"
+    with pytest.raises(NodeError, match=message):
+        draw(host, ["compose", 0], "x", composed("backpack", "spoilt"))
+    with pytest.raises(NodeError, match=message):
+        host.run({**loader(), **training("dog", bank_name="spoilt", concept_name="n")})
 
 
 def test_banks_in_folders_of_extra_model_paths_are_found(host, trained):
