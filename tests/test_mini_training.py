@@ -27,6 +27,22 @@ def test_a_stopped_training_ends_with_the_weights_of_an_unbroken_one(tmp_path):
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
+def test_a_step_does_not_depend_on_the_memory_layout_of_its_gradients(tmp_path):
+    stepped = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        module = nn.Conv2d(4, 8, 3)
+        run = Run(module, tmp_path / f"{layout}.pt", 2, learning_rate=0.1)
+        run.step_along(0.0, [torch.randn(p.shape) for p in module.parameters()])
+        run.step_along(0.0, [_as(torch.randn(p.shape), layout) for p in module.parameters()])
+        stepped.append(module.weight.detach().clone())
+    assert torch.equal(*stepped)
+
+
+def _as(tensor, layout):
+    return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor
+
+
 def test_the_base_learns_at_least_400_things_and_none_of_the_48_concepts():
     assert len(learned()) >= 400
     assert len(concepts()) == 48

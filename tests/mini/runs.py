@@ -47,7 +47,7 @@ class Run:
     def step_along(self, loss: float, gradients: Sequence[Tensor]) -> None:
         """One optimizer step along given gradients, one for each trained parameter."""
         for parameter, gradient in zip(self.trained, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # the fused step reads another memory layout's numbers wrongly
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.schedule.step()

@@ -13,7 +13,7 @@ from .runs import Run
 
 BATCH = 24
 STEPS = 2_500
-DECODER_STEPS = 3_000
+DECODER_STEPS = 1_500
 KL_WEIGHT = 1e-3
 
 
