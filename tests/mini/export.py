@@ -1,6 +1,7 @@
 """From trained weights to what is shipped: a diffusers folder, the identity network, and the concepts' references."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def export(packages: Path, work: Path, target: Path) -> None:
     pipeline = make_pipeline(work)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(target / "base")
+    (target / "base" / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)  # transformers 5 alone reads it
+    shutil.copytree(work / "tokenizer", target / "base" / "tokenizer", dirs_exist_ok=True)
     _name_as_all_versions_do(target / "base" / "text_encoder" / "model.safetensors")
     weights = {name: tensor.half() for name, tensor in load_trained_identity(work).state_dict().items()}
     save_file(weights, target / "identity.safetensors", {"format": "pt"})

@@ -54,12 +54,6 @@ def _base(_: Path, work: Path) -> None:
     base.train_base(scenes, CLIPTokenizer.from_pretrained(str(work / "tokenizer")), work)
 
 
-def _decoder(_: Path, work: Path) -> None:
-    """train the decoder further, on the latents that the base knows"""
-    pixels, _scenes = pool.load_pool(work)
-    vae.train_decoder(pixels, work)
-
-
 def _export(packages: Path, work: Path) -> None:
     """write what is shipped"""
     export.export(packages, work, FOLDER)
@@ -75,7 +69,6 @@ STAGES = {
     "vae": _vae,
     "identity": _identity,
     "base": _base,
-    "decoder": _decoder,
     "export": _export,
     "evaluate": _evaluate,
 }

@@ -13,7 +13,6 @@ from .runs import Run
 
 BATCH = 24
 STEPS = 2_500
-DECODER_STEPS = 1_500
 KL_WEIGHT = 1e-3
 
 
@@ -32,19 +31,8 @@ def make_vae() -> AutoencoderKL:
 
 def train_vae(pixels: np.ndarray, work: Path) -> None:
     """Adds `vae.pt` to the working folder; goes on where an earlier run stopped."""
-    _train(make_vae(), pixels, work / "vae.pt", STEPS, 2e-3)
-
-
-def train_decoder(pixels: np.ndarray, work: Path) -> None:
-    """Adds `decoder.pt`, the autoencoder with a better decoder: the encoder, and so all latents, stay as they are."""
-    vae = load_vae(work, "vae.pt").requires_grad_(True)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    _train(vae, pixels, work / "decoder.pt", DECODER_STEPS, 1e-3)
-
-
-def _train(vae: AutoencoderKL, pixels: np.ndarray, path: Path, steps: int, learning_rate: float) -> None:
-    run = Run(vae, path, steps, learning_rate)
+    vae = make_vae()
+    run = Run(vae, work / "vae.pt", STEPS, learning_rate=2e-3)
     while run.going():
         batch = as_tensor(pixels[np.sort(run.rng.choice(len(pixels), BATCH, replace=False))])
         with torch.autocast("cpu", torch.bfloat16):
@@ -54,16 +42,16 @@ def _train(vae: AutoencoderKL, pixels: np.ndarray, path: Path, steps: int, learn
     run.finish()
 
 
-def load_vae(work: Path, file: str = "decoder.pt") -> AutoencoderKL:
+def load_vae(work: Path) -> AutoencoderKL:
     vae = make_vae()
-    vae.load_state_dict(torch.load(work / file, weights_only=True)["average"])
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["average"])
     return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def encode_pool(pixels: np.ndarray, work: Path) -> None:
     """Writes `latents.npy` [2, N, 4, 8, 8] float16: posterior means and standard deviations, unscaled."""
-    vae = load_vae(work, "vae.pt")
+    vae = load_vae(work)
     stored = np.lib.format.open_memmap(work / "latents.npy", "w+", np.float16, (2, len(pixels), 4, 8, 8))
     for start in range(0, len(pixels), 500):
         with torch.autocast("cpu", torch.bfloat16):
