@@ -31,10 +31,11 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     style = {f"{layer}.lora_up.weight": torch.ones(width, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
     save_file(style, "style.safetensors")
     tiny_metrics.save_dino(Path("dino"))
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 14
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]
         shorter = {
+            "demo": ["--concepts", "1"],
             "train": ["--steps", "2", "--resolution", "128"],
             "generate": ["--steps", "2", "--size", "128"],
             "evaluate": ["--steps", "2", "--size", "128", "--images", "1"],
