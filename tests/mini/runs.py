@@ -28,7 +28,7 @@ class Run:
     ):
         self.module, self.path, self.steps, self.decay, self.first = module, path, steps, decay, first
         self.average = deepcopy(module).requires_grad_(False)
-        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.trained = list(module.parameters())
         self.optimizer = AdamW(self.trained, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.schedule = OneCycleLR(self.optimizer, learning_rate, steps, pct_start=0.05, final_div_factor=20)
         self.done, self.losses = 0, []
