@@ -55,7 +55,7 @@ def test_what_the_base_draws_is_recognized(base, learned_names):
 
 
 def test_32_concepts_of_rank_2_fit_into_every_layer_and_48_do_not(base):
-    widths = [shape.in_features for shape in base.layers.values()]
+    widths = [shape.width for shape in base.layers.values()]
     assert min(widths) >= 32 * 2
     assert min(widths) < 48 * 2
 
