@@ -72,36 +72,33 @@ class Host:
     def texts(self, prompt: dict) -> list[str]:
         """Run a prompt; the progress texts that the websocket brought meanwhile."""
         with self._listening() as (ws, client):
-            job, texts = self.queue(prompt, client), []
-            while True:
-                frame = ws.recv()
-                if isinstance(frame, bytes):
-                    kind, length = struct.unpack(">II", frame[:8])
-                    if kind == PROGRESS_TEXT:
-                        texts.append(frame[8 + length :].decode())
-                elif self._finished(json.loads(frame), job):
-                    return texts
-
-    @staticmethod
-    def _finished(message: dict, job: str) -> bool:
-        if message["type"] == "execution_error":
-            raise NodeError(message["data"]["exception_message"])
-        return message["type"] == "execution_success" and message["data"]["prompt_id"] == job
+            frames = self._frames(ws, self.queue(prompt, client))
+            return [body[length:].decode() for kind, length, body in frames if kind == PROGRESS_TEXT]
 
     def previews(self, prompt: dict) -> list[tuple[str, bytes]]:
         """Run a prompt; the preview pictures that the websocket brought meanwhile, as (node id, encoded picture)."""
         with self._listening() as (ws, client):
             ws.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
-            job, pictures = self.queue(prompt, client), []
-            while True:
-                frame = ws.recv()
-                if isinstance(frame, bytes):
-                    kind, length = struct.unpack(">II", frame[:8])
-                    if kind == PREVIEW_WITH_METADATA:
-                        pictures.append((json.loads(frame[8 : 8 + length])["node_id"], frame[8 + length :]))
-                    continue
-                if self._finished(json.loads(frame), job):
-                    return pictures
+            frames = self._frames(ws, self.queue(prompt, client))
+            return [
+                (json.loads(body[:length])["node_id"], body[length:])
+                for kind, length, body in frames
+                if kind == PREVIEW_WITH_METADATA
+            ]
+
+    @staticmethod
+    def _frames(ws: websocket.WebSocket, job: str) -> Iterator[tuple[int, int, bytes]]:
+        """Binary frames until a job is done: kind, length of the head, head and content; NodeError if it fails."""
+        while True:
+            frame = ws.recv()
+            if isinstance(frame, bytes):
+                yield *struct.unpack(">II", frame[:8]), frame[8:]
+                continue
+            message = json.loads(frame)
+            if message["type"] == "execution_error":
+                raise NodeError(message["data"]["exception_message"])
+            if message["type"] == "execution_success" and message["data"]["prompt_id"] == job:
+                return
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[tuple[websocket.WebSocket, str]]:
