@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("stages", nargs="*", choices=[*STAGES, []], default=list(STAGES), metavar="STAGE")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
         print(f"== {stage}: {STAGES[stage].__doc__}", flush=True)
+        torch.set_num_threads(args.threads)  # the stage before may have taken fewer
         STAGES[stage](args.packages, args.work)
 
 
