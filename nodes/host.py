@@ -293,6 +293,11 @@ def encode(
     return examples
 
 
+def encode_prompts(clip, prompts: list[str]) -> Tensor | None:
+    """Embeddings [P, 77, 768] of prompts through the host's CLIP; None for none."""
+    return torch.stack([_encode_prompt(clip, prompt) for prompt in prompts]) if prompts else None
+
+
 def _encode_prompt(clip, prompt: str) -> Tensor:
     windows = clip.encode_from_tokens(clip.tokenize(prompt)).detach().float().cpu()[0]  # [77 a window, 768]
     return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it

@@ -10,7 +10,14 @@ from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMI
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.examples import EncodedConcept
 from ..seqlora_core.images import caption_prompts
-from ..seqlora_core.plan import ConceptSpec, already_trained, describe_full_layers, full_layers, next_version
+from ..seqlora_core.plan import (
+    ConceptSpec,
+    already_trained,
+    describe_full_layers,
+    earlier_prompts,
+    full_layers,
+    next_version,
+)
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
 from . import host
@@ -206,8 +213,9 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
             """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
             with host.reproducible(config.seed):
                 examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
+                earlier = host.encode_prompts(clip, earlier_prompts(bank.refresh(), spec))
             in_memory.enter_context(denoiser.loaded())
-            return EncodedConcept(examples, source=source)
+            return EncodedConcept(examples, earlier=earlier, source=source)
 
         options = _options(values, pictures[0])
         concept = train_concept(denoiser, encoded, bank, spec, config, host.NodeMonitor(unique_id, model), options)

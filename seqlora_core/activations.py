@@ -4,7 +4,8 @@ Nothing grows with the number of tokens but the kept rows: a layer costs n x n f
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,36 @@ def capture_inputs(
             handle.remove()
     results = {group: recorder.result() for group, recorder in recorders.items() if recorder.tokens}
     return {name: results[input_group(name)] for name in layers if input_group(name) in results}
+
+
+@dataclass
+class OutputEnergy:
+    """How much one layer gives over some forward passes."""
+
+    total: Tensor | float = 0.0
+    tokens: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of |y|^2 over all tokens."""
+        return float(self.total) / max(self.tokens, 1)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        y = output.detach().float()
+        self.total = self.total + y.square().sum()
+        self.tokens += y.numel() // y.shape[-1]
+
+
+@contextmanager
+def capture_output_energy(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, OutputEnergy]]:
+    """Watch the outputs of layers, by canonical name, while the block lasts."""
+    energies = {name: OutputEnergy() for name in layers}
+    handles = [layer.register_forward_hook(energies[name]) for name, layer in layers.items()]
+    try:
+        yield energies
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Recorder:

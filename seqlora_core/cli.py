@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from . import commands
-from .config import DTYPES, HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
+from .config import DTYPES, HYPERGRADIENTS, INITS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
 from .errors import Cancelled, TrainingDiverged, UserError
 from .fusion import FUSIONS, FusionSettings
 
@@ -20,7 +20,7 @@ _CHOICES = {
     "method": METHODS,
     "hypergradient": HYPERGRADIENTS,
     "optimizer": OPTIMIZERS,
-    "init": ("random", "spectral"),
+    "init": INITS,
     "layers": LAYER_PRESETS,
     "train_on": ("auto", "accumulated", "bare"),
     "draw": ("without-replacement", "independent"),
@@ -40,8 +40,9 @@ _HELP = {
     "bilevel_iterations": "iterations of Algorithm 1 on each minibatch",
     "inner_steps": "lower-level steps in each iteration",
     "ridge": "weight of the regularization of both factors",
+    "crosstalk": "weight of what the concept may do to earlier ones; the default is the method's: 0.1 for seqlora, else 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
-    "init": "where the basis starts inside the free subspace",
+    "init": "where the basis starts inside the free subspace; auto is spectral for seqlora",
     "layers": "attention layers to adapt",
     "train_on": "the base with all earlier concepts, or without; auto is what the method's paper does",
     "draw": "columns of the shared matrix (method orthogonal)",
@@ -151,11 +152,10 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
             flag, choices=_CHOICES[field.name], default=field.default, help=f"{_HELP[field.name]} (default: {note})"
         )
     else:
-        note = "" if field.name == "resolution" else f" (default: {field.default})"
-        metavar = "N" if field.type is int else "X"
-        command.add_argument(
-            flag, type=field.type, default=field.default, metavar=metavar, help=_HELP[field.name] + note
-        )
+        note = "" if field.name in ("resolution", "crosstalk") else f" (default: {field.default})"
+        kind = int if field.type is int else float
+        metavar = "N" if kind is int else "X"
+        command.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=_HELP[field.name] + note)
 
 
 def _add_compose(command: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     from .devices import best_dtype, resolve_device
     from .encoding import encode_concept
     from .images import read_folder
+    from .plan import earlier_prompts
     from .terminal import TerminalMonitor, quiet_libraries
     from .trainer import Options, train_concept
 
@@ -63,7 +64,7 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda: encode_concept(base, references, config, prior),
+            lambda: encode_concept(base, references, config, prior, earlier_prompts(bank.refresh(), spec)),
             bank,
             spec,
             config,

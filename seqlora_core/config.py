@@ -10,6 +10,7 @@ HYPERGRADIENTS = ("lookahead", "finite-difference", "exact")
 METHODS = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
 OPTIMIZERS = ("adam", "gradient")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
+INITS = ("auto", "random", "spectral")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,8 +37,9 @@ class TrainingConfig:
     bilevel_iterations: int = 1  # of Algorithm 1, on one minibatch
     inner_steps: int = 1  # lower-level steps in each of them
     ridge: float = 1e-4  # eps of the term eps/2 (|A|^2 + |B|^2)
+    crosstalk: float | None = None  # weight of what earlier concepts would notice; None is what the method does
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
-    init: str = "random"
+    init: str = "auto"  # "auto" is what the method does
     layers: str = "all"
     train_on: str = "auto"  # "auto" is what the method's paper does
     draw: str = "without-replacement"  # of the orthogonal method's columns; "independent" is its paper's
@@ -53,7 +55,7 @@ class TrainingConfig:
         _one_of(self, "method", METHODS)
         _one_of(self, "hypergradient", HYPERGRADIENTS)
         _one_of(self, "optimizer", OPTIMIZERS)
-        _one_of(self, "init", ("random", "spectral"))
+        _one_of(self, "init", INITS)
         _one_of(self, "layers", LAYER_PRESETS)
         _one_of(self, "train_on", ("auto", "accumulated", "bare"))
         _one_of(self, "draw", ("without-replacement", "independent"))
@@ -63,6 +65,8 @@ class TrainingConfig:
             _at_least(self, name, 1)
         for name in ("ridge", "clip", "prior_weight", "seed"):
             _at_least(self, name, 0)
+        if self.crosstalk is not None:
+            _at_least(self, "crosstalk", 0)
         for name in ("alpha", "beta"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}.")

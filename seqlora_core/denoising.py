@@ -1,7 +1,7 @@
 """The denoising loss of one minibatch (eq. 2) as the objective `L(A, B)` of the bilevel iteration."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -109,15 +109,24 @@ class DenoisingObjective:
     Args:
         adapters: the mapping that the attached hooks look up; holds the factors only while a pass lasts.
         config: ridge weight (eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight) and dtype.
+        crosstalk: a further term of (A, B), or None.
     """
 
-    def __init__(self, denoiser: Denoiser, adapters: dict[str, Adapter], names: Sequence[str], config: TrainingConfig):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        adapters: dict[str, Adapter],
+        names: Sequence[str],
+        config: TrainingConfig,
+        crosstalk: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
+    ) -> None:
         self.denoiser = denoiser
         self.minibatches: list[Minibatch] = []
         self.passes = 0  # forward-backward passes over a micro-batch so far
         self._adapters = adapters
         self._names = list(names)
         self._ridge = config.ridge
+        self._crosstalk = crosstalk
         self._dtype = getattr(torch, config.dtype)
         self._scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
@@ -125,7 +134,7 @@ class DenoisingObjective:
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         """L(A, B) with its graph over all minibatches."""
         with self._using(A, B):
-            return sum(self._errors(minibatch) for minibatch in self.minibatches) + self._ridge_term(A, B)
+            return sum(self._errors(minibatch) for minibatch in self.minibatches) + self._regularization(A, B)
 
     def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
         """L, dL/dA and dL/dB; one minibatch's graph in memory at a time.
@@ -147,9 +156,9 @@ class DenoisingObjective:
         A, B = ([factor.detach().requires_grad_() for factor in factors] for factors in (A, B))
         factors = [*A, *B]
         with torch.enable_grad():
-            ridge = self._ridge_term(A, B)
-            totals = list(torch.autograd.grad(ridge, factors))
-            loss = float(ridge.detach())
+            regularization = self._regularization(A, B)
+            totals = list(torch.autograd.grad(regularization, factors))
+            loss = float(regularization.detach())
             # Gradient checkpointing reads the factors again in the backward pass, so they stay in use until its end.
             with self._using(A, B):
                 for minibatch in self.minibatches:
@@ -177,8 +186,9 @@ class DenoisingObjective:
     def _errors(self, minibatch: Minibatch) -> Tensor:
         return minibatch.squared_error(self._predict(minibatch.noisy, minibatch.timesteps, minibatch.text))
 
-    def _ridge_term(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
-        return self._ridge / 2 * sum(factor.square().sum() for factor in (*A, *B))
+    def _regularization(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
+        ridge = self._ridge / 2 * sum(factor.square().sum() for factor in (*A, *B))
+        return ridge if self._crosstalk is None else ridge + self._crosstalk(A, B)
 
     @contextmanager
     def _using(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Iterator[None]:

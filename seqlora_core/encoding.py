@@ -13,15 +13,23 @@ from .images import Reference, fit, to_tensor
 
 
 def encode_concept(
-    base: Base, references: Sequence[Reference], config: TrainingConfig, prior: Sequence[Reference] = ()
+    base: Base,
+    references: Sequence[Reference],
+    config: TrainingConfig,
+    prior: Sequence[Reference] = (),
+    earlier: Sequence[str] = (),
 ) -> EncodedConcept:
     """Latents (mean and standard deviation) and text embeddings of all references, on the CPU.
 
     With random crops the whole picture is encoded, and each step cuts its window out of the latents; flipped pictures
     are encoded as further examples.
+
+    Args:
+        earlier: prompts for the concepts that the bank holds (see `plan.earlier_prompts`).
     """
     window = None if config.crop == "center" else config.resolution // base.latent_scale
-    return EncodedConcept(_examples(base, references, config), _examples(base, prior, config), window)
+    prompts = torch.stack([base.encode_prompt(prompt) for prompt in earlier]) if earlier else None
+    return EncodedConcept(_examples(base, references, config), _examples(base, prior, config), window, prompts)
 
 
 def _examples(base: Base, references: Sequence[Reference], config: TrainingConfig) -> list[Example]:

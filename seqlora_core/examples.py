@@ -34,6 +34,8 @@ class EncodedConcept:
     Attributes:
         window: side, in latent pixels, of the square that each step cuts at random from an example; None takes all of
             it (the smallest of the batch's sizes, where they differ).
+        earlier: [E, tokens, d] text embeddings of prompts for the concepts that the bank holds, none of whose images are
+            needed (see `crosstalk`); None where there are none.
         source: a hash of the images and captions before they were encoded, where the encoding itself may differ from
             run to run (a host's VAE samples); empty to go by the tensors.
 
@@ -44,6 +46,7 @@ class EncodedConcept:
     examples: Sequence[Example]
     prior: Sequence[Example] = ()
     window: int | None = None
+    earlier: Tensor | None = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -52,8 +55,14 @@ class EncodedConcept:
         for example in (*self.examples, *self.prior):
             _check(example)
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width, in latent pixels, of what a step sees of the first example."""
+        height, width = (min(side, self.window or side) for side in self.examples[0].mean.shape[1:])
+        return height, width
+
     def fingerprint(self) -> str:
-        """A hash of everything in it, so that a training can tell whether its data is the same as another's."""
+        """A hash of the concept's own data, so that a training can tell whether it is the same as another's."""
         if self.source:
             return self.source
         digest = hashlib.sha256()

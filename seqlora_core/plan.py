@@ -60,6 +60,17 @@ class TrainingPlan:
         """The training method."""
         return METHODS[self.config.method]
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether the first bases depend on what the layers read."""
+        init = self.method.init if self.config.init == "auto" else self.config.init
+        return init == "spectral" or self.method.reads_inputs
+
+    @property
+    def crosstalk(self) -> float:
+        """Weight of the crosstalk term of this training."""
+        return self.method.crosstalk if self.config.crosstalk is None else self.config.crosstalk
+
     def start_basis(self, layer: str, generator: torch.Generator, covariance: Tensor | None) -> Tensor:
         """The first B [n, r] of a layer, float32."""
         return self.method.start(self.Q[layer], self.config, generator, covariance).float()
@@ -133,6 +144,12 @@ def make_plan(
         full=full,
         concepts=tuple(concept.id for concept in kept),
     )
+
+
+def earlier_prompts(bank: Bank, spec: ConceptSpec) -> list[str]:
+    """A prompt for every concept of the bank, but for the one that a training is to replace."""
+    replaced = bank.manifest.find(spec.name)
+    return [f"photo of a {concept.subject}" for concept in bank.concepts if concept is not replaced]
 
 
 def full_layers(bank: Bank, concept: Concept) -> list[str]:

@@ -15,6 +15,7 @@ from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
 from .config import TrainingConfig
+from .crosstalk import Crosstalk, measure_crosstalk
 from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from .errors import Cancelled, UserError
@@ -68,7 +69,8 @@ def train_concept(
     written at intervals and whenever the training stops early, for whatever reason, at a step's end.
 
     Args:
-        data: encoded images, or a function that encodes them, called after all checks have passed.
+        data: encoded images, or a function that encodes them, called after all checks have passed and while no other
+            training can change the bank.
 
     Raises:
         UserError: something to mend (see `plan.make_plan`, `Checkpoint.check_same_training`); nothing was changed.
@@ -79,10 +81,10 @@ def train_concept(
     layers = find_layers(denoiser.unet, config.layers)
     plan = make_plan(bank.refresh(), spec, config, layers, options.replace)
     planned_for = bank.manifest.generation
-    encoded = data() if callable(data) else data
     with bank.training(wait_for_others(monitor)):
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, config, layers, options.replace)
+        encoded = data() if callable(data) else data
         if plan.full:
             monitor.message(describe_full_layers(plan.full, config.rank))
         run = _Run(denoiser, encoded, bank, plan, layers, monitor, options)
@@ -157,7 +159,7 @@ class _Run:
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
         self.adapters: dict[str, Adapter] = {}
-        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config)
+        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config, self._crosstalk())
         self.step = 0
         if saved:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
@@ -168,7 +170,7 @@ class _Run:
 
     def _start_bases(self) -> list[Tensor]:
         covariances: dict[str, Tensor] = {}
-        if self.config.init == "spectral" or self.plan.method.reads_inputs:
+        if self.plan.reads_inputs:
             inputs = capture_inputs(
                 self.layers, lambda: heldout_loss(self.denoiser, self.data, self.config, _COVARIANCE_STEPS)
             )
@@ -176,12 +178,32 @@ class _Run:
         generator = torch.Generator().manual_seed(self.config.seed)
         return [self.plan.start_basis(name, generator, covariances.get(name)) for name in self.layers]
 
+    def _crosstalk(self) -> Crosstalk | None:
+        """The term that keeps this concept out of what the model reads for the earlier ones, where that is wanted."""
+        prompts = self.data.earlier
+        if not self.plan.crosstalk or prompts is None or not self.earlier:
+            return None
+        self.monitor.message(f"Drawing the {len(prompts)} earlier concepts once, to keep out of their way.")
+        return measure_crosstalk(
+            self.denoiser,
+            self.layers,
+            prompts,
+            self.data.latent_size,
+            self.plan.crosstalk,
+            self.config.seed,
+            self.config.batch_size,
+            self._stop_if_cancelled,
+        )
+
+    def _stop_if_cancelled(self) -> None:
+        if self.monitor.cancelled():
+            raise Cancelled
+
     def _loop(self, path: Path) -> None:
         started, first = time.monotonic(), self.step
         seconds_before, last_saved = self.seconds, started
         while self.step < self.config.steps:
-            if self.monitor.cancelled():
-                raise Cancelled
+            self._stop_if_cancelled()
             self.between_steps = False
             self.losses.append(self._one_step())
             self.step += 1

@@ -53,6 +53,11 @@ class Concept:
     metrics: dict = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    @property
+    def subject(self) -> str:
+        """What prompts call it."""
+        return f"{self.token} {self.class_word}"
+
     def as_dict(self) -> dict:
         """JSON-ready values."""
         return dataclasses.asdict(self)

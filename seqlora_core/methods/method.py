@@ -24,6 +24,8 @@ class Method:
         iterate: one iteration on a fixed minibatch; moves the factors, returns the loss before it.
         constrained: whether B keeps to the complement of earlier bases, so that a layer can be full.
         base: what `train_on="auto"` means: the "accumulated" model or the "bare" one.
+        init: what `init="auto"` means for a learned basis.
+        crosstalk: the weight that `crosstalk=None` means (see `crosstalk`).
         reads_inputs: whether `start` needs the covariance of the layer's inputs whatever `init` says.
     """
 
@@ -32,6 +34,8 @@ class Method:
     iterate: Iterate
     constrained: bool
     base: str
+    init: str = "random"
+    crosstalk: float = 0.0
     reads_inputs: bool = False
 
 

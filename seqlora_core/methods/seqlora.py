@@ -10,4 +10,12 @@ def _iterate(objective, lower, upper, Q, config) -> float:
     return bilevel_iteration(objective, lower, upper, Q, hypergradient, config.inner_steps)
 
 
-SEQLORA = Method("seqlora", start_in_complement, _iterate, constrained=True, base="accumulated")
+SEQLORA = Method(
+    "seqlora",
+    start_in_complement,
+    _iterate,
+    constrained=True,
+    base="accumulated",
+    init="spectral",
+    crosstalk=0.1,
+)

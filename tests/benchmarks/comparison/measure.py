@@ -10,7 +10,7 @@ from seqlora_core.composition import sum_adapters
 from .recipes import System
 from .runs import Run, put_together
 
-STAGES = (1, 4, 8, 16, 24, 32, 40, 48)  # after which all concepts learned so far are drawn
+STAGES = (1, 4, 8, 16, 32, 48)  # after which all concepts learned so far are drawn
 
 
 def measure(system: System, run: Run, count: int, trajectory: bool = False) -> dict:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from seqlora_core.config import TrainingConfig
 from seqlora_core.fusion import FusionSettings
+from seqlora_core.methods import METHODS
 
-PASSES = 600  # forward and backward, a concept
+PASSES = 300  # forward and backward, a concept
 BATCH, RANK, RESOLUTION = 4, 2, 32
 
 
@@ -92,7 +93,7 @@ SYSTEMS = (
     System("Orthogonal Adaptation, independent draws", _INDEPENDENT, short="OA, drawn"),
     System("Orthogonal Adaptation, independent draws, factor 0.6", _INDEPENDENT, strength=0.6, short="OA, x 0.6"),
     System("InfLoRA", Recipe("inflora")),
-    System("LoRA, summed", Recipe("lora"), short="LoRA, sum"),
+    System("LoRA, summed", _SINGLE_LORA, short="LoRA, sum"),
     System("LoRA, averaged", _SINGLE_LORA, "weighted-average", short="average"),
     System("Mix-of-Show (gradient fusion)", _SINGLE_LORA, "gradient-fusion", short="MixOfShow"),
     System("LoRACLR", _SINGLE_LORA, "loraclr"),
@@ -115,8 +116,18 @@ def _changed(factor: str, value: str, **settings) -> Variant:
     return Variant(factor, value, Recipe("seqlora", settings))
 
 
+CROSSTALK = METHODS["seqlora"].crosstalk
 VARIANTS = (
     Variant("default", "-", SEQLORA),
+    _changed("crosstalk", "0", crosstalk=0.0),
+    Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "spectral", "crosstalk": CROSSTALK})),
+    Variant("basis", "frozen at its start", Recipe("inflora", {"crosstalk": CROSSTALK})),
+    _changed("start of B", "random", init="random"),
+    Variant(
+        "start of B", "spectral, alternating without the crosstalk term", Recipe("alternating", {"init": "spectral"})
+    ),
+    _changed("crosstalk", "0.03", crosstalk=0.03),
+    _changed("crosstalk", "0.3", crosstalk=0.3),
     _changed("inner steps", "2", inner_steps=2),
     _changed("inner steps", "5", inner_steps=5),
     _changed("ridge", "0", ridge=0.0),
@@ -125,9 +136,6 @@ VARIANTS = (
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("hypergradient", "finite-difference", hypergradient="finite-difference"),
     _changed("hypergradient", "exact", hypergradient="exact"),
-    Variant("hypergradient", "none (alternating)", ALTERNATING),
-    _changed("start of B", "spectral", init="spectral"),
-    Variant("start of B", "spectral, alternating", Recipe("alternating", {"init": "spectral"})),
     _changed("trained on", "bare base", train_on="bare"),
     Variant("trained on", "bare base, alternating", Recipe("alternating", {"train_on": "bare"})),
     _changed("optimizer", "gradient", optimizer="gradient"),

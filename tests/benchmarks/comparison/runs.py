@@ -28,12 +28,12 @@ from seqlora_core.images import Reference, template_prompts
 from seqlora_core.layers import Adapter, find_layers
 from seqlora_core.mini import MiniConcept
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec
+from seqlora_core.plan import ConceptSpec, earlier_prompts
 from seqlora_core.trainer import Options, train_concept
 
 from .recipes import System
 
-PICTURES, SAMPLER_STEPS, GUIDANCE = 16, 25, 4.0
+PICTURES, SAMPLER_STEPS, GUIDANCE = 16, 16, 4.0
 KEPT = 2  # pictures of each concept and sheet that are kept to look at
 
 Adapters = Mapping[str, Adapter]
@@ -116,7 +116,7 @@ class Run:
     def _train(self, bank: Bank, concept: MiniConcept, place: str) -> None:
         spec = ConceptSpec(concept.name, default_token(concept.name), concept.class_word)
         references = [Reference(p, template_prompts(spec.subject), concept.name) for p in concept.references]
-        data = encode_concept(self.base, references, self.config)
+        data = encode_concept(self.base, references, self.config, earlier=earlier_prompts(bank, spec))
         options = Options(resume=True)
         record = train_concept(self.base.denoiser(), data, bank, spec, self.config, self.monitor, options)
         print(f"  {self.folder.name} {place} {concept.name}: {record.metrics['seconds']:.0f} s", flush=True)
