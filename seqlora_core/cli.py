@@ -40,7 +40,7 @@ _HELP = {
     "bilevel_iterations": "iterations of Algorithm 1 on each minibatch",
     "inner_steps": "lower-level steps in each iteration",
     "ridge": "weight of the regularization of both factors",
-    "crosstalk": "weight of what the concept may do to earlier ones; the default is the method's: 0.1 for seqlora, else 0",
+    "crosstalk": "weight of what it would do to earlier concepts; the default is the method's: 0.1 for seqlora, else 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
     "init": "where the basis starts inside the free subspace; auto is spectral for seqlora",
     "layers": "attention layers to adapt",
