@@ -57,4 +57,4 @@ class BasisBankLoader(io.ComfyNode):
 
 def describe_concepts(bank: Bank) -> list[str]:
     """The concepts in training order, a line each."""
-    return [f"{c.name}: '{c.token} {c.class_word}', rank {c.rank}" for c in bank.concepts]
+    return [f"{c.name}: '{c.subject}', rank {c.rank}" for c in bank.concepts]

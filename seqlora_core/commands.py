@@ -107,7 +107,7 @@ def list_concepts(args: Namespace) -> None:
         return
     print(f"{len(bank.concepts)} concepts on {bank.manifest.base.name}")
     for concept in bank.concepts:
-        print(f"  {concept.name}: '{concept.token} {concept.class_word}', rank {concept.rank}, {concept.method}")
+        print(f"  {concept.name}: '{concept.subject}', rank {concept.rank}, {concept.method}")
 
 
 def inspect_bank(args: Namespace) -> None:

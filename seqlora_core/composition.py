@@ -127,7 +127,7 @@ def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[Part]:
     concepts = _selected(bank, selection)
     loaded = bank.load(concepts)
     return [
-        Part(concept.name, f"{concept.token} {concept.class_word}", loaded[concept.name], strength)
+        Part(concept.name, concept.subject, loaded[concept.name], strength)
         for concept, (_, strength) in zip(concepts, selection, strict=True)
     ]
 
@@ -155,7 +155,7 @@ def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Ada
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
     """What to write into a prompt for the selected concepts: "sksdog dog, skscat cat"."""
     concepts = [bank.concept(name) for name, _ in selection]
-    return ", ".join(f"{concept.token} {concept.class_word}" for concept in concepts)
+    return ", ".join(concept.subject for concept in concepts)
 
 
 def save_composed(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .activations import capture_inputs, capture_output_energy
+from .activations import capture_inputs, capture_output_energy, input_group
 from .denoiser import Denoiser
 from .denoising import named_generator
 from .sampling import ddim
@@ -76,8 +76,9 @@ def measure_crosstalk(
 
     with capture_output_energy(layers) as energies:
         inputs = capture_inputs(layers, draw)
-    covariances = {id(inputs[name].gram): inputs[name].covariance.to(device) for name in layers}  # groups share theirs
+    groups = {input_group(name): inputs[name] for name in layers}
+    covariances = {group: watched.covariance.to(device) for group, watched in groups.items()}
     return Crosstalk(
-        [covariances[id(inputs[name].gram)] for name in layers],
+        [covariances[input_group(name)] for name in layers],
         [weight / max(energies[name].mean, torch.finfo(torch.float32).tiny) for name in layers],
     )

@@ -283,7 +283,7 @@ class Bank:
         described = {key: value for key, value in record.as_dict().items() if key != "sha256"}
         header = lora_file.metadata(
             title=record.name,
-            trigger=f"{record.token} {record.class_word}",
+            trigger=record.subject,
             base_name=self.manifest.base.name,
             rank=record.rank,
             extra={"bank": self.manifest.id, "concept": described},

@@ -94,7 +94,7 @@ class Evaluation:
         ]
 
     def _prompt(self, concept: Concept) -> str:
-        return self.drawing.prompt.format(f"{concept.token} {concept.class_word}")
+        return self.drawing.prompt.format(concept.subject)
 
     def _key(self, parts: Sequence[Concept], concept: Concept) -> str:
         """All that decides what the pictures show."""

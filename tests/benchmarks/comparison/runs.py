@@ -75,7 +75,7 @@ class Run:
         """Concepts of the bank to be put together; every file is read once."""
         missing = [concept for concept in concepts if concept.name not in self._loaded]
         self._loaded |= self.bank.load(missing) if missing else {}
-        return [Part(c.name, f"{c.token} {c.class_word}", self._loaded[c.name], strength) for c in concepts]
+        return [Part(c.name, c.subject, self._loaded[c.name], strength) for c in concepts]
 
     def sheet(self, name: str, asked: Sequence[Concept], make: Callable[[], tuple[Adapters, dict]]) -> dict:
         """The scores of `asked` in pictures of one model.
@@ -93,7 +93,7 @@ class Run:
             adapters, facts = make()
             with folded(self.base, adapters):
                 for concept in missing:
-                    pictures = draw(self.base, f"photo of a {concept.token} {concept.class_word}", self.config.seed)
+                    pictures = draw(self.base, f"photo of a {concept.subject}", self.config.seed)
                     self._keep(name, concept.name, pictures)
                     record["scores"][concept.name] = score(Identity(), pictures, self.references(concept.name), "")
                     write_json(path, {**facts, **record})

@@ -44,7 +44,7 @@ def _together(system: System, run: Run, pair: Sequence[Concept]) -> dict[str, fl
 
     def make() -> dict[str, float]:
         left, right = pair
-        prompt = f"a {left.token} {left.class_word} {RELATION} a {right.token} {right.class_word}"
+        prompt = f"a {left.subject} {RELATION} a {right.subject}"
         with folded(run.base, _composed(system, run, pair)[0]):
             pictures = draw(run.base, prompt, run.config.seed)
         sides = halves(to_tensor(pictures), RELATION)
