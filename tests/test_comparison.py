@@ -8,12 +8,13 @@ from conftest import random_concept
 from filelock import FileLock
 from PIL import Image
 
+from seqlora_core.errors import UserError
 from seqlora_core.layers import Adapter, attached, find_layers, layer_shapes
 from seqlora_core.mini import MiniConcept
 from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ConceptSpec
 from seqlora_core.trainer import train_concept
-from tests.benchmarks.comparison import runs, tables, tuning, work
+from tests.benchmarks.comparison import archive, runs, tables, tuning, work
 from tests.benchmarks.comparison.recipes import ALTERNATING, SEQLORA, SYSTEMS, VARIANTS, Recipe, passes_a_step
 from tests.benchmarks.comparison.runs import Run, folded
 from tests.benchmarks.comparison.summary import Mean, Table, correlation, summarize
@@ -208,3 +209,29 @@ def test_a_job_that_somebody_else_is_at_is_left_for_later(tmp_path, monkeypatch)
     monkeypatch.setattr(work.time, "sleep", lambda seconds: (done.append("waited"), elsewhere.release()))
     work_off([Job(name, tmp_path / f"{name}.lock", lambda name=name: done.append(name)) for name in ("a", "b")])
     assert done == ["b", "waited", "a"]
+
+
+def test_an_experiment_goes_on_from_an_archive_with_what_it_lacks(tmp_path):
+    first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "archive.json"
+    runs.write_json(first / "experiment.json", {"passes": 300})
+    runs.write_json(first / "tuning" / "lora.json", {"alpha": 0.1})
+    runs.write_json(first / "results" / "main" / "a.json", {"system": "a"})
+    runs.write_json(second / "tuning" / "lora.json", {"alpha": 0.2})
+    archive.write_archive(first, file)
+    archive.restore(file, second)
+    assert runs.read_json(second / "results" / "main" / "a.json") == {"system": "a"}
+    assert runs.read_json(second / "tuning" / "lora.json") == {"alpha": 0.2}
+
+
+def test_an_archive_of_other_settings_is_refused(tmp_path):
+    runs.write_json(tmp_path / "archive.json", {"experiment.json": {"passes": 300}})
+    runs.write_json(tmp_path / "out" / "experiment.json", {"passes": 600})
+    with pytest.raises(UserError, match=r"300.*600"):
+        archive.restore(tmp_path / "archive.json", tmp_path / "out")
+
+
+def test_an_archive_cannot_write_outside_its_experiment(tmp_path):
+    runs.write_json(tmp_path / "archive.json", {"experiment.json": {}, "../evil.json": {}})
+    with pytest.raises(UserError, match="outside"):
+        archive.restore(tmp_path / "archive.json", tmp_path / "out")
+    assert not (tmp_path / "evil.json").exists()

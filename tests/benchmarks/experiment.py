@@ -8,6 +8,8 @@ writes what is there so far into DIR/tables, or into the folder given with --res
 
 A run that was stopped goes on with the same command: concepts that were trained and pictures that were scored are in
 DIR and not made again.  Start the command several times to use several cores; each process takes what no other is at.
+With `--from tests/benchmarks/results/archive.json` it goes on from the published results: only what they lack is made
+(of the grids of pictures, nothing).
 """
 
 import argparse
@@ -23,6 +25,7 @@ from seqlora_core.bases import load_base  # noqa: E402
 from seqlora_core.errors import UserError  # noqa: E402
 from seqlora_core.monitor import Monitor  # noqa: E402
 from seqlora_core.terminal import quiet_libraries  # noqa: E402
+from tests.benchmarks.comparison.archive import restore, write_archive  # noqa: E402
 from tests.benchmarks.comparison.parts import PARTS, Experiment, Scope, fusion_tuning_jobs, tuning_jobs  # noqa: E402
 from tests.benchmarks.comparison.recipes import PASSES, SYSTEMS  # noqa: E402
 from tests.benchmarks.comparison.report import write_report  # noqa: E402
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=PASSES, help="forward-backward passes a concept")
     parser.add_argument("--tuning-concepts", type=int, default=len(CONCEPTS), metavar="N", help="that a trial learns")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--from", type=Path, dest="archive", metavar="FILE", help="an archive.json to go on from")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where tables and figures go")
     args = parser.parse_args()
     quiet_libraries()
@@ -47,6 +51,8 @@ def main() -> None:
     systems = [system for system in SYSTEMS if not args.systems or system.name in args.systems]
     scope = Scope(args.counts, args.seeds, args.passes, args.tuning_concepts, systems)
     try:
+        if args.archive:
+            restore(args.archive, args.out)
         experiment = Experiment(load_base("mini", "cpu"), args.out, scope, Monitor())
     except UserError as error:
         parser.error(str(error))
@@ -57,7 +63,9 @@ def main() -> None:
         work_off(fusion_tuning_jobs(experiment))
     for part in parts:
         work_off(part.jobs(experiment))
-    write_report(experiment, args.results or args.out / "tables")
+    results = args.results or args.out / "tables"
+    write_report(experiment, results)
+    write_archive(args.out, results / "archive.json")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.monitor import Monitor
 
+from .archive import FACTS
 from .forecast import forecast
 from .measure import measure
 from .recipes import ALTERNATING, OURS, PLAIN_BASE, RIVAL, SEQLORA, SYSTEMS, VARIANTS, Recipe, System, Variant
@@ -83,7 +84,7 @@ class Experiment:
         """Results of other settings in the same folder would pass for what is asked for."""
         facts = {"base": self.base.identity.fingerprint, "passes": self.scope.passes}
         facts["tuning_concepts"] = self.scope.tuning_concepts
-        path = self.out / "experiment.json"
+        path = self.out / FACTS
         if not path.is_file():
             write_json(path, facts)
         if (found := read_json(path)) != facts:
