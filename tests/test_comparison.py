@@ -74,13 +74,12 @@ def test_a_lead_is_taken_concept_by_concept():
     assert ours.lead(theirs) == pytest.approx((0.1, 0.0), abs=1e-9)
 
 
-def test_the_target_is_met_or_not_by_its_three_parts():
-    ours = result("SeqLoRA", [0.9, 0.8], [0.88, 0.78])
+def test_the_target_is_met_or_not_by_its_parts():
+    ours = result("SeqLoRA", [0.96, 0.86], [0.88, 0.78])
     rival = result("Continual Alternating", [0.9, 0.8], [0.70, 0.60])
     averaged = result("LoRA, averaged", [0.9, 0.9], [0.87, 0.77], single=0.9)
     rows = {row[1]: row for row in tables.target(summarize([ours, rival, averaged])).rows}
-    assert len(rows) == 4
-    assert [row[-1] for row in rows.values()] == ["yes", "no", "yes", "no"]
+    assert [row[-1] for row in rows.values()] == ["yes", "no", "yes", "yes", "no"]
     assert rows["forgetting at most half of Continual Alternating's"][3] == pytest.approx(0.1)
 
 
