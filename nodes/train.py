@@ -136,9 +136,9 @@ def _advanced_inputs() -> list[io.Input]:
             io.Combo.Input,
             "layers",
             options=list(LAYER_PRESETS),
-            default="all",
+            default=_DEFAULTS.layers,
             optional=True,
-            tooltip="Attention layers to adapt.",
+            tooltip="Attention layers to adapt: the keys and values of the text, all that read it, or all.",
         ),
         host.advanced(
             io.Combo.Input,

@@ -47,6 +47,26 @@ def bilevel_iteration(
     return loss
 
 
+def kept_iteration(
+    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
+) -> float:
+    """`bilevel_iteration` with the lookahead hypergradient, where eq. 8's lower steps stand in for eq. 18's.
+
+    (ours) Eq. 18 takes the lower steps again, from the same A at the new B.  What that gives differs from `A+` by
+    O(alpha beta); its passes go into further iterations here.  The lookahead follows the steps that the optimizer
+    really takes, so with Adam its momentum is part of them.
+    """
+    A, B = lower.parameters, upper.parameters
+    loss, dL_dA, before = objective.gradients(_data(A), _data(B))
+    lower.step(dL_dA)
+    for _ in range(inner_steps - 1):
+        _, dL_dA, _ = objective.gradients(_data(A), _data(B))
+        lower.step(dL_dA)
+    _, _, ahead = objective.gradients(_data(A), _data(B))
+    step_inside(upper, [2 * after - here for after, here in zip(ahead, before, strict=True)], Q)
+    return loss
+
+
 def alternating_iteration(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
 ) -> float:

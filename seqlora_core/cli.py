@@ -12,13 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from . import commands
-from .config import DTYPES, HYPERGRADIENTS, INITS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
+from .config import DTYPES, HYPERGRADIENTS, INITS, LAYER_PRESETS, LOWER_STEPS, METHODS, OPTIMIZERS, TrainingConfig
 from .errors import Cancelled, TrainingDiverged, UserError
 from .fusion import FUSIONS, FusionSettings
 
 _CHOICES = {
     "method": METHODS,
     "hypergradient": HYPERGRADIENTS,
+    "lower_step": LOWER_STEPS,
     "optimizer": OPTIMIZERS,
     "init": INITS,
     "layers": LAYER_PRESETS,
@@ -39,6 +40,7 @@ _HELP = {
     "accumulation": "forward passes a minibatch consists of",
     "bilevel_iterations": "iterations of Algorithm 1 on each minibatch",
     "inner_steps": "lower-level steps in each iteration",
+    "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
     "ridge": "weight of the regularization of both factors",
     "crosstalk": "weight of what it would do to earlier concepts; the default is the method's: 0.1 for seqlora, else 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",

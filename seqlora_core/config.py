@@ -8,6 +8,7 @@ from .errors import UserError
 
 HYPERGRADIENTS = ("lookahead", "finite-difference", "exact")
 METHODS = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
+LOWER_STEPS = ("auto", "kept", "again")
 OPTIMIZERS = ("adam", "gradient")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
 INITS = ("auto", "random", "spectral")
@@ -36,11 +37,12 @@ class TrainingConfig:
     accumulation: int = 1  # micro-batches per step; every hypergradient sees all of them
     bilevel_iterations: int = 1  # of Algorithm 1, on one minibatch
     inner_steps: int = 1  # lower-level steps in each of them
+    lower_step: str = "auto"  # eq. 8's is "kept", or taken "again" at the new B (eq. 18); "auto" keeps with lookahead
     ridge: float = 1e-4  # eps of the term eps/2 (|A|^2 + |B|^2)
     crosstalk: float | None = None  # weight of what earlier concepts would notice; None is what the method does
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
     init: str = "auto"  # "auto" is what the method does
-    layers: str = "all"
+    layers: str = "cross-kv"
     train_on: str = "auto"  # "auto" is what the method's paper does
     draw: str = "without-replacement"  # of the orthogonal method's columns; "independent" is its paper's
     prior_weight: float = 1.0
@@ -54,6 +56,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _one_of(self, "method", METHODS)
         _one_of(self, "hypergradient", HYPERGRADIENTS)
+        _one_of(self, "lower_step", LOWER_STEPS)
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "init", INITS)
         _one_of(self, "layers", LAYER_PRESETS)
@@ -72,11 +75,21 @@ class TrainingConfig:
                 raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}.")
         if self.resolution < 8 or self.resolution % 8:
             raise UserError(f"resolution must be a multiple of 8 pixels, not {self.resolution}.")
+        if self.lower_step == "kept" and self.hypergradient != "lookahead":
+            raise UserError(
+                f"The lower step can be kept with the lookahead hypergradient alone, not with {self.hypergradient}: "
+                "choose one of the two anew."
+            )
         if self.hypergradient == "exact" and self.gradient_checkpointing and self.method == "seqlora":
             raise UserError(
                 "The exact hypergradient differentiates twice, which gradient checkpointing does not allow: "
                 "choose lookahead, or switch gradient checkpointing off."
             )
+
+    @property
+    def keeps_lower_step(self) -> bool:
+        """Whether an iteration of `seqlora` keeps the lower steps of eq. 8 (see `bilevel.kept_iteration`)."""
+        return self.lower_step == "kept" or (self.lower_step == "auto" and self.hypergradient == "lookahead")
 
     def as_dict(self) -> dict:
         """The settings as JSON-ready values."""

@@ -9,7 +9,7 @@ import torch
 from conftest import random_concept
 
 from seqlora_core import subspace
-from seqlora_core.bilevel import bilevel_iteration
+from seqlora_core.bilevel import bilevel_iteration, kept_iteration
 from seqlora_core.config import TrainingConfig
 from seqlora_core.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
 from seqlora_core.denoising import DenoisingObjective, draw_minibatches
@@ -165,7 +165,12 @@ def test_hypergradients_leave_the_factors_bit_for_bit(double_problem, name):
     assert problem.adapters == {}
 
 
-@pytest.mark.parametrize("name", list(HYPERGRADIENTS))
+ITERATIONS = {
+    name: lambda *state, name=name: bilevel_iteration(*state, HYPERGRADIENTS[name]) for name in HYPERGRADIENTS
+} | {"kept": kept_iteration}
+
+
+@pytest.mark.parametrize("name", list(ITERATIONS))
 def test_the_loss_falls_at_every_iteration_on_a_fixed_minibatch(double_problem, name):
     """Theorem 1: with small steps the objective is monotone, and the constraint holds all the way."""
     problem = double_problem
@@ -177,11 +182,31 @@ def test_the_loss_falls_at_every_iteration_on_a_fixed_minibatch(double_problem, 
     losses = []
     with problem.attached():
         for _ in range(12):
-            losses.append(bilevel_iteration(problem.objective, lower, upper, Q, HYPERGRADIENTS[name]))
+            losses.append(ITERATIONS[name](problem.objective, lower, upper, Q))
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
     assert losses[-1] < 0.995 * losses[0]
     for b, q in zip(upper.parameters, Q, strict=True):
         assert float((q.mT @ b).abs().max()) < 1e-12
+
+
+def test_a_kept_lower_step_moves_b_alike_and_a_but_for_the_product_of_both_steps(double_problem):
+    problem = double_problem
+    Q = [torch.zeros(b.shape[0], 0, dtype=b.dtype) for b in problem.B]
+
+    def iterate(name: str, alpha: float, beta: float):
+        factors = [[tensor.clone() for tensor in tensors] for tensors in (problem.A, problem.B)]
+        lower, upper = (FactorOptimizer(f, "gradient", s, clip=0) for f, s in zip(factors, (alpha, beta), strict=True))
+        ITERATIONS[name](problem.objective, lower, upper, Q)
+        return factors
+
+    with problem.attached():
+        distances = []
+        for alpha, beta in ((0.2, 0.2), (0.1, 0.2), (0.1, 0.1)):
+            (A, B), (kept_A, kept_B) = (iterate(name, alpha, beta) for name in ("lookahead", "kept"))
+            assert error(kept_B, B) < 1e-12
+            distances.append(norm([a - kept for a, kept in zip(A, kept_A, strict=True)]))
+    first, half, quarter = distances
+    assert (first / half, half / quarter) == pytest.approx((2, 2), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["lookahead", "finite-difference"])

@@ -106,7 +106,7 @@ def trained(base_folder, tmp_path_factory):
     for name in ("dog", "cat"):
         text = base.encode_prompt(f"photo of a {name}")[None]
         data = EncodedConcept([Example(torch.randn(4, 16, 16, generator=generator), text)])
-        config = TrainingConfig(steps=3, rank=3 if name == "dog" else 2, alpha=0.05, beta=0.05)
+        config = TrainingConfig(steps=3, rank=3 if name == "dog" else 2, alpha=0.05, beta=0.05, layers="all")
         train_concept(base.denoiser(), data, bank, ConceptSpec(name, f"sks{name}", name), config)
     return base, bank
 

@@ -27,7 +27,7 @@ def spec(name: str) -> ConceptSpec:
 
 
 def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **settings):
-    config = TrainingConfig(**{"steps": 4, "rank": 2, **settings})
+    config = TrainingConfig(**{"steps": 4, "rank": 2, "layers": "all", **settings})
     data = data or random_concept(sum(map(ord, name)))
     return train_concept(denoiser, data, bank, spec(name), config, monitor, options or Options())
 

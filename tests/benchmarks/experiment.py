@@ -22,12 +22,13 @@ sys.path[:0] = [str(ROOT)]
 import torch  # noqa: E402
 
 from seqlora_core.bases import load_base  # noqa: E402
+from seqlora_core.config import LAYER_PRESETS  # noqa: E402
 from seqlora_core.errors import UserError  # noqa: E402
 from seqlora_core.monitor import Monitor  # noqa: E402
 from seqlora_core.terminal import quiet_libraries  # noqa: E402
 from tests.benchmarks.comparison.archive import restore, write_archive  # noqa: E402
 from tests.benchmarks.comparison.parts import PARTS, Experiment, Scope, fusion_tuning_jobs, tuning_jobs  # noqa: E402
-from tests.benchmarks.comparison.recipes import PASSES, SYSTEMS  # noqa: E402
+from tests.benchmarks.comparison.recipes import LAYERS, PASSES, SYSTEMS  # noqa: E402
 from tests.benchmarks.comparison.report import write_report  # noqa: E402
 from tests.benchmarks.comparison.tuning import CONCEPTS  # noqa: E402
 from tests.benchmarks.comparison.work import work_off  # noqa: E402
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--systems", nargs="+", choices=[s.name for s in SYSTEMS], metavar="NAME", help="default: all")
     parser.add_argument("--passes", type=int, default=PASSES, help="forward-backward passes a concept")
+    parser.add_argument(
+        "--layers", choices=LAYER_PRESETS, default=LAYERS, help="that every method adapts (%(default)s)"
+    )
     parser.add_argument("--tuning-concepts", type=int, default=len(CONCEPTS), metavar="N", help="that a trial learns")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument("--from", type=Path, dest="archive", metavar="FILE", help="an archive.json to go on from")
@@ -49,7 +53,7 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(args.threads)
     systems = [system for system in SYSTEMS if not args.systems or system.name in args.systems]
-    scope = Scope(args.counts, args.seeds, args.passes, args.tuning_concepts, systems)
+    scope = Scope(args.counts, args.seeds, args.passes, args.layers, args.tuning_concepts, systems)
     try:
         if args.archive:
             restore(args.archive, args.out)

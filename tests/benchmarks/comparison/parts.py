@@ -36,12 +36,14 @@ class Scope:
         counts: numbers of concepts of the main table.
         seeds: of the main table.
         passes: forward-backward passes a concept.
+        layers: the preset that every method adapts.
         tuning_concepts: that a trial of step sizes learns.
     """
 
     counts: Sequence[int]
     seeds: Sequence[int]
     passes: int
+    layers: str
     tuning_concepts: int
     systems: Sequence[System] = SYSTEMS
 
@@ -82,7 +84,7 @@ class Experiment:
 
     def _check_same_experiment(self) -> None:
         """Results of other settings in the same folder would pass for what is asked for."""
-        facts = {"base": self.base.identity.fingerprint, "passes": self.scope.passes}
+        facts = {"base": self.base.identity.fingerprint, "passes": self.scope.passes, "layers": self.scope.layers}
         facts["tuning_concepts"] = self.scope.tuning_concepts
         path = self.out / FACTS
         if not path.is_file():
@@ -95,7 +97,7 @@ class Experiment:
         return self._open(recipe, SEED, concepts, alpha, beta)
 
     def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
-        config = recipe.config(self.scope.passes, seed, alpha, beta)
+        config = recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers)
         return Run(self.base, self.out / "runs", config, concepts, self.monitor)
 
 

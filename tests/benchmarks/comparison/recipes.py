@@ -12,6 +12,7 @@ from seqlora_core.methods import METHODS
 
 PASSES = 300  # forward and backward, a concept
 BATCH, RANK, RESOLUTION = 4, 2, 32
+LAYERS = TrainingConfig.layers
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Recipe:
         name = self.method if optimizer == "adam" else f"{self.method}-{optimizer}"
         return name if self.tuned_for == "final" else f"{name}-{self.tuned_for}"
 
-    def config(self, passes: int, seed: int, alpha: float, beta: float) -> TrainingConfig:
+    def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
         """The settings of a training that spends `passes` forward-backward passes, or the few less that fit."""
         values = {"rank": RANK, "batch_size": BATCH, "resolution": RESOLUTION, "alpha": alpha, "beta": beta}
-        values |= {"method": self.method, "seed": seed, **self.settings}
+        values |= {"layers": layers, "method": self.method, "seed": seed, **self.settings}
         return TrainingConfig(**values, steps=max(1, passes // passes_a_step(TrainingConfig(**values))))
 
 
@@ -48,7 +49,8 @@ def passes_a_step(config: TrainingConfig) -> int:
     if config.method == "seqlora":
         # The lower steps and the gradient at their end, then the lower steps at the new B.  A central difference takes
         # two passes more, and so, in a reckoning as it is usual, does a product with a Hessian.
-        iteration = 2 * inner + 1 + (0 if config.hypergradient == "lookahead" else 2)
+        again = 0 if config.keeps_lower_step else inner
+        iteration = inner + 1 + again + (0 if config.hypergradient == "lookahead" else 2)
     elif config.method == "alternating":
         iteration = inner + 1
     else:
@@ -119,26 +121,26 @@ def _changed(factor: str, value: str, **settings) -> Variant:
 CROSSTALK = METHODS["seqlora"].crosstalk
 VARIANTS = (
     Variant("default", "-", SEQLORA),
-    _changed("crosstalk", "0", crosstalk=0.0),
     Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "spectral", "crosstalk": CROSSTALK})),
+    _changed("crosstalk", "0", crosstalk=0.0),
     Variant("basis", "frozen at its start", Recipe("inflora", {"crosstalk": CROSSTALK})),
     _changed("start of B", "random", init="random"),
-    Variant(
-        "start of B", "spectral, alternating without the crosstalk term", Recipe("alternating", {"init": "spectral"})
-    ),
+    _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.03", crosstalk=0.03),
     _changed("crosstalk", "0.3", crosstalk=0.3),
     _changed("inner steps", "2", inner_steps=2),
     _changed("inner steps", "5", inner_steps=5),
-    _changed("ridge", "0", ridge=0.0),
-    _changed("ridge", "1e-2", ridge=1e-2),
     _changed("bilevel iterations", "2", bilevel_iterations=2),
     _changed("bilevel iterations", "4", bilevel_iterations=4),
-    _changed("hypergradient", "finite-difference", hypergradient="finite-difference"),
-    _changed("hypergradient", "exact", hypergradient="exact"),
+    _changed("ridge", "0", ridge=0.0),
+    _changed("ridge", "1e-2", ridge=1e-2),
     _changed("trained on", "bare base", train_on="bare"),
+    _changed("layers", "cross", layers="cross"),
+    _changed("hypergradient", "finite-difference, eq. 18", hypergradient="finite-difference"),
+    _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
+    Variant(
+        "start of B", "spectral, alternating without the crosstalk term", Recipe("alternating", {"init": "spectral"})
+    ),
     Variant("trained on", "bare base, alternating", Recipe("alternating", {"train_on": "bare"})),
     _changed("optimizer", "gradient", optimizer="gradient"),
-    _changed("layers", "cross", layers="cross"),
-    _changed("layers", "cross-kv", layers="cross-kv"),
 )
