@@ -16,10 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 METHODS = {
-    "seqlora, lookahead": {"method": "seqlora"},
+    "seqlora": {"method": "seqlora"},
     "alternating": {"method": "alternating"},
     "lora": {"method": "lora"},
-    "seqlora, lookahead, checkpointing": {"method": "seqlora", "gradient_checkpointing": True},
+    "seqlora, lower step again (eq. 18)": {"method": "seqlora", "lower_step": "again"},
+    "seqlora, all layers": {"method": "seqlora", "layers": "all"},
+    "seqlora, all layers, checkpointing": {"method": "seqlora", "layers": "all", "gradient_checkpointing": True},
 }
 
 

@@ -43,7 +43,7 @@ def main() -> None:
         timed("open and read all files", lambda: Bank.open(folder).load())
         plan = timed(
             "plan the next training",
-            lambda: make_plan(bank, ConceptSpec("next", "n", "thing"), TrainingConfig(), layers),
+            lambda: make_plan(bank, ConceptSpec("next", "n", "thing"), TrainingConfig(layers="all"), layers),
         )
         result = timed("inspect", lambda: inspect(bank))
         timed("compose all", lambda: compose(bank, [(concept.name, 1.0) for concept in bank.concepts]))

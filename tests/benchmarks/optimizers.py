@@ -4,7 +4,7 @@
 
 On the reduced-width base with random weights that the tests use.  Each subject's last photo is held out; a subject is
 trained in a bank of its own, so that the figures differ by the optimizer only.  The lower step size alpha and the upper
-one beta are equal.
+one beta are equal.  All layers, and the lower step taken again (eq. 18).
 """
 
 import argparse
@@ -65,6 +65,7 @@ def main() -> None:
         for optimizer, sizes in STEP_SIZES.items():
             for size in sizes:
                 settings = {"method": method, "optimizer": optimizer, "alpha": size, "beta": size}
+                settings |= {"layers": "all", "lower_step": "again"}
                 losses = [
                     heldout_after(base, arguments.photos, s, arguments.passes, **settings) for s in arguments.subjects
                 ]

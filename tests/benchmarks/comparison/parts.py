@@ -24,8 +24,9 @@ from .work import Job
 MIDDLE = 16  # concepts of everything but the main table
 SEED_OF_ALL = 0  # the others are for the main table at 16 alone
 ORDERS = (1, 2)
-SATURATED = Recipe("seqlora", {"rank": 4})
+SATURATED = Recipe("seqlora", {"layers": "all", "rank": 4})
 SATURATED_COUNT = 32  # the narrowest layers are full after 20, the next after 28
+SLOWLY_SATURATED = Recipe("seqlora", {"layers": "all"})
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,9 @@ def order_jobs(experiment: Experiment) -> list[Job]:
 
 
 def saturation_jobs(experiment: Experiment) -> list[Job]:
-    """Until no layer has room: rank 4 with 32 concepts, and rank 2 with all of them."""
+    """All layers, until none has room: rank 4 with 32 concepts, and rank 2 with all of them."""
     jobs = []
-    for recipe, count in ((SATURATED, SATURATED_COUNT), (SEQLORA, len(experiment.concepts))):
+    for recipe, count in ((SATURATED, SATURATED_COUNT), (SLOWLY_SATURATED, len(experiment.concepts))):
         run = experiment.run(recipe, SEED_OF_ALL)
         name, system = f"rank {run.config.rank}", System(OURS, recipe)
         jobs.append(experiment.job("saturation", name, run.folder, measure, system, run, count))
