@@ -32,8 +32,8 @@ def write_report(experiment: Experiment, folder: Path) -> None:
         (folder / f"{table.name}.csv").write_text(table.to_csv(), "utf-8")
     scope = experiment.scope
     head = (
-        f"Concepts of the mini base; layers: {scope.layers}; {scope.passes} forward-backward passes a concept; step sizes "
-        f"chosen on {scope.tuning_concepts} other concepts.\n"
+        f"Concepts of the mini base; layers: {scope.layers}; {scope.passes} forward-backward passes a concept; step "
+        f"sizes chosen on {scope.tuning_concepts} other concepts.\n"
     )
     (folder / "report.md").write_text("\n".join([head, *(table.to_markdown() for table in made)]), "utf-8")
     for name, picture in _figures(experiment, results).items():
