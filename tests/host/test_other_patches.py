@@ -180,12 +180,12 @@ def test_a_lora_in_place_takes_part_in_the_training(host, bank):
 
 
 def test_full_layers_are_said_clearly_where_a_concept_is_trained_and_used(host, bank):
-    host.run({**loader(), **training("dog", bank_name="filling")})
+    host.run({**loader(), **training("dog", bank_name="filling", layers="all")})
     filling = Bank.open(host.folder / "models" / "seqlora" / "filling")
     occupy(filling, "big", free=3, widths=(320,))
     narrow = [layer for layer, shape in filling.manifest.layers.items() if shape.width == 320]
     sentence = f"{len(narrow)} layers had no room for rank 4 beside the bank's other concepts and are left out"
-    outputs = host.run({**loader(), **training("cat", bank_name="filling", rank=4)})
+    outputs = host.run({**loader(), **training("cat", bank_name="filling", rank=4, layers="all")})
     assert sentence in text(outputs, "train-cat")
     assert set(filling.refresh().concept("cat").layers_skipped) == set(narrow)
     nodes = composed("cat", "filling")
