@@ -187,6 +187,12 @@ def test_an_interrupted_sheet_goes_on_with_the_pictures_that_are_missing(run, mo
     assert run.sheet("s", learned, lambda: pytest.fail("made again")) == record
 
 
+def test_what_a_sheet_cost_is_told_at_once_and_later(run, monkeypatch):
+    monkeypatch.setattr(runs, "draw", lambda base, prompt, seed: [Image.new("RGB", (8, 8))] * 2)
+    first = run.sheet("s", run.learn(1), lambda: ({}, {"fusion_seconds": 3.0}))
+    assert first["fusion_seconds"] == run.sheet("s", run.learn(1), lambda: pytest.fail())["fusion_seconds"] == 3.0
+
+
 def test_folded_adapters_act_as_attached_ones_and_leave_the_weights_as_they_were(denoiser):
     layers = find_layers(denoiser.unet)
     before = {name: layer.weight.clone() for name, layer in layers.items()}

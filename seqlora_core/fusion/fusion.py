@@ -35,7 +35,7 @@ class FusionSettings:
     sampling_steps: int = 20
     rows: int = 16
     ridge: float = 1e-6
-    solver: str = "exact"
+    solver: str = "lbfgs"
     iterations: int = 50
     step_size: float = 1e-4
     margin: float = 0.5

@@ -91,12 +91,13 @@ class Run:
         missing = [concept for concept in asked if concept.name not in record["scores"]]
         if missing:
             adapters, facts = make()
+            record = {**facts, **record}
             with folded(self.base, adapters):
                 for concept in missing:
                     pictures = draw(self.base, f"photo of a {concept.subject}", self.config.seed)
                     self._keep(name, concept.name, pictures)
                     record["scores"][concept.name] = score(Identity(), pictures, self.references(concept.name), "")
-                    write_json(path, {**facts, **record})
+                    write_json(path, record)
             print(f"  {self.folder.name} {name}: {len(missing)} drawn", flush=True)
         return record
 
