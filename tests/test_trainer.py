@@ -336,6 +336,7 @@ def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
         {"method": "magic"},
         {"resolution": 100},
         {"hypergradient": "exact", "gradient_checkpointing": True},
+        {"hypergradient": "exact", "lower_step": "kept"},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings):
