@@ -15,13 +15,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+EVERYTHING = {"layers": "all"}
 METHODS = {
-    "seqlora": {"method": "seqlora"},
-    "alternating": {"method": "alternating"},
-    "lora": {"method": "lora"},
-    "seqlora, lower step again (eq. 18)": {"method": "seqlora", "lower_step": "again"},
-    "seqlora, all layers": {"method": "seqlora", "layers": "all"},
-    "seqlora, all layers, checkpointing": {"method": "seqlora", "layers": "all", "gradient_checkpointing": True},
+    "seqlora, eq. 18": {"method": "seqlora", "lower_step": "again", **EVERYTHING},
+    "alternating": {"method": "alternating", **EVERYTHING},
+    "lora": {"method": "lora", **EVERYTHING},
+    "seqlora, eq. 18, checkpointing": {
+        **{"method": "seqlora", "lower_step": "again", "gradient_checkpointing": True},
+        **EVERYTHING,
+    },
+    "seqlora, lower step kept": {"method": "seqlora", **EVERYTHING},
+    "seqlora, keys and values": {"method": "seqlora"},
 }
 
 
