@@ -21,7 +21,7 @@ STRENGTHS = {"dog": 0.7, "cat": -0.4, "other": 1.5}
 def bank(host) -> Bank:
     """A bank of two concepts that clearly change pictures, and a LoRA file of another maker in models/loras."""
     for subject in ("dog", "cat"):
-        host.run({**loader(), **training(subject, alpha=0.1, bank_name="beside others")})
+        host.run({**loader(), **training(subject, alpha=0.1, bank_name="beside others", layers="all")})
     bank = Bank.open(host.folder / "models" / "seqlora" / "beside others")
     save_file(lora_file.to_state_dict(other_lora(bank)), host.folder / "models" / "loras" / "other.safetensors")
     return bank
