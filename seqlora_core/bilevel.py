@@ -41,9 +41,7 @@ def bilevel_iteration(
     A, B = lower.parameters, upper.parameters
     loss, dPhi_dB = hypergradient(objective, _data(A), _data(B), lower.step_sizes, inner_steps)  # eqs. 8, 15, 16
     step_inside(upper, dPhi_dB, Q)  # eq. 17
-    for _ in range(inner_steps):
-        _, dL_dA, _ = objective.gradients(_data(A), _data(B))
-        lower.step(dL_dA)  # eq. 18
+    _take_lower_steps(objective, lower, B, inner_steps)  # eq. 18
     return loss
 
 
@@ -57,11 +55,7 @@ def kept_iteration(
     really takes, so with Adam its momentum is part of them.
     """
     A, B = lower.parameters, upper.parameters
-    loss, dL_dA, before = objective.gradients(_data(A), _data(B))
-    lower.step(dL_dA)
-    for _ in range(inner_steps - 1):
-        _, dL_dA, _ = objective.gradients(_data(A), _data(B))
-        lower.step(dL_dA)
+    loss, before = _take_lower_steps(objective, lower, B, inner_steps)
     _, _, ahead = objective.gradients(_data(A), _data(B))
     step_inside(upper, [2 * after - here for after, here in zip(ahead, before, strict=True)], Q)
     return loss
@@ -72,14 +66,22 @@ def alternating_iteration(
 ) -> float:
     """The paper's "Continual Alternating": fix B and step A, fix A and step B, project.  No coupling term."""
     A, B = lower.parameters, upper.parameters
-    first_loss = None
-    for _ in range(inner_steps):
-        loss, dL_dA, _ = objective.gradients(_data(A), _data(B))
-        first_loss = loss if first_loss is None else first_loss
-        lower.step(dL_dA)
+    loss, _ = _take_lower_steps(objective, lower, B, inner_steps)
     _, _, dL_dB = objective.gradients(_data(A), _data(B))
     step_inside(upper, dL_dB, Q)
-    return first_loss
+    return loss
+
+
+def _take_lower_steps(
+    objective: Objective, lower: FactorOptimizer, B: Sequence[Tensor], count: int
+) -> tuple[float, list[Tensor]]:
+    """Moves A `count` times at a fixed B; returns L and dL/dB before the first step."""
+    before = None
+    for _ in range(count):
+        loss, dL_dA, dL_dB = objective.gradients(_data(lower.parameters), _data(B))
+        before = before or (loss, dL_dB)
+        lower.step(dL_dA)
+    return before
 
 
 def step_inside(upper: FactorOptimizer, gradient: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
