@@ -14,9 +14,9 @@ from ..seqlora_core.plan import (
     ConceptSpec,
     already_trained,
     describe_full_layers,
-    earlier_prompts,
     full_layers,
     next_version,
+    prompts_to_keep,
 )
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
@@ -213,9 +213,9 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
             """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
             with host.reproducible(config.seed):
                 examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
-                earlier = host.encode_prompts(clip, earlier_prompts(bank.refresh(), spec))
+                keep = host.encode_prompts(clip, prompts_to_keep(bank.refresh(), spec))
             in_memory.enter_context(denoiser.loaded())
-            return EncodedConcept(examples, earlier=earlier, source=source)
+            return EncodedConcept(examples, keep=keep, source=source)
 
         options = _options(values, pictures[0])
         concept = train_concept(denoiser, encoded, bank, spec, config, host.NodeMonitor(unique_id, model), options)

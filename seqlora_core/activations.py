@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _SELF_ATTENTION = re.compile(r"(.+\.attn1)\.to_[qkv]")
 _TEXT = re.compile(r".+\.attn2\.to_[kv]")
+TEXT_GROUP = "text"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def input_group(layer: str) -> str:
     match = _SELF_ATTENTION.fullmatch(layer)
     if match:
         return match[1]
-    return "text" if _TEXT.fullmatch(layer) else layer
+    return TEXT_GROUP if _TEXT.fullmatch(layer) else layer
 
 
 @torch.no_grad()

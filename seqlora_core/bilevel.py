@@ -48,16 +48,17 @@ def bilevel_iteration(
 def kept_iteration(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
 ) -> float:
-    """`bilevel_iteration` with the lookahead hypergradient, where eq. 8's lower steps stand in for eq. 18's.
+    """`bilevel_iteration` with the lookahead hypergradient, where nothing that a pass gives is thrown away.
 
-    (ours) Eq. 18 takes the lower steps again, from the same A at the new B.  What that gives differs from `A+` by
-    O(alpha beta); its passes go into further iterations here.  The lookahead follows the steps that the optimizer
-    really takes, so with Adam its momentum is part of them.
+    (ours) Eq. 18 takes the lower steps again, from the same A at the new B, for passes of their own.  Here those of
+    eq. 8 are kept, and the pass at their end, which the hypergradient needs, gives one more at the old B.  The
+    lookahead follows the steps that the optimizer really takes, so with Adam its momentum is part of them.
     """
     A, B = lower.parameters, upper.parameters
     loss, before = _take_lower_steps(objective, lower, B, inner_steps)
-    _, _, ahead = objective.gradients(_data(A), _data(B))
+    _, dL_dA, ahead = objective.gradients(_data(A), _data(B))
     step_inside(upper, [2 * after - here for after, here in zip(ahead, before, strict=True)], Q)
+    lower.step(dL_dA)
     return loss
 
 

@@ -12,7 +12,17 @@ import sys
 from collections.abc import Sequence
 
 from . import commands
-from .config import DTYPES, HYPERGRADIENTS, INITS, LAYER_PRESETS, LOWER_STEPS, METHODS, OPTIMIZERS, TrainingConfig
+from .config import (
+    DTYPES,
+    HYPERGRADIENTS,
+    INITS,
+    LAYER_PRESETS,
+    LOWER_STEPS,
+    METHODS,
+    OPTIMIZERS,
+    TRAIN_ON,
+    TrainingConfig,
+)
 from .errors import Cancelled, TrainingDiverged, UserError
 from .fusion import FUSIONS, FusionSettings
 
@@ -23,7 +33,7 @@ _CHOICES = {
     "optimizer": OPTIMIZERS,
     "init": INITS,
     "layers": LAYER_PRESETS,
-    "train_on": ("auto", "accumulated", "bare"),
+    "train_on": TRAIN_ON,
     "draw": ("without-replacement", "independent"),
     "crop": ("center", "random"),
     "dtype": ("auto", *DTYPES),
@@ -42,11 +52,11 @@ _HELP = {
     "inner_steps": "lower-level steps in each iteration",
     "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
     "ridge": "weight of the regularization of both factors",
-    "crosstalk": "weight of what it would do to earlier concepts; the default is the method's: 0.1 for seqlora, else 0",
+    "crosstalk": "weight of what it would do to earlier concepts and the empty prompt; seqlora's is 0.1, the others' 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
-    "init": "where the basis starts inside the free subspace; auto is spectral for seqlora",
+    "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",
     "layers": "attention layers to adapt",
-    "train_on": "the base with all earlier concepts, or without; auto is what the method's paper does",
+    "train_on": "the base with all earlier concepts, in half of the steps with some, or with none; seqlora: subsets",
     "draw": "columns of the shared matrix (method orthogonal)",
     "prior_weight": "weight of the class images' loss",
     "resolution": "pixels; the default is the base's own size",

@@ -37,7 +37,7 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     from .devices import best_dtype, resolve_device
     from .encoding import encode_concept
     from .images import read_folder
-    from .plan import earlier_prompts
+    from .plan import prompts_to_keep
     from .terminal import TerminalMonitor, quiet_libraries
     from .trainer import Options, train_concept
 
@@ -64,7 +64,7 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda: encode_concept(base, references, config, prior, earlier_prompts(bank.refresh(), spec)),
+            lambda: encode_concept(base, references, config, prior, prompts_to_keep(bank.refresh(), spec)),
             bank,
             spec,
             config,

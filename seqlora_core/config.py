@@ -11,7 +11,8 @@ METHODS = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
 LOWER_STEPS = ("auto", "kept", "again")
 OPTIMIZERS = ("adam", "gradient")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
-INITS = ("auto", "random", "spectral")
+INITS = ("auto", "random", "spectral", "contrastive")
+TRAIN_ON = ("auto", "subsets", "accumulated", "bare")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -39,7 +40,7 @@ class TrainingConfig:
     inner_steps: int = 1  # lower-level steps in each of them
     lower_step: str = "auto"  # eq. 8's is "kept", or taken "again" at the new B (eq. 18); "auto" keeps with lookahead
     ridge: float = 1e-4  # eps of the term eps/2 (|A|^2 + |B|^2)
-    crosstalk: float | None = None  # weight of what earlier concepts would notice; None is what the method does
+    crosstalk: float | None = None  # weight of what the prompts to keep would notice; None is what the method does
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
     init: str = "auto"  # "auto" is what the method does
     layers: str = "cross-kv"
@@ -60,7 +61,7 @@ class TrainingConfig:
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "init", INITS)
         _one_of(self, "layers", LAYER_PRESETS)
-        _one_of(self, "train_on", ("auto", "accumulated", "bare"))
+        _one_of(self, "train_on", TRAIN_ON)
         _one_of(self, "draw", ("without-replacement", "independent"))
         _one_of(self, "crop", ("center", "random"))
         _one_of(self, "dtype", DTYPES)

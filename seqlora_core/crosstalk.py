@@ -1,10 +1,11 @@
-"""What a new concept would do to the pictures of earlier ones, as a term of the loss that needs none of their images.
+"""What a new concept would do to other pictures, as a term of the loss that needs none of their images.
 
 (ours) The interference of a new concept on an earlier one is `A B^T x` (eq. 4 of the paper), x the inputs that a layer
 reads while the earlier one is drawn.  `B_i^T B = 0` makes it vanish on span(B_i) only; the rest of x is what
 Theorems 2 and 7 call exposed.  The bank knows the earlier concepts' adapters and words, so their x can be made anew:
-the model samples a prompt of each, and per layer `Sigma = mean of x x^T` is kept.  The term is the expected energy of
-the interference as a share of the energy of what the layer gives,
+the model samples a prompt of each, and per layer `Sigma = mean of x x^T` is kept.  The empty prompt is among them, or
+the first concepts would change what all pictures have in common, and later ones come to lean on that.  The term is the
+expected energy of the interference as a share of the energy of what the layer gives,
 
     weight * sum over layers of  tr(A B^T Sigma B A^T) / mean |y|^2,
 
@@ -12,16 +13,17 @@ which is quadratic in either factor and costs no forward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .activations import capture_inputs, capture_output_energy, input_group
+from .activations import TEXT_GROUP, capture_inputs, capture_output_energy, input_group
 from .denoiser import Denoiser
 from .denoising import named_generator
 from .sampling import ddim
 
-STEPS = 8  # forward passes of each earlier concept's picture
+STEPS = 8  # forward passes of a picture
 
 
 class Crosstalk:
@@ -41,26 +43,40 @@ class Crosstalk:
         return sum(share * ((a.mT @ a) * (b.mT @ sigma @ b)).sum() for a, b, sigma, share in terms)
 
 
+class KeptInputs(NamedTuple):
+    """What layers read and give while the prompts to keep are drawn; both by canonical name."""
+
+    covariances: Mapping[str, Tensor]  # Sigma [n, n]
+    energies: Mapping[str, float]  # mean |y|^2
+
+    def crosstalk(self, weight: float) -> Crosstalk:
+        """The term for the layers in their order."""
+        tiny = torch.finfo(torch.float32).tiny
+        return Crosstalk(self.covariances.values(), [weight / max(e, tiny) for e in self.energies.values()])
+
+
 @torch.no_grad()
-def measure_crosstalk(
+def watch_kept(
     denoiser: Denoiser,
     layers: Mapping[str, nn.Module],
     prompts: Tensor,
     size: tuple[int, int],
-    weight: float,
     seed: int,
     batch: int,
     between: Callable[[], None],
-) -> Crosstalk:
-    """Draws earlier concepts with whatever is attached to the UNet, and watches the layers.
+) -> KeptInputs:
+    """Draws the prompts to keep with whatever is attached to the UNet, and watches the layers.
 
     Args:
-        prompts: [E, tokens, d], of the earlier concepts.
+        prompts: [K, tokens, d].
         size: height and width in latent pixels.
         batch: pictures at a time.
         between: called before each batch; may raise.
     """
     device = denoiser.device
+    groups = {name: input_group(name) for name in layers}
+    # Keys and values of the text read the same in every pass, so that one shows all.
+    steps = 1 if set(groups.values()) == {TEXT_GROUP} else STEPS
 
     def draw() -> None:
         generator = named_generator(seed, "earlier")
@@ -71,14 +87,10 @@ def measure_crosstalk(
                 lambda x, t, text=text: denoiser.predict_noise(x, t, text).float(),
                 denoiser.alphas_cumprod,
                 noise,
-                STEPS,
+                steps,
             )
 
     with capture_output_energy(layers) as energies:
         inputs = capture_inputs(layers, draw)
-    groups = {input_group(name): inputs[name] for name in layers}
-    covariances = {group: watched.covariance.to(device) for group, watched in groups.items()}
-    return Crosstalk(
-        [covariances[input_group(name)] for name in layers],
-        [weight / max(energies[name].mean, torch.finfo(torch.float32).tiny) for name in layers],
-    )
+    shared = {groups[name]: watched.covariance.to(device) for name, watched in inputs.items()}
+    return KeptInputs({name: shared[groups[name]] for name in layers}, {name: energies[name].mean for name in layers})

@@ -21,7 +21,7 @@ from .images import Reference, template_prompts, to_tensor
 from .mini import MiniConcept, mini_concepts
 from .mini.identity import identity_similarity
 from .monitor import Monitor
-from .plan import ConceptSpec, earlier_prompts
+from .plan import ConceptSpec, prompts_to_keep
 from .plots import line_chart, picture_grid
 from .trainer import Options, train_concept
 
@@ -98,7 +98,7 @@ def _train(base: Base, bank: Bank, entry: Learned, config: TrainingConfig, monit
     references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        encode_concept(base, references, config, earlier=earlier_prompts(bank, entry.spec)),
+        encode_concept(base, references, config, keep=prompts_to_keep(bank, entry.spec)),
         bank,
         entry.spec,
         config,

@@ -17,7 +17,7 @@ def encode_concept(
     references: Sequence[Reference],
     config: TrainingConfig,
     prior: Sequence[Reference] = (),
-    earlier: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> EncodedConcept:
     """Latents (mean and standard deviation) and text embeddings of all references, on the CPU.
 
@@ -25,10 +25,10 @@ def encode_concept(
     are encoded as further examples.
 
     Args:
-        earlier: prompts for the concepts that the bank holds (see `plan.earlier_prompts`).
+        keep: prompts whose pictures should stay as they are (see `plan.prompts_to_keep`).
     """
     window = None if config.crop == "center" else config.resolution // base.latent_scale
-    prompts = torch.stack([base.encode_prompt(prompt) for prompt in earlier]) if earlier else None
+    prompts = torch.stack([base.encode_prompt(prompt) for prompt in keep]) if keep else None
     return EncodedConcept(_examples(base, references, config), _examples(base, prior, config), window, prompts)
 
 

@@ -44,6 +44,8 @@ class TrainingPlan:
     Attributes:
         Q: per layer, [n, k] float64, what B has to be orthogonal to; in an unconstrained training it is empty.
         earlier: the adapters of earlier concepts that are part of the model while training.
+        varies: whether half of the steps see a random part of `earlier` (ours); a concept that is always trained with
+            all of them leans on them, and is not itself in another selection.
         full: layers of the preset that have no room for the rank.
         concepts: ids of the bank's concepts that this training depends on.
     """
@@ -52,6 +54,7 @@ class TrainingPlan:
     config: TrainingConfig
     Q: Mapping[str, Tensor]
     earlier: Mapping[str, Mapping[str, Adapter]]
+    varies: bool
     full: tuple[str, ...]
     concepts: tuple[str, ...]
 
@@ -61,19 +64,25 @@ class TrainingPlan:
         return METHODS[self.config.method]
 
     @property
+    def init(self) -> str:
+        """Where a learned basis starts."""
+        return self.method.init if self.config.init == "auto" else self.config.init
+
+    @property
     def reads_inputs(self) -> bool:
         """Whether the first bases depend on what the layers read."""
-        init = self.method.init if self.config.init == "auto" else self.config.init
-        return init == "spectral" or self.method.reads_inputs
+        return self.init != "random" or self.method.reads_inputs
 
     @property
     def crosstalk(self) -> float:
         """Weight of the crosstalk term of this training."""
         return self.method.crosstalk if self.config.crosstalk is None else self.config.crosstalk
 
-    def start_basis(self, layer: str, generator: torch.Generator, covariance: Tensor | None) -> Tensor:
-        """The first B [n, r] of a layer, float32."""
-        return self.method.start(self.Q[layer], self.config, generator, covariance).float()
+    def start_basis(
+        self, layer: str, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None
+    ) -> Tensor:
+        """The first B [n, r] of a layer, float32 (see `Method.start`)."""
+        return self.method.start(self.Q[layer], self.config, generator, covariance, kept).float()
 
 
 def already_trained(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_fingerprint: str) -> Concept | None:
@@ -140,16 +149,22 @@ def make_plan(
         spec=spec,
         config=config,
         Q={layer: occupied[layer] for layer in adaptable if layer not in full},
-        earlier=bank.load(kept) if base == "accumulated" else {},
+        earlier={} if base == "bare" else bank.load(kept),
+        varies=base == "subsets",
         full=full,
         concepts=tuple(concept.id for concept in kept),
     )
 
 
-def earlier_prompts(bank: Bank, spec: ConceptSpec) -> list[str]:
-    """A prompt for every concept of the bank, but for the one that a training is to replace."""
+def prompts_to_keep(bank: Bank, spec: ConceptSpec) -> list[str]:
+    """Prompts whose pictures a training should leave as they are (see `crosstalk`).
+
+    One for every concept of the bank, but for the one that a training is to replace; and the empty one as often, since
+    guidance subtracts what the model makes of it from every picture.
+    """
     replaced = bank.manifest.find(spec.name)
-    return [f"photo of a {concept.subject}" for concept in bank.concepts if concept is not replaced]
+    concepts = [f"photo of a {concept.subject}" for concept in bank.concepts if concept is not replaced]
+    return concepts + [""] * max(1, len(concepts))
 
 
 def full_layers(bank: Bank, concept: Concept) -> list[str]:

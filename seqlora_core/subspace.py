@@ -11,6 +11,7 @@ from torch import Tensor
 
 # A direction counts as new when this much of it is left after projection; below it is rounding of float32 files.
 RANK_TOLERANCE = 1e-4
+CONTRAST_FLOOR = 0.1
 _BLOCK = 64
 
 
@@ -91,6 +92,24 @@ def spectral_basis(Q: Tensor, rank: int, covariance: Tensor) -> Tensor:
     compressed = (compressed + compressed.mT) / 2 - (1 + compressed.trace()) * Q @ Q.mT
     eigenvectors = torch.linalg.eigh(compressed).eigenvectors  # ascending eigenvalues
     return _orthonormal_outside(eigenvectors.flip(-1)[:, :rank], Q)
+
+
+def contrastive_basis(Q: Tensor, rank: int, covariance: Tensor, kept: Tensor) -> Tensor:
+    """Where the new concept's inputs have most energy beside that of others: [n, r], orthonormal, outside span(Q).
+
+    (ours) The top-r solutions v of `P Sigma P v = lambda (P K P + floor I) v`, Sigma the new concept's covariance and
+    K that of the inputs to keep, both [n, n].  The floor, a share of K's mean eigenvalue, keeps directions that nobody
+    reads from winning; without any K this is `spectral_basis`.
+    """
+    free = torch.linalg.svd(Q, full_matrices=True).U[:, Q.shape[1] :] if Q.shape[1] else torch.eye(len(Q)).double()
+    own, others = (free.mT @ S.double().cpu() @ free for S in (covariance, kept))
+    mean = kept.double().trace().item() / len(Q)
+    floor = CONTRAST_FLOOR * mean if mean > 0 else 1.0
+    half = torch.linalg.cholesky(others + floor * torch.eye(len(others), dtype=torch.float64))
+    whitened = torch.linalg.solve_triangular(half, own, upper=False)
+    whitened = torch.linalg.solve_triangular(half, whitened.mT, upper=False)  # half^-1 own half^-T, symmetric
+    top = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)[:, :rank]
+    return _orthonormal_outside(free @ torch.linalg.solve_triangular(half.mT, top, upper=True), Q)
 
 
 def shared_columns(Q: Tensor, rank: int, generator: torch.Generator, without_replacement: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """The training of one concept: from encoded examples to a concept in the bank."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
 from .config import TrainingConfig
-from .crosstalk import Crosstalk, measure_crosstalk
+from .crosstalk import KeptInputs, watch_kept
 from .denoiser import Denoiser
-from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
+from .denoising import DenoisingObjective, draw_minibatches, heldout_loss, named_generator
 from .errors import Cancelled, UserError
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers
@@ -109,7 +109,9 @@ class _Run:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
         self.monitor, self.options, self.config = monitor, options, plan.config
         self.layers = {name: layers[name] for name in plan.Q}
-        self.earlier = _to(sum_adapters([(a, 1.0) for a in plan.earlier.values()]), denoiser.device)
+        self.parts = [_to(adapters, denoiser.device) for adapters in plan.earlier.values()]
+        self.earlier: dict[str, Adapter] = {}
+        self._put_on(self.parts)
         self.identity = {
             "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
             "data": data.fingerprint(),
@@ -147,19 +149,20 @@ class _Run:
 
     def _set_up(self, saved: Checkpoint | None) -> None:
         """Factors, optimizers and objective: from the start, or as the checkpoint has them."""
-        device, config = self.denoiser.device, self.config
+        device, config, kept = self.denoiser.device, self.config, self._watch_kept()
         self.Q = [Q.float().to(device) for Q in self.plan.Q.values()]
         if saved:
             A, B = ([saved.tensors[f"{factor}.{name}"] for name in self.layers] for factor in "AB")
         else:
             A = [torch.zeros(layer.out_features, config.rank) for layer in self.layers.values()]
-            B = self._start_bases()
+            B = self._start_bases(kept)
         # One memory layout, or a resumed training would take other kernels and round differently.
         A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
         self.adapters: dict[str, Adapter] = {}
-        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config, self._crosstalk())
+        term = kept.crosstalk(self.plan.crosstalk) if kept and self.plan.crosstalk else None
+        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config, term)
         self.step = 0
         if saved:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
@@ -168,7 +171,7 @@ class _Run:
                 state = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
                 optimizer.load_state_tensors(state)
 
-    def _start_bases(self) -> list[Tensor]:
+    def _start_bases(self, kept: KeptInputs | None) -> list[Tensor]:
         covariances: dict[str, Tensor] = {}
         if self.plan.reads_inputs:
             inputs = capture_inputs(
@@ -176,24 +179,38 @@ class _Run:
             )
             covariances = {name: layer.covariance for name, layer in inputs.items()}
         generator = torch.Generator().manual_seed(self.config.seed)
-        return [self.plan.start_basis(name, generator, covariances.get(name)) for name in self.layers]
+        avoided = kept.covariances if kept and self.plan.init == "contrastive" else {}
+        return [
+            self.plan.start_basis(name, generator, covariances.get(name), avoided.get(name)) for name in self.layers
+        ]
 
-    def _crosstalk(self) -> Crosstalk | None:
-        """The term that keeps this concept out of what the model reads for the earlier ones, where that is wanted."""
-        prompts = self.data.earlier
-        if not self.plan.crosstalk or prompts is None or not self.earlier:
+    def _watch_kept(self) -> KeptInputs | None:
+        """What the model reads for other prompts, where this concept is to keep out of it."""
+        prompts = self.data.keep
+        if prompts is None or not (self.plan.crosstalk or self.plan.init == "contrastive"):
             return None
-        self.monitor.message(f"Drawing the {len(prompts)} earlier concepts once, to keep out of their way.")
-        return measure_crosstalk(
+        self.monitor.message("Drawing earlier concepts and the empty prompt once, to keep out of their way.")
+        return watch_kept(
             self.denoiser,
             self.layers,
             prompts,
             self.data.latent_size,
-            self.plan.crosstalk,
             self.config.seed,
             self.config.batch_size,
             self._stop_if_cancelled,
         )
+
+    def _put_on(self, parts: Sequence[Mapping[str, Adapter]]) -> None:
+        """Makes these earlier concepts part of the model."""
+        self.earlier.clear()
+        self.earlier.update(sum_adapters([(part, 1.0) for part in parts]))
+
+    def _put_on_some(self) -> None:
+        """All earlier concepts in half of the steps, as many as chance will have in the others."""
+        generator = named_generator(self.config.seed, "subset", self.step)
+        share, all_of_them = torch.rand(2, generator=generator).tolist()
+        chosen = torch.rand(len(self.parts), generator=generator) < (1 if all_of_them < 0.5 else share)
+        self._put_on([part for part, taken in zip(self.parts, chosen.tolist(), strict=True) if taken])
 
     def _stop_if_cancelled(self) -> None:
         if self.monitor.cancelled():
@@ -216,10 +233,13 @@ class _Run:
                 last_saved = now
             self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
             if self.options.preview_every and self.step % self.options.preview_every == 0:
+                self._put_on(self.parts)
                 factors = (self.lower.parameters, self.upper.parameters)
                 self.monitor.previewed(preview_latents(self.objective, factors, self.data, self.config.seed))
 
     def _one_step(self) -> float:
+        if self.plan.varies:
+            self._put_on_some()
         self.objective.minibatches = draw_minibatches(self.data, self.denoiser, self.config, self.step)
         loss = None
         for _ in range(self.config.bilevel_iterations):

@@ -8,28 +8,29 @@ from conftest import random_concept
 from test_trainer import StopAfter, equal, factors, learn
 from torch import nn
 
-from seqlora_core.crosstalk import measure_crosstalk
+from seqlora_core.crosstalk import watch_kept
 from seqlora_core.denoiser import sd15_alphas_cumprod
 from seqlora_core.errors import Cancelled
 from seqlora_core.layers import attached, find_layers
+from seqlora_core.plan import ConceptSpec, prompts_to_keep
 
 
-def with_earlier(seed: int, prompts: int = 2):
-    """A concept's data, in a bank that has as many earlier ones."""
+def with_prompts(seed: int, prompts: int = 2):
+    """A concept's data, with as many prompts whose pictures it should leave alone."""
     generator = torch.Generator().manual_seed(100)
     data = random_concept(seed)
-    return type(data)(data.examples, earlier=torch.randn(prompts, 7, 32, generator=generator))
+    return type(data)(data.examples, keep=torch.randn(prompts, 7, 32, generator=generator))
 
 
 def interference(denoiser, data, own: dict) -> float:
-    """How far an adapter moves what the UNet makes of the earlier concepts' prompts."""
+    """How far an adapter moves what the UNet makes of the prompts to keep."""
     generator = torch.Generator().manual_seed(5)
-    count = len(data.earlier)
+    count = len(data.keep)
     noisy, timesteps = torch.randn(count, 4, 8, 8, generator=generator), torch.full((count,), 600)
     with torch.no_grad():
-        before = denoiser.predict_noise(noisy, timesteps, data.earlier)
+        before = denoiser.predict_noise(noisy, timesteps, data.keep)
         with attached(find_layers(denoiser.unet), own):
-            after = denoiser.predict_noise(noisy, timesteps, data.earlier)
+            after = denoiser.predict_noise(noisy, timesteps, data.keep)
     return (after - before).square().mean().item()
 
 
@@ -45,16 +46,15 @@ def test_the_term_is_the_energy_of_the_interference_beside_that_of_the_layer():
     denoiser = SimpleNamespace(
         device=torch.device("cpu"), alphas_cumprod=sd15_alphas_cumprod(), predict_noise=predict_noise
     )
-    term = measure_crosstalk(
-        denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0.7, 0, 2, lambda: None
-    )
+    kept = watch_kept(denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda: None)
+    term = kept.crosstalk(0.7)
     A, B, x = torch.randn(5, 2, generator=generator), torch.randn(6, 2, generator=generator), torch.cat(seen)
     share = (x @ B @ A.T).square().sum() / layer(x).square().sum()
     assert term([A], [B]).item() == pytest.approx(0.7 * share.item(), rel=1e-4)
 
 
 def test_a_later_concept_moves_the_pictures_of_earlier_ones_less(denoiser, bank):
-    data, moved = with_earlier(7), {}
+    data, moved = with_prompts(7), {}
     learn(denoiser, bank, "first", steps=2)
     for weight in (0.0, 1.0):
         learn(denoiser, bank, f"with {weight}", data, steps=40, alpha=1e-2, crosstalk=weight)
@@ -63,19 +63,42 @@ def test_a_later_concept_moves_the_pictures_of_earlier_ones_less(denoiser, bank)
     assert moved[1.0] < 0.5 * moved[0.0]
 
 
-def test_the_first_concept_has_nobody_to_keep_out_of_the_way_of(denoiser, bank):
-    learn(denoiser, bank, "a", random_concept(1), crosstalk=1.0)
-    kept = factors(bank, "a")
-    bank.remove("a")
-    learn(denoiser, bank, "a", random_concept(1), crosstalk=0.0)
-    assert equal(kept, factors(bank, "a"))
+def test_the_first_concept_leaves_the_empty_prompt_more_alone(denoiser, bank):
+    data, moved = with_prompts(7, prompts=1), {}
+    for weight in (0.0, 1.0):
+        learn(denoiser, bank, "first", data, steps=40, alpha=1e-2, crosstalk=weight)
+        moved[weight] = interference(denoiser, data, factors(bank, "first"))
+        bank.remove("first")
+    assert moved[1.0] < 0.5 * moved[0.0]
+
+
+def test_keys_and_values_of_the_text_need_one_pass_and_give_what_many_do(denoiser):
+    layers, passes = find_layers(denoiser.unet, "cross-kv"), []
+    prompts = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
+    handle = denoiser.unet.register_forward_pre_hook(lambda *_: passes.append(1))
+    kept = watch_kept(denoiser, layers, prompts, (8, 8), 0, 3, lambda: None)
+    handle.remove()
+    rows = prompts.flatten(0, 1)
+    assert len(passes) == 1
+    for name, layer in layers.items():
+        assert torch.allclose(kept.covariances[name], rows.mT @ rows / len(rows), atol=1e-5)
+        assert kept.energies[name] == pytest.approx(layer(rows).square().sum(1).mean().item(), rel=1e-4)
+
+
+def test_prompts_to_keep_are_those_of_the_other_concepts_and_as_often_the_empty_one(denoiser, bank):
+    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [""]
+    for name in ("first", "second"):
+        learn(denoiser, bank, name, steps=1)
+    subjects = {concept.name: f"photo of a {concept.subject}" for concept in bank.refresh().concepts}
+    assert prompts_to_keep(bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), "", ""]
+    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], ""]
 
 
 def test_only_seqlora_has_it_unless_asked_for(denoiser, bank):
     learn(denoiser, bank, "first", steps=1)
     results = {}
     for weight in (None, 0.0, 0.5):
-        learn(denoiser, bank, "second", with_earlier(3), method="alternating", crosstalk=weight)
+        learn(denoiser, bank, "second", with_prompts(3), method="alternating", crosstalk=weight)
         results[weight] = factors(bank, "second")
         bank.remove("second")
     assert equal(results[None], results[0.0])
@@ -86,5 +109,5 @@ def test_a_stop_while_earlier_concepts_are_drawn_comes_at_once_and_is_said(denoi
     learn(denoiser, bank, "first", steps=1)
     monitor = StopAfter(0)
     with pytest.raises(Cancelled):
-        learn(denoiser, bank, "second", with_earlier(2), monitor)
+        learn(denoiser, bank, "second", with_prompts(2), monitor)
     assert any("earlier concepts" in message for message in monitor.messages)

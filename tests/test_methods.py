@@ -24,7 +24,7 @@ def same_span(first: Tensor, second: Tensor) -> bool:
 
 
 def inflora_basis(Q: Tensor, covariance: Tensor, rank: int) -> Tensor:
-    return METHODS["inflora"].start(Q, TrainingConfig(method="inflora", rank=rank), torch.Generator(), covariance)
+    return METHODS["inflora"].start(Q, TrainingConfig(method="inflora", rank=rank), torch.Generator(), covariance, None)
 
 
 def test_inflora_takes_the_strongest_directions_that_are_free():

@@ -44,14 +44,22 @@ def test_projection_is_idempotent_and_leaves_nothing_in_the_occupied_span(space,
 
 
 @settings(deadline=None, max_examples=30)
-@given(occupied_spaces(), st.integers(1, 6), st.integers(0, 99), st.sampled_from(["random", "spectral", "columns"]))
+@given(
+    occupied_spaces(),
+    st.integers(1, 6),
+    st.integers(0, 99),
+    st.sampled_from(["random", "spectral", "contrastive", "columns"]),
+)
 def test_every_start_is_orthonormal_and_free(space, rank, seed, kind):
     _, Q = space
     if kind == "random":
         B = subspace.random_basis(Q, rank, generator(seed))
-    elif kind == "spectral":
-        x = torch.randn(200, WIDTH, generator=generator(seed))
-        B = subspace.spectral_basis(Q, rank, x.mT @ x / 200)
+    elif kind in ("spectral", "contrastive"):
+        x, other = torch.randn(2, 200, WIDTH, generator=generator(seed))
+        sigma, kept = x.mT @ x / 200, other[:3].mT @ other[:3] / 3
+        B = subspace.spectral_basis(Q, rank, sigma)
+        if kind == "contrastive":
+            B = subspace.contrastive_basis(Q, rank, sigma, kept)
     else:
         B = subspace.shared_columns(Q, rank, generator(seed), without_replacement=True)
     assert torch.allclose(B.mT @ B, torch.eye(rank, dtype=B.dtype), atol=1e-9)
@@ -75,6 +83,25 @@ def test_spectral_start_captures_more_energy_than_any_random_one():
 
     best = residual(subspace.spectral_basis(Q, 3, sigma))
     assert all(best < residual(subspace.random_basis(Q, 3, generator(seed))) for seed in range(50))
+
+
+def test_contrastive_start_finds_what_only_the_new_concept_reads():
+    """Common directions have most of the energy of both; the new concept's own one is where it differs."""
+    common, own, foreign = torch.linalg.qr(torch.randn(WIDTH, 3, generator=generator(3), dtype=torch.float64)).Q.mT
+    sigma = 100 * torch.outer(common, common) + torch.outer(own, own)
+    kept = 100 * torch.outer(common, common) + torch.outer(foreign, foreign)
+    Q = subspace.empty(WIDTH)
+    assert abs(float(common @ subspace.spectral_basis(Q, 1, sigma))) > 0.99
+    assert abs(float(own @ subspace.contrastive_basis(Q, 1, sigma, kept))) > 0.99
+
+
+def test_contrastive_start_is_spectral_where_there_is_nothing_to_keep():
+    x = torch.randn(50, WIDTH, generator=generator(4), dtype=torch.float64) * torch.linspace(0.1, 3, WIDTH)
+    Q, nothing = subspace.occupied([torch.randn(WIDTH, 2, generator=generator(5))], WIDTH), torch.zeros(WIDTH, WIDTH)
+    spectral, contrastive = (
+        B @ B.mT for B in (subspace.spectral_basis(Q, 3, x.mT @ x), subspace.contrastive_basis(Q, 3, x.mT @ x, nothing))
+    )
+    assert torch.allclose(spectral, contrastive, atol=1e-8)
 
 
 def test_columns_of_the_shared_matrix_repeat_only_with_replacement():

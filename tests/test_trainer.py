@@ -115,12 +115,29 @@ def test_later_concepts_do_not_touch_the_earlier_span(denoiser, bank):
 def test_accumulated_training_sees_the_earlier_concepts_and_bare_training_does_not(denoiser, bank):
     learn(denoiser, bank, "first", steps=8, alpha=5e-2, beta=5e-2)
     data = random_concept(7)
-    accumulated = learn(denoiser, bank, "x", data, steps=1).metrics["first_loss"]
+    accumulated = learn(denoiser, bank, "x", data, steps=1, train_on="accumulated").metrics["first_loss"]
     bare = learn(denoiser, bank, "y", data, steps=1, train_on="bare").metrics["first_loss"]
     empty = Bank.open_or_create(bank.folder.parent / "other", bank.manifest.base, bank.manifest.layers)
     alone = learn(denoiser, empty, "x", data, steps=1).metrics["first_loss"]
     assert bare == pytest.approx(alone, abs=1e-6)
     assert abs(accumulated - alone) > 1e-4
+
+
+def test_training_on_subsets_sees_all_earlier_concepts_or_some_or_none(denoiser, bank):
+    for name in ("first", "second"):
+        learn(denoiser, bank, name, steps=8, alpha=5e-2, beta=5e-2)
+    data, curves = random_concept(7), {}
+    for train_on in ("subsets", "accumulated", "bare"):
+        still = {"alpha": 1e-12, "beta": 1e-12}  # so that losses differ by what the model holds alone
+        concept = learn(denoiser, bank, train_on, data, steps=60, train_on=train_on, crosstalk=0.0, **still)
+        curves[train_on] = concept.metrics["loss_curve"]
+        bank.remove(train_on)
+    as_all, as_none = (
+        [abs(a - b) < 1e-5 for a, b in zip(curves["subsets"], curves[other], strict=True)]
+        for other in ("accumulated", "bare")
+    )
+    assert sum(as_all) >= 25 and sum(as_none) >= 3
+    assert sum(not (a or b) for a, b in zip(as_all, as_none, strict=True)) >= 3
 
 
 def test_the_same_seed_gives_the_same_tensors_and_another_does_not(denoiser, bank):

@@ -4,7 +4,7 @@ from .. import subspace
 from .method import Method
 
 
-def _start(Q, config, generator, covariance):
+def _start(Q, config, generator, covariance, kept):
     return subspace.random_basis(subspace.empty(Q.shape[0]), config.rank, generator)
 
 

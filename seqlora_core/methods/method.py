@@ -11,7 +11,7 @@ from ..bilevel import Objective
 from ..config import TrainingConfig
 from ..optimizers import FactorOptimizer
 
-Start = Callable[[Tensor, TrainingConfig, torch.Generator, Tensor | None], Tensor]
+Start = Callable[[Tensor, TrainingConfig, torch.Generator, Tensor | None, Tensor | None], Tensor]
 Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], TrainingConfig], float]
 
 
@@ -20,10 +20,11 @@ class Method:
     """A way to train one concept's factors.
 
     Attributes:
-        start: (Q [n, k], config, generator, covariance [n, n] or None) -> the first B [n, r].
+        start: (Q [n, k], config, generator, covariance, kept) -> the first B [n, r]; the last two, [n, n] or None, are
+            of what the layer reads for the new concept and for the prompts to keep.
         iterate: one iteration on a fixed minibatch; moves the factors, returns the loss before it.
         constrained: whether B keeps to the complement of earlier bases, so that a layer can be full.
-        base: what `train_on="auto"` means: the "accumulated" model or the "bare" one.
+        base: what `train_on="auto"` means: "accumulated", "subsets" or "bare" (see `TrainingPlan`).
         init: what `init="auto"` means for a learned basis.
         crosstalk: the weight that `crosstalk=None` means (see `crosstalk`).
         reads_inputs: whether `start` needs the covariance of the layer's inputs whatever `init` says.
@@ -40,12 +41,14 @@ class Method:
 
 
 def start_in_complement(
-    Q: Tensor, config: TrainingConfig, generator: torch.Generator, covariance: Tensor | None
+    Q: Tensor, config: TrainingConfig, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None
 ) -> Tensor:
-    """B's start for a learned basis: random or, given a covariance, spectral; inside the free complement."""
-    if covariance is not None:
+    """B's start for a learned basis, inside the free complement: by the covariances that are given, or random."""
+    if covariance is None:
+        return subspace.random_basis(Q, config.rank, generator)
+    if kept is None:
         return subspace.spectral_basis(Q, config.rank, covariance)
-    return subspace.random_basis(Q, config.rank, generator)
+    return subspace.contrastive_basis(Q, config.rank, covariance, kept)
 
 
 def step_coefficients(

@@ -17,7 +17,7 @@ SEQLORA = Method(
     start_in_complement,
     _iterate,
     constrained=True,
-    base="accumulated",
-    init="spectral",
+    base="subsets",
+    init="contrastive",
     crosstalk=0.1,
 )

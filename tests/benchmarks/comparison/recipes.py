@@ -118,13 +118,16 @@ def _changed(factor: str, value: str, **settings) -> Variant:
     return Variant(factor, value, Recipe("seqlora", settings))
 
 
-CROSSTALK = METHODS["seqlora"].crosstalk
+_OURS = {"crosstalk": METHODS["seqlora"].crosstalk, "train_on": METHODS["seqlora"].base}  # around another iteration
 VARIANTS = (
     Variant("default", "-", SEQLORA),
-    Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "spectral", "crosstalk": CROSSTALK})),
+    Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
     _changed("crosstalk", "0", crosstalk=0.0),
-    Variant("basis", "frozen at its start", Recipe("inflora", {"crosstalk": CROSSTALK})),
+    Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
+    _changed("start of B", "spectral", init="spectral"),
+    _changed("trained on", "all earlier concepts", train_on="accumulated"),
+    _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.03", crosstalk=0.03),
     _changed("crosstalk", "0.3", crosstalk=0.3),
@@ -134,13 +137,8 @@ VARIANTS = (
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("ridge", "0", ridge=0.0),
     _changed("ridge", "1e-2", ridge=1e-2),
-    _changed("trained on", "bare base", train_on="bare"),
     _changed("layers", "cross", layers="cross"),
     _changed("hypergradient", "finite-difference, eq. 18", hypergradient="finite-difference"),
     _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
-    Variant(
-        "start of B", "spectral, alternating without the crosstalk term", Recipe("alternating", {"init": "spectral"})
-    ),
-    Variant("trained on", "bare base, alternating", Recipe("alternating", {"train_on": "bare"})),
     _changed("optimizer", "gradient", optimizer="gradient"),
 )

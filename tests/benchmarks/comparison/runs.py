@@ -28,7 +28,7 @@ from seqlora_core.images import Reference, template_prompts
 from seqlora_core.layers import Adapter, find_layers
 from seqlora_core.mini import MiniConcept
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec, earlier_prompts
+from seqlora_core.plan import ConceptSpec, prompts_to_keep
 from seqlora_core.trainer import Options, train_concept
 
 from .recipes import System
@@ -117,7 +117,7 @@ class Run:
     def _train(self, bank: Bank, concept: MiniConcept, place: str) -> None:
         spec = ConceptSpec(concept.name, default_token(concept.name), concept.class_word)
         references = [Reference(p, template_prompts(spec.subject), concept.name) for p in concept.references]
-        data = encode_concept(self.base, references, self.config, earlier=earlier_prompts(bank, spec))
+        data = encode_concept(self.base, references, self.config, keep=prompts_to_keep(bank, spec))
         options = Options(resume=True)
         record = train_concept(self.base.denoiser(), data, bank, spec, self.config, self.monitor, options)
         print(f"  {self.folder.name} {place} {concept.name}: {record.metrics['seconds']:.0f} s", flush=True)
