@@ -19,5 +19,5 @@ SEQLORA = Method(
     constrained=True,
     base="subsets",
     init="contrastive",
-    crosstalk=0.1,
+    crosstalk=0.3,
 )
