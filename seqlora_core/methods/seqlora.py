@@ -17,7 +17,7 @@ SEQLORA = Method(
     start_in_complement,
     _iterate,
     constrained=True,
-    base="subsets",
+    base="accumulated",
     init="contrastive",
     crosstalk=0.3,
 )

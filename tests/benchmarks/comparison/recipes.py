@@ -126,7 +126,7 @@ VARIANTS = (
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
-    _changed("trained on", "all earlier concepts", train_on="accumulated"),
+    _changed("trained on", "subsets", train_on="subsets"),
     _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.1", crosstalk=0.1),
