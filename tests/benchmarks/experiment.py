@@ -2,9 +2,10 @@
 
     python tests/benchmarks/experiment.py --out DIR [--only PART ...] [--counts N ...] [--seeds S ...] [--results DIR]
 
-The parts: `tuning` (step sizes of every method; always first where they are missing), `main` (all systems at 8, 16, 32
-and 48 concepts; three seeds at 16), `ablation`, `subsets`, `order`, `saturation`, `forecast`, and `tables`, which
-writes what is there so far into DIR/tables, or into the folder given with --results; any part ends with it.
+The parts: `tuning` (step sizes of every method; before each part where they are missing), `main` (all systems at 8, 16,
+32 and 48 concepts; three seeds at 16), `ablation`, `subsets`, `order`, `saturation`, `forecast`, `optimizer` (plain
+gradient steps, with step sizes of their own), and `tables`, which writes what is there so far into DIR/tables, or into
+the folder given with --results; any part ends with it.
 
 A run that was stopped goes on with the same command: concepts that were trained and pictures that were scored are in
 DIR and not made again.  Start the command several times to use several cores; each process takes what no other is at.
@@ -27,7 +28,7 @@ from seqlora_core.errors import UserError  # noqa: E402
 from seqlora_core.monitor import Monitor  # noqa: E402
 from seqlora_core.terminal import quiet_libraries  # noqa: E402
 from tests.benchmarks.comparison.archive import restore, write_archive  # noqa: E402
-from tests.benchmarks.comparison.parts import PARTS, Experiment, Scope, fusion_tuning_jobs, tuning_jobs  # noqa: E402
+from tests.benchmarks.comparison.parts import PARTS, Experiment, Part, Scope, fusion_tuning_jobs, tuning_jobs  # noqa: E402
 from tests.benchmarks.comparison.recipes import LAYERS, PASSES, SYSTEMS  # noqa: E402
 from tests.benchmarks.comparison.report import write_report  # noqa: E402
 from tests.benchmarks.comparison.tuning import CONCEPTS  # noqa: E402
@@ -61,15 +62,19 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     parts = [PARTS[name] for name in args.only if name in PARTS]
-    tuned = parts or ([] if args.only == ["tables"] else list(PARTS.values()))
-    work_off(tuning_jobs(experiment, [recipe for part in tuned for recipe in part.needed(systems)]))
-    if any(part.of_systems for part in tuned):
-        work_off(fusion_tuning_jobs(experiment))
-    for part in parts:
-        work_off(part.jobs(experiment))
+    for part in PARTS.values() if args.only == ["tuning"] else parts:
+        _tune(experiment, part)
+        if part in parts:
+            work_off(part.jobs(experiment))
     results = args.results or args.out / "tables"
     write_report(experiment, results)
     write_archive(args.out, results / "archive.json")
+
+
+def _tune(experiment: Experiment, part: Part) -> None:
+    work_off(tuning_jobs(experiment, part.needed(experiment.scope.systems)))
+    if part.of_systems:
+        work_off(fusion_tuning_jobs(experiment))
 
 
 if __name__ == "__main__":
