@@ -52,7 +52,7 @@ _HELP = {
     "inner_steps": "lower-level steps in each iteration",
     "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
     "ridge": "weight of the regularization of both factors",
-    "crosstalk": "weight of what it would do to earlier concepts and the empty prompt; seqlora's is 0.3, the others' 0",
+    "crosstalk": "weight of what it does to each earlier concept and the empty prompt; seqlora's is 0.04, others' 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
     "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",
     "layers": "attention layers to adapt",

@@ -40,7 +40,7 @@ class TrainingConfig:
     inner_steps: int = 1  # lower-level steps in each of them
     lower_step: str = "auto"  # eq. 8's is "kept", or taken "again" at the new B (eq. 18); "auto" keeps with lookahead
     ridge: float = 1e-4  # eps of the term eps/2 (|A|^2 + |B|^2)
-    crosstalk: float | None = None  # weight of what the prompts to keep would notice; None is what the method does
+    crosstalk: float | None = None  # weight of what each prompt to keep would notice; None is what the method does
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
     init: str = "auto"  # "auto" is what the method does
     layers: str = "cross-kv"

@@ -7,9 +7,10 @@ the model samples a prompt of each, and per layer `Sigma = mean of x x^T` is kep
 the first concepts would change what all pictures have in common, and later ones come to lean on that.  The term is the
 expected energy of the interference as a share of the energy of what the layer gives,
 
-    weight * sum over layers of  tr(A B^T Sigma B A^T) / mean |y|^2,
+    weight * number of prompts * sum over layers of  tr(A B^T Sigma B A^T) / mean |y|^2,
 
-which is quadratic in either factor and costs no forward pass.
+which is quadratic in either factor and costs no forward pass.  So every prompt has the same weight, however many there
+are; a mean over them would protect each concept less as the bank grows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,11 +49,13 @@ class KeptInputs(NamedTuple):
 
     covariances: Mapping[str, Tensor]  # Sigma [n, n]
     energies: Mapping[str, float]  # mean |y|^2
+    prompts: int
 
     def crosstalk(self, weight: float) -> Crosstalk:
-        """The term for the layers in their order."""
+        """The term for the layers in their order; `weight` is that of a prompt."""
         tiny = torch.finfo(torch.float32).tiny
-        return Crosstalk(self.covariances.values(), [weight / max(e, tiny) for e in self.energies.values()])
+        shares = [weight * self.prompts / max(energy, tiny) for energy in self.energies.values()]
+        return Crosstalk(self.covariances.values(), shares)
 
 
 @torch.no_grad()
@@ -93,4 +96,5 @@ def watch_kept(
     with capture_output_energy(layers) as energies:
         inputs = capture_inputs(layers, draw)
     shared = {groups[name]: watched.covariance.to(device) for name, watched in inputs.items()}
-    return KeptInputs({name: shared[groups[name]] for name in layers}, {name: energies[name].mean for name in layers})
+    covariances = {name: shared[groups[name]] for name in layers}
+    return KeptInputs(covariances, {name: energies[name].mean for name in layers}, len(prompts))

@@ -13,6 +13,8 @@ from .errors import UserError
 from .layers import Adapter, in_preset
 from .methods import METHODS, Method
 
+EMPTY_PROMPTS = 4  # to keep beside one of each concept
+
 
 @dataclass(frozen=True)
 class ConceptSpec:
@@ -159,12 +161,12 @@ def make_plan(
 def prompts_to_keep(bank: Bank, spec: ConceptSpec) -> list[str]:
     """Prompts whose pictures a training should leave as they are (see `crosstalk`).
 
-    One for every concept of the bank, but for the one that a training is to replace; and the empty one as often, since
+    One for every concept of the bank, but for the one that a training is to replace; and some empty ones, since
     guidance subtracts what the model makes of it from every picture.
     """
     replaced = bank.manifest.find(spec.name)
     concepts = [f"photo of a {concept.subject}" for concept in bank.concepts if concept is not replaced]
-    return concepts + [""] * max(1, len(concepts))
+    return concepts + [""] * EMPTY_PROMPTS
 
 
 def full_layers(bank: Bank, concept: Concept) -> list[str]:

@@ -34,7 +34,7 @@ def interference(denoiser, data, own: dict) -> float:
     return (after - before).square().mean().item()
 
 
-def test_the_term_is_the_energy_of_the_interference_beside_that_of_the_layer():
+def test_the_term_is_for_every_prompt_the_energy_of_the_interference_beside_that_of_the_layer():
     generator = torch.Generator().manual_seed(0)
     layer, seen = nn.Linear(6, 5), []
 
@@ -50,7 +50,7 @@ def test_the_term_is_the_energy_of_the_interference_beside_that_of_the_layer():
     term = kept.crosstalk(0.7)
     A, B, x = torch.randn(5, 2, generator=generator), torch.randn(6, 2, generator=generator), torch.cat(seen)
     share = (x @ B @ A.T).square().sum() / layer(x).square().sum()
-    assert term([A], [B]).item() == pytest.approx(0.7 * share.item(), rel=1e-4)
+    assert term([A], [B]).item() == pytest.approx(3 * 0.7 * share.item(), rel=1e-4)
 
 
 def test_a_later_concept_moves_the_pictures_of_earlier_ones_less(denoiser, bank):
@@ -85,13 +85,13 @@ def test_keys_and_values_of_the_text_need_one_pass_and_give_what_many_do(denoise
         assert kept.energies[name] == pytest.approx(layer(rows).square().sum(1).mean().item(), rel=1e-4)
 
 
-def test_prompts_to_keep_are_those_of_the_other_concepts_and_as_often_the_empty_one(denoiser, bank):
-    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [""]
+def test_prompts_to_keep_are_those_of_the_other_concepts_and_the_empty_one(denoiser, bank):
+    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [""] * 4
     for name in ("first", "second"):
         learn(denoiser, bank, name, steps=1)
     subjects = {concept.name: f"photo of a {concept.subject}" for concept in bank.refresh().concepts}
-    assert prompts_to_keep(bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), "", ""]
-    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], ""]
+    assert prompts_to_keep(bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), *[""] * 4]
+    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], *[""] * 4]
 
 
 def test_only_seqlora_has_it_unless_asked_for(denoiser, bank):

@@ -19,5 +19,5 @@ SEQLORA = Method(
     constrained=True,
     base="accumulated",
     init="contrastive",
-    crosstalk=0.3,
+    crosstalk=0.04,
 )
