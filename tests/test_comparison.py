@@ -91,6 +91,20 @@ def test_the_comparison_has_the_systems_in_order_and_what_to_compare_with():
     assert all(len(row) == len(table.columns) for row in table.rows)
 
 
+def test_the_overview_has_one_number_of_concepts_in_full_and_the_finals_of_the_others():
+    results = [result(name, [0.9] * 4, [0.8, 0.6, 0.4, 0.2]) for name in ("SeqLoRA", "LoRA, averaged")]
+    results.append(result("SeqLoRA", [0.9] * 2, [0.8, 0.6]))
+    table = tables.overview(summarize(results), 4, {"dog": 0.2, "cat": 0.4, "bag": 0.0, "car": 0.2})
+    cells = [[str(cell).split(" ")[0] for cell in row[1:]] for row in table.rows]
+    assert cells == [
+        ["0.500", "0.900", "0.900", "0.400", "0.700"],
+        ["0.500", "0.900", "0.900", "0.400", "-"],
+        ["0.900", "-", "-", "-", "-"],
+        ["0.200", "-", "-", "-", "0.300"],
+    ]
+    assert table.columns[-1] == "final of 2"
+
+
 def test_counts_and_forgetting_have_a_column_for_what_was_not_measured_too():
     summaries = summarize(
         [result("SeqLoRA", [0.9] * n, [0.8] * n) for n in (2, 4)] + [result("InfLoRA", [0.9] * 2, [0.5] * 2)]

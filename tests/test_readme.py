@@ -19,6 +19,12 @@ COMMANDS = [line.split("&&")[-1].strip() for block in BLOCKS for line in block.s
 COMMANDS = [command for command in COMMANDS if "seqlora_core" in command]
 
 
+def test_the_comparison_is_the_table_that_the_experiment_wrote():
+    report = (Path(__file__).parent / "benchmarks" / "results" / "report.md").read_text("utf-8")
+    rows = [line for line in README.splitlines() if line.startswith(("| SeqLoRA |", "| InfLoRA |", "| LoRACLR |"))]
+    assert len(rows) == 3 and all(row in report for row in rows)
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

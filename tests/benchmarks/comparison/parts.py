@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seqlora_core.bank.names import slug
 from seqlora_core.bases import Base
+from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import TrainingDiverged, UserError
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
@@ -15,7 +16,20 @@ from seqlora_core.monitor import Monitor
 from .archive import FACTS
 from .forecast import forecast
 from .measure import measure
-from .recipes import ALTERNATING, OURS, PLAIN_BASE, RIVAL, SEQLORA, SYSTEMS, VARIANTS, Recipe, System, Variant
+from .recipes import (
+    ALTERNATING,
+    DEFAULTS,
+    OURS,
+    PLAIN_BASE,
+    RESOLUTION,
+    RIVAL,
+    SEQLORA,
+    SYSTEMS,
+    VARIANTS,
+    Recipe,
+    System,
+    Variant,
+)
 from .runs import Run, draw, read_json, write_json
 from .subsets import measure_subsets
 from .tuning import CONCEPTS, SEED, START, Tuning
@@ -65,6 +79,11 @@ class Experiment:
         """The systems that are wanted, with what was chosen for their fusions."""
         return [self.tuning.tuned(system) for system in self.scope.systems]
 
+    @property
+    def tuned_on(self) -> list[MiniConcept]:
+        """The concepts that step sizes are chosen on."""
+        return [concept for concept in self.concepts if concept.name in CONCEPTS[: self.scope.tuning_concepts]]
+
     def run(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept] | None = None) -> Run:
         """The run of a recipe with the step sizes that were chosen for it."""
         chosen = self.tuning.choice(recipe)
@@ -95,13 +114,15 @@ class Experiment:
         if (found := read_json(path)) != facts:
             raise UserError(f"{self.out} holds an experiment with {found}, not {facts}: give another folder.")
 
+    def open(self, config: TrainingConfig, concepts: Sequence[MiniConcept]) -> Run:
+        """The run of these settings."""
+        return Run(self.base, self.out / "runs", config, concepts, self.monitor)
+
     def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
-        concepts = [concept for concept in self.concepts if concept.name in CONCEPTS[: self.scope.tuning_concepts]]
-        return self._open(recipe, SEED, concepts, alpha, beta)
+        return self._open(recipe, SEED, self.tuned_on, alpha, beta)
 
     def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
-        config = recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers)
-        return Run(self.base, self.out / "runs", config, concepts, self.monitor)
+        return self.open(recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers), concepts)
 
 
 def tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
@@ -171,6 +192,21 @@ def _rows_of_table_4(experiment: Experiment, variants: Sequence[Variant]) -> lis
     for variant in variants:
         run = experiment.run(variant.recipe, SEED_OF_ALL)
         jobs.append(experiment.job("ablation", f"{variant.factor} {variant.value}", run.folder, make, variant, run))
+    return jobs
+
+
+def default_jobs(experiment: Experiment) -> list[Job]:
+    """`train` with its own numbers, as a user has them, and with others."""
+
+    def make(variant: Variant, run: Run) -> dict:
+        measured = measure(System(OURS, variant.recipe), run, len(run.concepts))
+        return {"setting": variant.factor, "value": variant.value, **measured}
+
+    jobs = []
+    for variant in DEFAULTS:
+        config = TrainingConfig(resolution=RESOLUTION, seed=SEED, **variant.recipe.settings)
+        run = experiment.open(config, experiment.tuned_on)
+        jobs.append(experiment.job("defaults", f"{variant.factor} {variant.value}", run.folder, make, variant, run))
     return jobs
 
 
@@ -244,6 +280,7 @@ class Part:
 PARTS = {
     "main": Part(main_jobs),
     "ablation": Part(ablation_jobs, [variant.recipe for variant in BY_ADAM]),
+    "defaults": Part(default_jobs, []),
     "subsets": Part(subset_jobs),
     "order": Part(order_jobs, [SEQLORA, ALTERNATING]),
     "saturation": Part(saturation_jobs, [SATURATED]),

@@ -142,3 +142,14 @@ VARIANTS = (
     _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
     _changed("optimizer", "gradient", optimizer="gradient"),
 )
+# Changes of what `train` does by default, its own number of steps included.
+DEFAULTS = (
+    _changed("default", "-"),
+    _changed("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
+    _changed("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
+    _changed("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
+    _changed("rank", "2", rank=2),
+    _changed("rank", "8", rank=8),
+    _changed("steps", "200", steps=200),
+    _changed("steps", "800", steps=800),
+)

@@ -45,12 +45,13 @@ def _tables(results: Results, choices: Sequence[dict]) -> list[Table]:
     if results["main"]:
         summaries = summarize(results["main"])
         plain = results["plain"][0]["scores"]["final"] if results["plain"] else {}
+        made.append(tables.overview(summaries, MIDDLE, plain))
         made += [tables.comparison(summaries, count, plain) for count in tables.counts(summaries)]
         made += [tables.forgetting(summaries), tables.scale(summaries), tables.target(summaries)]
     if results["order"]:
         made.append(tables.orders(results["order"], results["main"]))
-    others = {"ablation": tables.ablation, "subsets": tables.subsets, "saturation": tables.saturation}
-    others |= {"forecast": tables.forecasts}
+    others = {"ablation": tables.ablation, "defaults": tables.defaults, "subsets": tables.subsets}
+    others |= {"saturation": tables.saturation, "forecast": tables.forecasts}
     made += [table(results[part]) for part, table in others.items() if results[part]]
     return [*made, tables.tuning(choices)]
 

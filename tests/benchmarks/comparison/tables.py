@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from .recipes import OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
+from .recipes import DEFAULTS, OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
 from .subsets import KINDS
 from .summary import MEASURES, Mean, Summary, Table, correlation, summarize
 
 _ORDER = [system.name for system in SYSTEMS]
 _SINGLE_SOURCE = "LoRA, averaged"  # its concepts were trained and tuned to be drawn alone
+_SHOWN = ("final", "initial", "single", "forgetting")
 _BLOCK = 4  # concepts of a row of the table of saturation
 
 
@@ -22,6 +23,34 @@ def counts(summaries: Sequence[Summary]) -> list[int]:
     return sorted({summary.concepts for summary in summaries})
 
 
+def overview(summaries: Sequence[Summary], count: int, plain: Mapping[str, float]) -> Table:
+    """The README's: all that counts at one number of concepts, and what is left at the others.
+
+    Args:
+        plain: concept -> what the base makes of its class word; empty where that was not drawn.
+    """
+    systems = of_count(summaries, count)
+    others = {other: of_count(summaries, other) for other in counts(summaries) if other != count}
+    rows = []
+    for name, summary in systems.items():
+        means = [summary.mean(measure) for measure in _SHOWN]
+        left = [found[name].mean("final") if name in found else "-" for found in others.values()]
+        rows.append([name, *means, *left])
+    blank = ["-"] * (len(_SHOWN) - 1)
+    if _SINGLE_SOURCE in systems:
+        left = [s[_SINGLE_SOURCE].mean("single") if _SINGLE_SOURCE in s else "-" for s in others.values()]
+        rows.append([SINGLE_LORA, systems[_SINGLE_SOURCE].mean("single"), *blank, *left])
+    if plain and systems:
+        rows.append([PLAIN_BASE, _of_first(plain, systems), *blank, *(_of_first(plain, s) for s in others.values())])
+    columns = ["system", "final", "right after training", "alone", "forgetting", *(f"final of {n}" for n in others)]
+    return Table("main", f"The comparison with {count} concepts, and what is left with more or fewer", columns, rows)
+
+
+def _of_first(plain: Mapping[str, float], systems: Mapping[str, Summary]) -> Mean:
+    """What the base itself reaches for the concepts of these systems."""
+    return Mean.of([plain[name] for name in next(iter(systems.values())).each["final"]])
+
+
 def comparison(summaries: Sequence[Summary], count: int, plain: Mapping[str, float]) -> Table:
     """All systems with one number of concepts (Table 1a), what they cost, and two rows to compare with.
 
@@ -33,14 +62,13 @@ def comparison(summaries: Sequence[Summary], count: int, plain: Mapping[str, flo
     for name, summary in systems.items():
         lead = ours.lead(summary) if ours and name != OURS else "-"
         costs = summary.costs
-        means = [summary.mean(measure) for measure in ("final", "initial", "single", "forgetting")]
+        means = [summary.mean(measure) for measure in _SHOWN]
         spent = [costs[key] for key in ("training_seconds", "fusion_seconds", "fusion_megabytes")]
         rows.append([name, *means, lead, *spent, len(summary.seeds)])
     if _SINGLE_SOURCE in systems:
         rows.append([SINGLE_LORA, systems[_SINGLE_SOURCE].mean("single"), *["-"] * 8])
     if plain and systems:
-        names = next(iter(systems.values())).each["final"]
-        rows.append([PLAIN_BASE, Mean.of([plain[name] for name in names]), *["-"] * 8])
+        rows.append([PLAIN_BASE, _of_first(plain, systems), *["-"] * 8])
     columns = ["system", "final", "right after training", "alone", "forgetting", f"{OURS}'s lead"]
     columns += ["training s a concept", "fusion s", "fusion MB", "seeds"]
     return Table(f"comparison-{count}", f"Identity with {count} concepts, mean ± SEM (Table 1a)", columns, rows)
@@ -102,7 +130,7 @@ def ablation(results: Sequence[dict]) -> Table:
         result = found.get((variant.factor, variant.value))
         if result:
             summary = summarize([result])[0]
-            means = [summary.mean(measure) for measure in ("final", "initial", "single", "forgetting")]
+            means = [summary.mean(measure) for measure in _SHOWN]
             loss = summary.lead(summarize([default])[0]) if default and result is not default else "-"
             config, costs = result["config"], summary.costs
             sizes = [config["alpha"], config["beta"]]
@@ -112,6 +140,19 @@ def ablation(results: Sequence[dict]) -> Table:
     columns = ["factor", "value", "final", "right after training", "alone", "forgetting", "against the default"]
     columns += ["alpha", "beta", "passes", "s a concept"]
     return Table("ablation", "Ablation at 16 concepts (Table 4)", columns, rows)
+
+
+def defaults(results: Sequence[dict]) -> Table:
+    """What `train` does where nothing is asked for, and its numbers changed one at a time."""
+    found = {(result["setting"], result["value"]): result for result in results}
+    rows = []
+    for variant in DEFAULTS:
+        if result := found.get((variant.factor, variant.value)):
+            summary = summarize([result])[0]
+            means = [summary.mean(measure) for measure in _SHOWN]
+            rows.append([variant.factor, variant.value, *means, summary.costs["passes"]])
+    columns = ["setting", "value", "final", "right after training", "alone", "forgetting", "passes"]
+    return Table("defaults", "The numbers of `train`, on the concepts that step sizes are chosen on", columns, rows)
 
 
 def orders(results: Sequence[dict], main: Sequence[dict]) -> Table:
