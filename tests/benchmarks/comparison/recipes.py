@@ -85,11 +85,13 @@ class System:
 
 SEQLORA = Recipe("seqlora")
 ALTERNATING = Recipe("alternating")
+_ON_SUBSETS = Recipe("seqlora", {"train_on": "subsets"})
 _SINGLE_LORA = Recipe("lora", tuned_for="single")
 _INDEPENDENT = Recipe("orthogonal", {"draw": "independent"})
 
 SYSTEMS = (
     System("SeqLoRA", SEQLORA),
+    System("SeqLoRA, trained on subsets", _ON_SUBSETS, short="on subsets"),
     System("Continual Alternating", ALTERNATING, short="alternate"),
     System("Orthogonal Adaptation, without replacement", Recipe("orthogonal"), short="OA, exact"),
     System("Orthogonal Adaptation, independent draws", _INDEPENDENT, short="OA, drawn"),
@@ -102,6 +104,7 @@ SYSTEMS = (
     System("Custom Diffusion", _SINGLE_LORA, "custom-diffusion", short="Cust.Diff"),
 )
 OURS, RIVAL = "SeqLoRA", "Continual Alternating"
+COMPARED = [system.name for system in SYSTEMS if system.recipe.method != "seqlora"]
 PLAIN_BASE, SINGLE_LORA = "the base itself, class word alone", "one LoRA a concept, each alone"
 
 
@@ -126,7 +129,7 @@ VARIANTS = (
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
-    _changed("trained on", "subsets", train_on="subsets"),
+    Variant("trained on", "subsets", _ON_SUBSETS),
     _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.01", crosstalk=0.01),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from .recipes import DEFAULTS, OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
+from .recipes import COMPARED, DEFAULTS, OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
 from .subsets import KINDS
 from .summary import MEASURES, Mean, Summary, Table, correlation, summarize
 
@@ -105,7 +105,7 @@ def target(summaries: Sequence[Summary]) -> Table:
         ours = systems[OURS]
         margin = ours.mean("final").error or 0.0
         for name, summary in systems.items():
-            if name != OURS:
+            if name in COMPARED:
                 lead = ours.lead(summary)
                 rows.append(
                     [count, f"final above {name} by more than one SEM", lead, margin, _met(lead.value > margin)]
