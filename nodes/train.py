@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..seqlora_core.bank import Bank, Concept
-from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TrainingConfig
+from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.examples import EncodedConcept
 from ..seqlora_core.images import caption_prompts
@@ -179,12 +179,21 @@ def _advanced_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Steps between two preview pictures of what the concept looks like so far; 0 shows none.",
         ),
+        host.advanced(
+            io.Combo.Input,
+            "train_on",
+            options=list(TRAIN_ON),
+            default=_DEFAULTS.train_on,
+            optional=True,
+            tooltip="Earlier concepts in the model while training: all (accumulated, and auto for seqlora), all or a "
+            "random part (subsets: better alone, weaker among many), or none (bare).",
+        ),
     ]
 
 
 _SETTINGS = (
     *("rank", "steps", "resolution", "method", "seed", "layers", "optimizer", "hypergradient", "alpha", "beta"),
-    *("batch_size", "gradient_checkpointing"),
+    *("batch_size", "gradient_checkpointing", "train_on"),
 )
 
 

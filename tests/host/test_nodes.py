@@ -240,6 +240,12 @@ def test_captions_longer_than_a_prompt_window_are_cut(host, trained):
     assert "wordy learned" in text(host.run({**loader(), "batch": batch, **training("cat", **changes)}), "train-cat")
 
 
+def test_an_advanced_setting_reaches_the_training(host, trained):
+    host.run({**loader(), **training("dog", concept_name="on some", steps=1, train_on="subsets")})
+    [concept] = [c for c in manifest(host)["concepts"] if c["name"] == "on some"]
+    assert concept["config"]["train_on"] == "subsets"
+
+
 WRONG = {
     "empty name": ({"concept_name": " "}, "name is empty"),
     "path as a name": ({"concept_name": "../x"}, "not a path"),
