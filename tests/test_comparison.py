@@ -15,6 +15,7 @@ from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ConceptSpec
 from seqlora_core.trainer import train_concept
 from tests.benchmarks.comparison import archive, runs, tables, tuning, work
+from tests.benchmarks.comparison.likeness import likeness, nearest_prompts
 from tests.benchmarks.comparison.recipes import ALTERNATING, SEQLORA, SYSTEMS, VARIANTS, Recipe, passes_a_step
 from tests.benchmarks.comparison.runs import Run, folded
 from tests.benchmarks.comparison.summary import Mean, Table, correlation, summarize
@@ -103,6 +104,25 @@ def test_the_overview_has_one_number_of_concepts_in_full_and_the_finals_of_the_o
         ["0.200", "-", "-", "-", "0.300"],
     ]
     assert table.columns[-1] == "final of 2"
+
+
+def test_what_is_lacking_is_split_by_the_distance_of_prompts():
+    ours, single = summarize(
+        [result("SeqLoRA", [0.9, 0.1, 0.4, 0.8], [0.0] * 4), result("LoRA, averaged", [0.9] * 4, [0.0] * 4)]
+    )
+    [row] = likeness([(ours, single)], {"cat": 0.1, "bag": 0.4, "car": 0.5}).rows
+    assert row == [4, 0.4, pytest.approx(0.8), pytest.approx(0.3), pytest.approx(-1)]
+
+
+def test_the_nearest_prompt_is_an_earlier_one(tmp_path):
+    words = {
+        "photo of a sksdog pet": [4.0, 3.0],
+        "photo of a skscat pet": [4.0, 0.0],
+        "photo of a sksbag bag": [0.0, 2.0],
+    }
+    base = SimpleNamespace(encode_prompt=lambda prompt: torch.tensor(words[prompt]))
+    concepts = [MiniConcept(name, kind, ()) for name, kind in (("dog", "pet"), ("cat", "pet"), ("bag", "bag"))]
+    assert nearest_prompts(base, concepts) == pytest.approx({"cat": 0.75, "bag": 17**0.5 / 2})
 
 
 def test_counts_and_forgetting_have_a_column_for_what_was_not_measured_too():

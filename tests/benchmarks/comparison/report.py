@@ -10,6 +10,7 @@ from seqlora_core.mini import MiniConcept
 from seqlora_core.plots import crosstalk_map, picture_grid
 
 from . import figures, tables
+from .likeness import likeness, nearest_prompts
 from .measure import STAGES, alone_name, final_name, stage_name
 from .parts import MIDDLE, PARTS, Experiment, read_results
 from .recipes import OURS, SYSTEMS
@@ -27,7 +28,7 @@ def write_report(experiment: Experiment, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = {part: read_results(experiment.out, part) for part in ("plain", *PARTS)}
     choices = [read_json(path) for path in sorted(experiment.tuning.folder.glob("*.json"))]
-    made = _tables(results, choices)
+    made = _tables(experiment, results, choices)
     for table in made:
         (folder / f"{table.name}.csv").write_text(table.to_csv(), "utf-8")
     scope = experiment.scope
@@ -40,7 +41,7 @@ def write_report(experiment: Experiment, folder: Path) -> None:
         picture.save(folder / f"{name}.png", optimize=True)
 
 
-def _tables(results: Results, choices: Sequence[dict]) -> list[Table]:
+def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -> list[Table]:
     made = []
     if results["main"]:
         summaries = summarize(results["main"])
@@ -48,6 +49,8 @@ def _tables(results: Results, choices: Sequence[dict]) -> list[Table]:
         made.append(tables.overview(summaries, MIDDLE, plain))
         made += [tables.comparison(summaries, count, plain) for count in tables.counts(summaries)]
         made += [tables.forgetting(summaries), tables.scale(summaries), tables.target(summaries)]
+        pairs = tables.beside_single(summaries)
+        made += [likeness(pairs, nearest_prompts(experiment.base, experiment.concepts))] if pairs else []
     if results["order"]:
         made.append(tables.orders(results["order"], results["main"]))
     others = {"ablation": tables.ablation, "defaults": tables.defaults, "subsets": tables.subsets}

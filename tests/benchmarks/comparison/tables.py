@@ -23,6 +23,12 @@ def counts(summaries: Sequence[Summary]) -> list[int]:
     return sorted({summary.concepts for summary in summaries})
 
 
+def beside_single(summaries: Sequence[Summary]) -> list[tuple[Summary, Summary]]:
+    """Ours and the LoRAs that were trained to be drawn alone, where there are both, by the number of concepts."""
+    found = [of_count(summaries, count) for count in counts(summaries)]
+    return [(s[OURS], s[_SINGLE_SOURCE]) for s in found if OURS in s and _SINGLE_SOURCE in s]
+
+
 def overview(summaries: Sequence[Summary], count: int, plain: Mapping[str, float]) -> Table:
     """The README's: all that counts at one number of concepts, and what is left at the others.
 

@@ -1,0 +1,38 @@
+"""How much a method lacks beside one LoRA alone, for concepts that the words tell apart well and for others."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from seqlora_core.bank.names import default_token
+from seqlora_core.bases import Base
+from seqlora_core.mini import MiniConcept
+
+from .recipes import OURS
+from .summary import Summary, Table, correlation
+
+
+def nearest_prompts(base: Base, concepts: Sequence[MiniConcept]) -> dict[str, float]:
+    """How far each concept's prompt is from the nearest of an earlier one, as a share of its norm; not of the first."""
+    prompts = [base.encode_prompt(f"photo of a {default_token(c.name)} {c.class_word}") for c in concepts]
+    return {
+        concept.name: min(((prompt - other).norm() / prompt.norm()).item() for other in prompts[:place])
+        for place, (concept, prompt) in enumerate(zip(concepts, prompts, strict=True))
+        if place
+    }
+
+
+def likeness(pairs: Sequence[tuple[Summary, Summary]], distance: Mapping[str, float]) -> Table:
+    """Args:
+    pairs: for every number of concepts, ours and the LoRAs that were trained to be drawn alone.
+    distance: what `nearest_prompts` gave.
+    """
+    rows = []
+    for ours, single in pairs:
+        names = sorted(set(distance) & set(ours.each["initial"]), key=distance.get)
+        lacks = [single.each["single"][name] - ours.each["initial"][name] for name in names]
+        half = len(names) // 2
+        rank = correlation([distance[name] for name in names], lacks)
+        rows.append([ours.concepts, distance[names[half]], fmean(lacks[:half]), fmean(lacks[half:]), rank])
+    columns = ["concepts", "median distance to the nearest earlier prompt", "nearer half lacks", "farther half lacks"]
+    caption = f"What {OURS} lacks right after training beside one LoRA alone, by the distance of prompts"
+    return Table("likeness", caption, [*columns, "rank correlation over concepts"], rows)
