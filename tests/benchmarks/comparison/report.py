@@ -65,7 +65,8 @@ def _figures(experiment: Experiment, results: Results) -> dict[str, Image.Image]
         made |= _main_figures(results["main"])
         made |= _grids(experiment, results["main"])
     if results["forecast"]:
-        series = {result["system"]: _forecast_points(result) for result in results["forecast"]}
+        found = {result["system"]: _forecast_points(result) for result in results["forecast"]}
+        series = {system.name: found[system.name] for system in SYSTEMS if system.name in found}
         made["forecast"] = figures.scatter(series, "forecast crosstalk, power of ten", "measured forgetting")
         for result in results["forecast"]:
             if result["system"] == OURS:
