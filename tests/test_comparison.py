@@ -114,7 +114,7 @@ def test_what_is_lacking_is_split_by_the_distance_of_prompts():
     assert row == [4, 0.4, pytest.approx(0.8), pytest.approx(0.3), pytest.approx(-1)]
 
 
-def test_the_nearest_prompt_is_an_earlier_one(tmp_path):
+def test_the_nearest_prompt_is_an_earlier_one():
     words = {
         "photo of a sksdog pet": [4.0, 3.0],
         "photo of a skscat pet": [4.0, 0.0],
