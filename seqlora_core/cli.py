@@ -51,7 +51,7 @@ _HELP = {
     "bilevel_iterations": "iterations of Algorithm 1 on each minibatch",
     "inner_steps": "lower-level steps in each iteration",
     "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
-    "ridge": "weight of the regularization of both factors",
+    "ridge": "weight of the regularization of both factors; seqlora's is 0, others' 0.0001",
     "crosstalk": "weight of what it does to each earlier concept and the empty prompt; seqlora's is 0.04, others' 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
     "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",
@@ -164,7 +164,7 @@ def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> 
             flag, choices=_CHOICES[field.name], default=field.default, help=f"{_HELP[field.name]} (default: {note})"
         )
     else:
-        note = "" if field.name in ("resolution", "crosstalk") else f" (default: {field.default})"
+        note = "" if field.default is None or field.name == "resolution" else f" (default: {field.default})"
         kind = int if field.type is int else float
         metavar = "N" if kind is int else "X"
         command.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=_HELP[field.name] + note)

@@ -39,8 +39,9 @@ class TrainingConfig:
     bilevel_iterations: int = 1  # of Algorithm 1, on one minibatch
     inner_steps: int = 1  # lower-level steps in each of them
     lower_step: str = "auto"  # eq. 8's is "kept", or taken "again" at the new B (eq. 18); "auto" keeps with lookahead
-    ridge: float = 1e-4  # eps of the term eps/2 (|A|^2 + |B|^2)
-    crosstalk: float | None = None  # weight of what each prompt to keep would notice; None is what the method does
+    # None is what the method does
+    ridge: float | None = None  # eps of the term eps/2 (|A|^2 + |B|^2)
+    crosstalk: float | None = None  # weight of what each prompt to keep would notice
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
     init: str = "auto"  # "auto" is what the method does
     layers: str = "cross-kv"
@@ -67,10 +68,11 @@ class TrainingConfig:
         _one_of(self, "dtype", DTYPES)
         for name in ("rank", "steps", "batch_size", "accumulation", "bilevel_iterations", "inner_steps"):
             _at_least(self, name, 1)
-        for name in ("ridge", "clip", "prior_weight", "seed"):
+        for name in ("clip", "prior_weight", "seed"):
             _at_least(self, name, 0)
-        if self.crosstalk is not None:
-            _at_least(self, "crosstalk", 0)
+        for name in ("ridge", "crosstalk"):
+            if getattr(self, name) is not None:
+                _at_least(self, name, 0)
         for name in ("alpha", "beta"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}.")

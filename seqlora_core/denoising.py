@@ -108,7 +108,8 @@ class DenoisingObjective:
 
     Args:
         adapters: the mapping that the attached hooks look up; holds the factors only while a pass lasts.
-        config: ridge weight (eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight) and dtype.
+        dtype: of the passes, by its name in torch.
+        ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         crosstalk: a further term of (A, B), or None.
     """
 
@@ -117,7 +118,8 @@ class DenoisingObjective:
         denoiser: Denoiser,
         adapters: dict[str, Adapter],
         names: Sequence[str],
-        config: TrainingConfig,
+        dtype: str,
+        ridge: float = 0.0,
         crosstalk: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
     ) -> None:
         self.denoiser = denoiser
@@ -125,9 +127,9 @@ class DenoisingObjective:
         self.passes = 0  # forward-backward passes over a micro-batch so far
         self._adapters = adapters
         self._names = list(names)
-        self._ridge = config.ridge
+        self._ridge = ridge
         self._crosstalk = crosstalk
-        self._dtype = getattr(torch, config.dtype)
+        self._dtype = getattr(torch, dtype)
         self._scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
 

@@ -80,6 +80,11 @@ class TrainingPlan:
         """Weight of the crosstalk term of this training."""
         return self.method.crosstalk if self.config.crosstalk is None else self.config.crosstalk
 
+    @property
+    def ridge(self) -> float:
+        """Weight of the ridge term of this training."""
+        return self.method.ridge if self.config.ridge is None else self.config.ridge
+
     def start_basis(
         self, layer: str, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None
     ) -> Tensor:

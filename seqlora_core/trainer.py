@@ -162,7 +162,9 @@ class _Run:
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
         self.adapters: dict[str, Adapter] = {}
         term = kept.crosstalk(self.plan.crosstalk) if kept and self.plan.crosstalk else None
-        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config, term)
+        self.objective = DenoisingObjective(
+            self.denoiser, self.adapters, list(self.layers), config.dtype, self.plan.ridge, term
+        )
         self.step = 0
         if saved:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds

@@ -28,8 +28,8 @@ class Problem:
         self.denoiser = DiffusersDenoiser(self.unet, sd15_alphas_cumprod())
         self.layers = find_layers(self.unet)
         self.adapters: dict = {}
-        config = TrainingConfig(rank=RANK, ridge=ridge, batch_size=2)
-        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config)
+        config = TrainingConfig(rank=RANK, batch_size=2)
+        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config.dtype, ridge)
         (minibatch,) = draw_minibatches(random_concept(0, size=size), self.denoiser, config, 0)
         floats = {
             name: value.to(dtype)
@@ -214,12 +214,7 @@ def test_kept_lower_steps_move_b_as_the_algorithm_does_and_a_twice_along_its_gra
 @pytest.mark.parametrize("name", ["lookahead", "finite-difference"])
 def test_under_bfloat16_the_hypergradient_stays_close_to_the_exact_one_in_float32(sd15_problem, name):
     problem = sd15_problem
-    half = DenoisingObjective(
-        problem.denoiser,
-        problem.adapters,
-        list(problem.layers),
-        TrainingConfig(rank=RANK, dtype="bfloat16", ridge=1e-3),
-    )
+    half = DenoisingObjective(problem.denoiser, problem.adapters, list(problem.layers), "bfloat16", ridge=1e-3)
     half.minibatches = problem.objective.minibatches
     with problem.attached():
         alpha = problem.step_for(0.1)

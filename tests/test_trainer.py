@@ -279,8 +279,8 @@ def test_accumulated_minibatches_give_the_gradient_of_all_of_them():
     """On one image without noise in the latents, two micro-batches of one equal what each of them alone averages to."""
     denoiser = DiffusersDenoiser(tiny_base.make_unet((32, 64), 1, 32), sd15_alphas_cumprod())
     layers, adapters = find_layers(denoiser.unet), {}
-    config = TrainingConfig(rank=2, accumulation=2, ridge=0)
-    objective = DenoisingObjective(denoiser, adapters, list(layers), config)
+    config = TrainingConfig(rank=2, accumulation=2)
+    objective = DenoisingObjective(denoiser, adapters, list(layers), config.dtype)
     A = [torch.zeros(layer.out_features, 2) for layer in layers.values()]
     B = [torch.randn(layer.in_features, 2, generator=torch.Generator().manual_seed(0)) for layer in layers.values()]
     batches = draw_minibatches(random_concept(1), denoiser, config, 0)
@@ -316,6 +316,19 @@ def test_class_images_add_their_own_weighted_loss(denoiser, bank):
     prior = full.metrics["first_loss"] - alone.metrics["first_loss"]
     assert prior > 0
     assert half.metrics["first_loss"] == pytest.approx(alone.metrics["first_loss"] + prior / 2, rel=1e-4)
+
+
+def test_the_ridge_term_is_the_method_s_own_where_none_is_given(denoiser, bank):
+    """With A at zero and B orthonormal the term is eps/2 times the rank, in every layer."""
+
+    data = random_concept(1)
+
+    def first_loss(name, **settings):
+        return learn(denoiser, bank, name, data, steps=1, train_on="bare", **settings).metrics["first_loss"]
+
+    assert first_loss("a") == first_loss("b", ridge=0)
+    term = first_loss("c", method="lora", rank=2) - first_loss("d", method="lora", rank=2, ridge=0)
+    assert term == pytest.approx(1e-4 / 2 * 2 * len(find_layers(denoiser.unet)), rel=0.02)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(denoiser, bank):
@@ -394,5 +407,5 @@ def test_a_preview_of_a_perfect_denoiser_is_its_picture(denoiser):
             signal = alphas[timesteps].view(-1, 1, 1, 1)
             return (noisy - signal.sqrt() * answer) / (1 - signal).sqrt()
 
-    objective = DenoisingObjective(Oracle(denoiser.unet, alphas), {}, [], TrainingConfig())
+    objective = DenoisingObjective(Oracle(denoiser.unet, alphas), {}, [], "float32")
     assert torch.allclose(preview_latents(objective, ([], []), random_concept(0), seed=3), answer, atol=1e-3)

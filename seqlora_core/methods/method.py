@@ -27,6 +27,7 @@ class Method:
         base: what `train_on="auto"` means: "accumulated", "subsets" or "bare" (see `TrainingPlan`).
         init: what `init="auto"` means for a learned basis.
         crosstalk: the weight that `crosstalk=None` means (see `crosstalk`).
+        ridge: the weight that `ridge=None` means.
         reads_inputs: whether `start` needs the covariance of the layer's inputs whatever `init` says.
     """
 
@@ -37,6 +38,7 @@ class Method:
     base: str
     init: str = "random"
     crosstalk: float = 0.0
+    ridge: float = 1e-4
     reads_inputs: bool = False
 
 

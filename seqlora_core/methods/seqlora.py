@@ -20,4 +20,5 @@ SEQLORA = Method(
     base="accumulated",
     init="contrastive",
     crosstalk=0.04,
+    ridge=0.0,
 )

@@ -26,6 +26,7 @@ from .recipes import (
     SEQLORA,
     SYSTEMS,
     VARIANTS,
+    WITHOUT_RIDGE,
     Recipe,
     System,
     Variant,
@@ -225,6 +226,12 @@ def order_jobs(experiment: Experiment) -> list[Job]:
     return jobs
 
 
+def ridge_jobs(experiment: Experiment) -> list[Job]:
+    """The rivals without a ridge term."""
+    systems = [experiment.tuning.tuned(system) for system in WITHOUT_RIDGE]
+    return _jobs_at_middle(experiment, "ridge", measure, systems)
+
+
 def saturation_jobs(experiment: Experiment) -> list[Job]:
     """All layers, until none has room: rank 4 with 32 concepts, and rank 2 with all of them."""
     jobs = []
@@ -283,6 +290,7 @@ PARTS = {
     "defaults": Part(default_jobs, []),
     "subsets": Part(subset_jobs),
     "order": Part(order_jobs, [SEQLORA, ALTERNATING]),
+    "ridge": Part(ridge_jobs),
     "saturation": Part(saturation_jobs, [SATURATED]),
     "forecast": Part(forecast_jobs),
     "optimizer": Part(optimizer_jobs, [variant.recipe for variant in BY_GRADIENT]),

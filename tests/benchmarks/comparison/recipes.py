@@ -4,7 +4,7 @@ Every recipe spends the same number of forward-backward passes on a concept, wha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from seqlora_core.config import TrainingConfig
 from seqlora_core.fusion import FusionSettings
@@ -85,6 +85,7 @@ class System:
 
 SEQLORA = Recipe("seqlora")
 ALTERNATING = Recipe("alternating")
+INFLORA = Recipe("inflora")
 _ON_SUBSETS = Recipe("seqlora", {"train_on": "subsets"})
 _SINGLE_LORA = Recipe("lora", tuned_for="single")
 _INDEPENDENT = Recipe("orthogonal", {"draw": "independent"})
@@ -96,7 +97,7 @@ SYSTEMS = (
     System("Orthogonal Adaptation, without replacement", Recipe("orthogonal"), short="OA, exact"),
     System("Orthogonal Adaptation, independent draws", _INDEPENDENT, short="OA, drawn"),
     System("Orthogonal Adaptation, independent draws, factor 0.6", _INDEPENDENT, strength=0.6, short="OA, x 0.6"),
-    System("InfLoRA", Recipe("inflora")),
+    System("InfLoRA", INFLORA),
     System("LoRA, summed", _SINGLE_LORA, short="LoRA, sum"),
     System("LoRA, averaged", _SINGLE_LORA, "weighted-average", short="average"),
     System("Mix-of-Show (gradient fusion)", _SINGLE_LORA, "gradient-fusion", short="MixOfShow"),
@@ -106,6 +107,14 @@ SYSTEMS = (
 OURS, RIVAL = "SeqLoRA", "Continual Alternating"
 COMPARED = [system.name for system in SYSTEMS if system.recipe.method != "seqlora"]
 PLAIN_BASE, SINGLE_LORA = "the base itself, class word alone", "one LoRA a concept, each alone"
+
+
+# Rivals that have a ridge term where SeqLoRA has none, without it.
+WITHOUT_RIDGE = [
+    replace(system, recipe=replace(system.recipe, settings={**system.recipe.settings, "ridge": 0.0}))
+    for system in SYSTEMS
+    if system.recipe in (ALTERNATING, INFLORA, _SINGLE_LORA)
+]
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,8 @@ def _changed(factor: str, value: str, **settings) -> Variant:
     return Variant(factor, value, Recipe("seqlora", settings))
 
 
-_OURS = {"crosstalk": METHODS["seqlora"].crosstalk, "train_on": METHODS["seqlora"].base}  # around another iteration
+_METHOD = METHODS["seqlora"]
+_OURS = {"crosstalk": _METHOD.crosstalk, "ridge": _METHOD.ridge, "train_on": _METHOD.base}  # around another iteration
 VARIANTS = (
     Variant("default", "-", SEQLORA),
     Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
@@ -134,13 +144,11 @@ VARIANTS = (
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.01", crosstalk=0.01),
     _changed("crosstalk", "0.16", crosstalk=0.16),
-    _changed("inner steps", "2", inner_steps=2),
     _changed("inner steps", "5", inner_steps=5),
-    _changed("bilevel iterations", "2", bilevel_iterations=2),
     _changed("bilevel iterations", "4", bilevel_iterations=4),
-    _changed("ridge", "0", ridge=0.0),
-    _changed("ridge", "1e-2", ridge=1e-2),
+    _changed("ridge", "1e-4", ridge=1e-4),
     _changed("layers", "cross", layers="cross"),
+    _changed("layers", "all", layers="all"),
     _changed("hypergradient", "finite-difference, eq. 18", hypergradient="finite-difference"),
     _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
     _changed("optimizer", "gradient", optimizer="gradient"),
@@ -155,4 +163,6 @@ DEFAULTS = (
     _changed("rank", "8", rank=8),
     _changed("steps", "200", steps=200),
     _changed("steps", "800", steps=800),
+    _changed("batch size", "4", batch_size=4),
+    _changed("clip", "0", clip=0.0),
 )

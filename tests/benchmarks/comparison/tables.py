@@ -172,6 +172,17 @@ def orders(results: Sequence[dict], main: Sequence[dict]) -> Table:
     return Table("order", "Order of the concepts", columns, sorted(rows, key=lambda row: (row[0], row[1])))
 
 
+def ridge(results: Sequence[dict], main: Sequence[dict]) -> Table:
+    """The rivals with their ridge term, as in the main table, and without."""
+    rows = []
+    for word, found in (("with", _comparable(main, results)), ("without", results)):
+        for summary in summarize(found):
+            rows.append([summary.system, word, *(summary.mean(measure) for measure in _SHOWN)])
+    rows.sort(key=lambda row: _ORDER.index(row[0]))
+    columns = ["system", "ridge term", "final", "right after training", "alone", "forgetting"]
+    return Table("ridge", "The rivals without a ridge term", columns, rows)
+
+
 def _comparable(main: Sequence[dict], results: Sequence[dict]) -> list[dict]:
     keys = {(result["system"], result["concepts"], result["seed"]) for result in results}
     return [result for result in main if (result["system"], result["concepts"], result["seed"]) in keys]
