@@ -106,6 +106,18 @@ def test_the_overview_has_one_number_of_concepts_in_full_and_the_finals_of_the_o
     assert table.columns[-1] == "final of 2"
 
 
+def test_rivals_without_the_ridge_term_stand_below_the_same_run_with_it():
+    main = [result(name, [0.9] * 2, [0.8, 0.6], seed) for name in ("InfLoRA", "SeqLoRA") for seed in (0, 1)]
+    main.append(result("LoRACLR", [0.9] * 2, [0.4, 0.2]))
+    rows = tables.ridge([result(name, [0.9] * 2, [0.3, 0.1]) for name in ("LoRACLR", "InfLoRA")], main).rows
+    assert [(row[0], row[1], row[2].value) for row in rows] == [
+        ("InfLoRA", "with", pytest.approx(0.7)),
+        ("InfLoRA", "without", pytest.approx(0.2)),
+        ("LoRACLR", "with", pytest.approx(0.3)),
+        ("LoRACLR", "without", pytest.approx(0.2)),
+    ]
+
+
 def test_what_is_lacking_is_split_by_the_distance_of_prompts():
     ours, single = summarize(
         [result("SeqLoRA", [0.9, 0.1, 0.4, 0.8], [0.0] * 4), result("LoRA, averaged", [0.9] * 4, [0.0] * 4)]

@@ -1,5 +1,6 @@
 """The figures, drawn with Pillow as the project's other plots are."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
@@ -54,12 +55,12 @@ def _axes(series: Mapping[str, Points], across: str, up: str):
         share_x, share_y = (x - left) / (right - left), (y - low) / (high - low)
         return _LEFT + share_x * (width - _RIGHT - _LEFT), height - _BOTTOM - share_y * (height - _BOTTOM - _TOP)
 
-    for step in range(5):
-        y = low + (high - low) * step / 4
+    for y in _ticks(low, high):
         draw.line([place(left, y), place(right, y)], fill=_GRID)
-        draw.text((8, place(left, y)[1] - 6), f"{y:.3f}", fill=_INK)
-        x = left + (right - left) * step / 4
-        draw.text((place(x, low)[0] - 10, height - _BOTTOM + 6), f"{x:.3g}", fill=_INK)
+        draw.text((8, place(left, y)[1] - 6), f"{y:g}", fill=_INK)
+    for x in _ticks(left, right):
+        draw.line([place(x, low), place(x, high)], fill=_GRID)
+        draw.text((place(x, low)[0] - 6, height - _BOTTOM + 6), f"{x:g}", fill=_INK)
     draw.text((_LEFT, height - 20), across, fill=_INK)
     draw.text((8, 6), up, fill=_INK)
     for number, title in enumerate(series):
@@ -68,6 +69,13 @@ def _axes(series: Mapping[str, Points], across: str, up: str):
         draw.line([(width - _RIGHT + 12, y), (width - _RIGHT + 28, y)], fill=colour, width=3)
         draw.text((width - _RIGHT + 34, y - 6), title, fill=_INK)
     return image, place
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two, about half a dozen."""
+    power = 10 ** math.floor(math.log10(high - low))
+    step = next(step for step in (power / 5, power / 2, power, 2 * power) if (high - low) / step < 8)
+    return [round(step * count, 9) for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

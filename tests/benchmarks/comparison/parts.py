@@ -137,6 +137,7 @@ def tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
         # What is tuned for two figures has its trials in common.
         Job(name, folder / f".{recipe.method}.lock", lambda recipe=recipe: experiment.tuning.tune(recipe))
         for name, recipe in plain.items()
+        if experiment.tuning.choice(recipe) is None  # or it would wait for another choice of the same method
     ]
 
 

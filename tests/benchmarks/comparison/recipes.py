@@ -147,6 +147,7 @@ VARIANTS = (
     _changed("inner steps", "5", inner_steps=5),
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("ridge", "1e-4", ridge=1e-4),
+    _changed("alpha and beta", "0.01 and 0.032", alpha=1e-2, beta=3.2e-2),
     _changed("layers", "cross", layers="cross"),
     _changed("layers", "all", layers="all"),
     _changed("hypergradient", "finite-difference, eq. 18", hypergradient="finite-difference"),
@@ -157,6 +158,7 @@ VARIANTS = (
 DEFAULTS = (
     _changed("default", "-"),
     _changed("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
+    _changed("alpha and beta", "0.002", alpha=2e-3, beta=2e-3),
     _changed("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
     _changed("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
     _changed("rank", "2", rank=2),
