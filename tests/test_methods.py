@@ -112,3 +112,16 @@ def test_a_frozen_basis_is_the_same_after_one_step_and_after_many(denoiser, bank
             short = concept
     assert all(torch.equal(short[layer].B, concept[layer].B) for layer in concept)
     assert any(not torch.equal(short[layer].A, concept[layer].A) for layer in concept)
+
+
+def test_the_ridge_term_is_the_method_s_own_where_none_is_given(denoiser, bank):
+    """With A at zero and B orthonormal the term is eps/2 times the rank, in every layer."""
+    data = random_concept(1)
+
+    def first_loss(name, **settings):
+        config = TrainingConfig(steps=1, rank=2, layers="all", train_on="bare", **settings)
+        return train_concept(denoiser, data, bank, ConceptSpec(name, name, "thing"), config).metrics["first_loss"]
+
+    assert first_loss("a") == first_loss("b", ridge=0)
+    term = first_loss("c", method="lora") - first_loss("d", method="lora", ridge=0)
+    assert term == pytest.approx(1e-4 / 2 * 2 * len(find_layers(denoiser.unet)), rel=0.02)

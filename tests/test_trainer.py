@@ -318,19 +318,6 @@ def test_class_images_add_their_own_weighted_loss(denoiser, bank):
     assert half.metrics["first_loss"] == pytest.approx(alone.metrics["first_loss"] + prior / 2, rel=1e-4)
 
 
-def test_the_ridge_term_is_the_method_s_own_where_none_is_given(denoiser, bank):
-    """With A at zero and B orthonormal the term is eps/2 times the rank, in every layer."""
-
-    data = random_concept(1)
-
-    def first_loss(name, **settings):
-        return learn(denoiser, bank, name, data, steps=1, train_on="bare", **settings).metrics["first_loss"]
-
-    assert first_loss("a") == first_loss("b", ridge=0)
-    term = first_loss("c", method="lora", rank=2) - first_loss("d", method="lora", rank=2, ridge=0)
-    assert term == pytest.approx(1e-4 / 2 * 2 * len(find_layers(denoiser.unet)), rel=0.02)
-
-
 def test_a_loss_that_is_not_finite_stops_the_training(denoiser, bank):
     with pytest.raises(TrainingDiverged, match="step sizes"):
         learn(denoiser, bank, "a", steps=20, optimizer="gradient", alpha=1e30, beta=1e30, clip=0)
