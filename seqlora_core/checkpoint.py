@@ -33,6 +33,10 @@ class Checkpoint:
     passes: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, without it."""
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
     def save(self, path: Path) -> None:
         """Write it in place of the previous one."""
         record = {

@@ -42,6 +42,7 @@ class TrainingConfig:
     # None is what the method does
     ridge: float | None = None  # eps of the term eps/2 (|A|^2 + |B|^2)
     crosstalk: float | None = None  # weight of what each prompt to keep would notice
+    average: float | None = None  # share of the steps, the last, over which the factors are averaged
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
     init: str = "auto"  # "auto" is what the method does
     layers: str = "cross-kv"
@@ -73,6 +74,8 @@ class TrainingConfig:
         for name in ("ridge", "crosstalk"):
             if getattr(self, name) is not None:
                 _at_least(self, name, 0)
+        if self.average is not None and not 0 <= self.average <= 1:
+            raise UserError(f"average must be a share between 0 and 1, not {self.average}.")
         for name in ("alpha", "beta"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}.")

@@ -85,6 +85,12 @@ class TrainingPlan:
         """Weight of the ridge term of this training."""
         return self.method.ridge if self.config.ridge is None else self.config.ridge
 
+    @property
+    def first_averaged(self) -> int:
+        """The first step, from 0, that the mean of the factors counts; the number of steps where none is taken."""
+        share = self.method.average if self.config.average is None else self.config.average
+        return self.config.steps - round(share * self.config.steps)
+
     def start_basis(
         self, layer: str, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None
     ) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from . import subspace
 from .activations import capture_inputs
+from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
@@ -160,6 +162,7 @@ class _Run:
         A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
+        self.average = TailAverage(self.plan.first_averaged)
         self.adapters: dict[str, Adapter] = {}
         term = kept.crosstalk(self.plan.crosstalk) if kept and self.plan.crosstalk else None
         self.objective = DenoisingObjective(
@@ -170,8 +173,8 @@ class _Run:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
             self.objective.passes = saved.passes
             for prefix, optimizer in (("lower.", self.lower), ("upper.", self.upper)):
-                state = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
-                optimizer.load_state_tensors(state)
+                optimizer.load_state_tensors(saved.part(prefix))
+            self.average.load_state_tensors(saved.part("average."), device)
 
     def _start_bases(self, kept: KeptInputs | None) -> list[Tensor]:
         covariances: dict[str, Tensor] = {}
@@ -225,6 +228,7 @@ class _Run:
             self._stop_if_cancelled()
             self.between_steps = False
             self.losses.append(self._one_step())
+            self.average.add(self.step, [*self.lower.parameters, *self.upper.parameters])
             self.step += 1
             self.between_steps = True
             now = time.monotonic()
@@ -236,8 +240,7 @@ class _Run:
             self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
             if self.options.preview_every and self.step % self.options.preview_every == 0:
                 self._put_on(self.parts)
-                factors = (self.lower.parameters, self.upper.parameters)
-                self.monitor.previewed(preview_latents(self.objective, factors, self.data, self.config.seed))
+                self.monitor.previewed(preview_latents(self.objective, self._factors(), self.data, self.config.seed))
 
     def _one_step(self) -> float:
         if self.plan.varies:
@@ -264,13 +267,20 @@ class _Run:
         tensors |= {f"B.{name}": b for name, b in zip(self.layers, self.upper.parameters, strict=True)}
         tensors |= {f"lower.{key}": value for key, value in self.lower.state_tensors().items()}
         tensors |= {f"upper.{key}": value for key, value in self.upper.state_tensors().items()}
+        tensors |= {f"average.{key}": value for key, value in self.average.state_tensors().items()}
         return Checkpoint(
             self.step, self.config, self.identity, self.losses, self.seconds, self.objective.passes, tensors
         )
 
+    def _factors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """A and B as the concept has them if the training ends here."""
+        kept = self.average.of([*self.lower.parameters, *self.upper.parameters])
+        A, B = kept[: len(self.layers)], kept[len(self.layers) :]
+        return A, [subspace.project(b, q) for b, q in zip(B, self.Q, strict=True)]
+
     def _result(self) -> NewConcept:
         tail = self.losses[-max(len(self.losses) // _FINAL_SHARE, 1) :]
-        factors = zip(self.lower.parameters, self.upper.parameters, strict=True)
+        factors = zip(*self._factors(), strict=True)
         return NewConcept(
             name=self.plan.spec.name,
             token=self.plan.spec.token,

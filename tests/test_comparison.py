@@ -106,15 +106,22 @@ def test_the_overview_has_one_number_of_concepts_in_full_and_the_finals_of_the_o
     assert table.columns[-1] == "final of 2"
 
 
-def test_rivals_without_the_ridge_term_stand_below_the_same_run_with_it():
+def test_rivals_with_a_setting_of_ours_stand_below_the_same_run_without_it():
     main = [result(name, [0.9] * 2, [0.8, 0.6], seed) for name in ("InfLoRA", "SeqLoRA") for seed in (0, 1)]
     main.append(result("LoRACLR", [0.9] * 2, [0.4, 0.2]))
-    rows = tables.ridge([result(name, [0.9] * 2, [0.3, 0.1]) for name in ("LoRACLR", "InfLoRA")], main).rows
+    changed = [
+        {**result(name, [0.9] * 2, scores), "change": change}
+        for name in ("LoRACLR", "InfLoRA")
+        for change, scores in (("averaged", [0.5, 0.3]), ("without a ridge term", [0.3, 0.1]))
+    ]
+    rows = tables.rivals(changed, main).rows
     assert [(row[0], row[1], row[2].value) for row in rows] == [
-        ("InfLoRA", "with", pytest.approx(0.7)),
-        ("InfLoRA", "without", pytest.approx(0.2)),
-        ("LoRACLR", "with", pytest.approx(0.3)),
-        ("LoRACLR", "without", pytest.approx(0.2)),
+        ("InfLoRA", "-", pytest.approx(0.7)),
+        ("InfLoRA", "without a ridge term", pytest.approx(0.2)),
+        ("InfLoRA", "averaged", pytest.approx(0.4)),
+        ("LoRACLR", "-", pytest.approx(0.3)),
+        ("LoRACLR", "without a ridge term", pytest.approx(0.2)),
+        ("LoRACLR", "averaged", pytest.approx(0.4)),
     ]
 
 

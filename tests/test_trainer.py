@@ -151,7 +151,9 @@ def test_the_same_seed_gives_the_same_tensors_and_another_does_not(denoiser, ban
     assert not equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "gradient"}, {"method": "lora"}, {"method": "inflora"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"optimizer": "gradient"}, {"average": 1.0}, {"method": "lora"}, {"method": "inflora"}]
+)
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
 def test_a_stopped_training_resumes_to_exactly_the_uninterrupted_tensors(denoiser, bank, settings, error):
     data = random_concept(4)

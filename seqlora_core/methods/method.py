@@ -28,6 +28,7 @@ class Method:
         init: what `init="auto"` means for a learned basis.
         crosstalk: the weight that `crosstalk=None` means (see `crosstalk`).
         ridge: the weight that `ridge=None` means.
+        average: the share of steps that `average=None` means (see `averaging`).
         reads_inputs: whether `start` needs the covariance of the layer's inputs whatever `init` says.
     """
 
@@ -39,6 +40,7 @@ class Method:
     init: str = "random"
     crosstalk: float = 0.0
     ridge: float = 1e-4
+    average: float = 0.0
     reads_inputs: bool = False
 
 

@@ -21,4 +21,5 @@ SEQLORA = Method(
     init="contrastive",
     crosstalk=0.04,
     ridge=0.0,
+    average=0.5,
 )

@@ -18,6 +18,7 @@ from .forecast import forecast
 from .measure import measure
 from .recipes import (
     ALTERNATING,
+    CHANGED_RIVALS,
     DEFAULTS,
     OURS,
     PLAIN_BASE,
@@ -26,7 +27,6 @@ from .recipes import (
     SEQLORA,
     SYSTEMS,
     VARIANTS,
-    WITHOUT_RIDGE,
     Recipe,
     System,
     Variant,
@@ -227,10 +227,18 @@ def order_jobs(experiment: Experiment) -> list[Job]:
     return jobs
 
 
-def ridge_jobs(experiment: Experiment) -> list[Job]:
-    """The rivals without a ridge term."""
-    systems = [experiment.tuning.tuned(system) for system in WITHOUT_RIDGE]
-    return _jobs_at_middle(experiment, "ridge", measure, systems)
+def rival_jobs(experiment: Experiment) -> list[Job]:
+    """The rivals with single settings of SeqLoRA."""
+
+    def make(change: str, system: System, run: Run) -> dict:
+        return {"change": change, **measure(system, run, MIDDLE)}
+
+    jobs = []
+    for change, systems in CHANGED_RIVALS.items():
+        for system in map(experiment.tuning.tuned, systems):
+            run = experiment.run(system.recipe, SEED_OF_ALL)
+            jobs.append(experiment.job("rivals", f"{change} {system.name}", run.folder, make, change, system, run))
+    return jobs
 
 
 def saturation_jobs(experiment: Experiment) -> list[Job]:
@@ -291,7 +299,7 @@ PARTS = {
     "defaults": Part(default_jobs, []),
     "subsets": Part(subset_jobs),
     "order": Part(order_jobs, [SEQLORA, ALTERNATING]),
-    "ridge": Part(ridge_jobs),
+    "rivals": Part(rival_jobs),
     "saturation": Part(saturation_jobs, [SATURATED]),
     "forecast": Part(forecast_jobs),
     "optimizer": Part(optimizer_jobs, [variant.recipe for variant in BY_GRADIENT]),

@@ -109,12 +109,20 @@ COMPARED = [system.name for system in SYSTEMS if system.recipe.method != "seqlor
 PLAIN_BASE, SINGLE_LORA = "the base itself, class word alone", "one LoRA a concept, each alone"
 
 
-# Rivals that have a ridge term where SeqLoRA has none, without it.
-WITHOUT_RIDGE = [
-    replace(system, recipe=replace(system.recipe, settings={**system.recipe.settings, "ridge": 0.0}))
-    for system in SYSTEMS
-    if system.recipe in (ALTERNATING, INFLORA, _SINGLE_LORA)
-]
+def _rivals_with(**settings) -> list[System]:
+    return [
+        replace(system, recipe=replace(system.recipe, settings={**system.recipe.settings, **settings}))
+        for system in SYSTEMS
+        if system.recipe in (ALTERNATING, INFLORA, _SINGLE_LORA)
+    ]
+
+
+_METHOD = METHODS["seqlora"]
+# What SeqLoRA has of its own and any method could have: the rivals with it.
+CHANGED_RIVALS = {
+    "without a ridge term": _rivals_with(ridge=_METHOD.ridge),
+    "averaged": _rivals_with(average=_METHOD.average),
+}
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,8 @@ def _changed(factor: str, value: str, **settings) -> Variant:
     return Variant(factor, value, Recipe("seqlora", settings))
 
 
-_METHOD = METHODS["seqlora"]
-_OURS = {"crosstalk": _METHOD.crosstalk, "ridge": _METHOD.ridge, "train_on": _METHOD.base}  # around another iteration
+# Around another iteration.
+_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average")} | {"train_on": _METHOD.base}
 VARIANTS = (
     Variant("default", "-", SEQLORA),
     Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
@@ -147,6 +155,9 @@ VARIANTS = (
     _changed("inner steps", "5", inner_steps=5),
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("ridge", "1e-4", ridge=1e-4),
+    _changed("average", "0", average=0.0),
+    _changed("average", "0.25", average=0.25),
+    _changed("average", "0.75", average=0.75),
     _changed("alpha and beta", "0.01 and 0.032", alpha=1e-2, beta=3.2e-2),
     _changed("layers", "cross", layers="cross"),
     _changed("layers", "all", layers="all"),

@@ -53,8 +53,8 @@ def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -
         made += [likeness(pairs, nearest_prompts(experiment.base, experiment.concepts))] if pairs else []
     if results["order"]:
         made.append(tables.orders(results["order"], results["main"]))
-    if results["ridge"]:
-        made.append(tables.ridge(results["ridge"], results["main"]))
+    if results["rivals"]:
+        made.append(tables.rivals(results["rivals"], results["main"]))
     others = {"ablation": tables.ablation, "defaults": tables.defaults, "subsets": tables.subsets}
     others |= {"saturation": tables.saturation, "forecast": tables.forecasts}
     made += [table(results[part]) for part, table in others.items() if results[part]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from .recipes import COMPARED, DEFAULTS, OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
+from .recipes import CHANGED_RIVALS, COMPARED, DEFAULTS, OURS, PLAIN_BASE, RIVAL, SINGLE_LORA, SYSTEMS, VARIANTS
 from .subsets import KINDS
 from .summary import MEASURES, Mean, Summary, Table, correlation, summarize
 
@@ -172,15 +172,18 @@ def orders(results: Sequence[dict], main: Sequence[dict]) -> Table:
     return Table("order", "Order of the concepts", columns, sorted(rows, key=lambda row: (row[0], row[1])))
 
 
-def ridge(results: Sequence[dict], main: Sequence[dict]) -> Table:
-    """The rivals with their ridge term, as in the main table, and without."""
+def rivals(results: Sequence[dict], main: Sequence[dict]) -> Table:
+    """The rivals as in the main table, and with single settings of ours."""
+    changes = dict.fromkeys(change for change in CHANGED_RIVALS for result in results if result["change"] == change)
+    found = {"-": _comparable(main, results)}
+    found |= {change: [result for result in results if result["change"] == change] for change in changes}
     rows = []
-    for word, found in (("with", _comparable(main, results)), ("without", results)):
-        for summary in summarize(found):
-            rows.append([summary.system, word, *(summary.mean(measure) for measure in _SHOWN)])
+    for change, these in found.items():
+        for summary in summarize(these):
+            rows.append([summary.system, change, *(summary.mean(measure) for measure in _SHOWN)])
     rows.sort(key=lambda row: _ORDER.index(row[0]))
-    columns = ["system", "ridge term", "final", "right after training", "alone", "forgetting"]
-    return Table("ridge", "The rivals without a ridge term", columns, rows)
+    columns = ["system", "changed", "final", "right after training", "alone", "forgetting"]
+    return Table("rivals", f"The rivals with settings of {OURS}", columns, rows)
 
 
 def _comparable(main: Sequence[dict], results: Sequence[dict]) -> list[dict]:
