@@ -189,6 +189,24 @@ def test_step_sizes_are_found_by_a_walk_that_tries_nothing_twice():
     assert frozen["alpha"] == frozen["beta"] == 0.032
 
 
+def test_pairs_that_a_walk_cannot_tell_apart_are_tried_again_and_others_are_not():
+    pairs = [(0.01, 0.01, 0.50), (0.032, 0.01, 0.51), (0.032, 0.032, 0.40)]
+    walk = {"alpha": 0.032, "beta": 0.01, "score": 0.51}
+    walk["trials"] = [{"alpha": alpha, "beta": beta, "score": score} for alpha, beta, score in pairs]
+    tried = []
+
+    def trial(alpha: float, beta: float) -> float:
+        tried.append((alpha, beta))
+        return 1 - alpha
+
+    decided = tuning.decide(walk, trial)
+    assert (decided["alpha"], decided["beta"], tried) == (0.01, 0.01, [(0.01, 0.01), (0.032, 0.01)])
+    rows = [row[1:] for row in tables.tuning([{"method": "seqlora", **decided}]).rows]
+    assert rows == [[0.01, 0.01, 0.5, 0.99, "chosen"], [0.032, 0.01, 0.51, 0.968, ""], [0.032, 0.032, 0.4, "", ""]]
+    walk["trials"] = walk["trials"][1:]
+    assert tuning.decide(walk, trial) == walk and len(tried) == 2
+
+
 def test_a_walk_ends_at_the_border_of_the_grid():
     assert tuning.choose(SEQLORA, lambda alpha, beta: alpha + beta)["alpha"] == tuning.size(tuning.RANGE["adam"][1])
 

@@ -36,6 +36,7 @@ from .subsets import measure_subsets
 from .tuning import CONCEPTS, SEED, START, Tuning
 from .work import Job
 
+OF_TABLE = 32  # step sizes are chosen on those beyond; the row of 48 has them all
 MIDDLE = 16  # concepts of everything but the main table
 SEED_OF_ALL = 0  # the others are for the main table at 16 alone
 ORDERS = (1, 2)
@@ -72,7 +73,7 @@ class Experiment:
     def __init__(self, base: Base, out: Path, scope: Scope, monitor: Monitor) -> None:
         self.base, self.out, self.scope, self.monitor = base, out, scope, monitor
         self.concepts = mini_concepts()
-        self.tuning = Tuning(out / "tuning", self._trial, scope.tuning_concepts)
+        self.tuning = Tuning(out / "tuning", self._trial, self._deciding, scope.tuning_concepts)
         self._check_same_experiment()
 
     @property
@@ -121,6 +122,10 @@ class Experiment:
 
     def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
         return self._open(recipe, SEED, self.tuned_on, alpha, beta)
+
+    def _deciding(self, recipe: Recipe, alpha: float, beta: float, seed: int) -> Run:
+        concepts = self.concepts[OF_TABLE:][: 2 * self.scope.tuning_concepts]
+        return self._open(recipe, seed, concepts, alpha, beta)
 
     def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
         return self.open(recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers), concepts)

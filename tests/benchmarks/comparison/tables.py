@@ -235,12 +235,15 @@ def forecasts(results: Sequence[dict]) -> Table:
 
 def tuning(choices: Sequence[dict]) -> Table:
     """Every trial of the choice of step sizes."""
-    rows = [
-        [choice["method"], trial["alpha"], trial["beta"], trial["score"], "chosen" if _chosen(choice, trial) else ""]
-        for choice in choices
-        for trial in choice["trials"]
-    ]
-    return Table("tuning", "Step sizes tried", ["method", "alpha", "beta", "identity", ""], rows)
+    rows = []
+    for choice in choices:
+        finals = {(final["alpha"], final["beta"]): final["score"] for final in choice.get("finals", ())}
+        for trial in choice["trials"]:
+            pair = trial["alpha"], trial["beta"]
+            mark = "chosen" if _chosen(choice, trial) else ""
+            rows.append([choice["method"], *pair, trial["score"], finals.get(pair, ""), mark])
+    columns = ["method", "alpha", "beta", "identity", "of twice as many, two seeds", ""]
+    return Table("tuning", "Step sizes tried", columns, rows)
 
 
 def _chosen(choice: dict, trial: dict) -> bool:
