@@ -156,8 +156,6 @@ VARIANTS = (
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("ridge", "1e-4", ridge=1e-4),
     _changed("average", "0", average=0.0),
-    _changed("average", "0.25", average=0.25),
-    _changed("average", "0.75", average=0.75),
     _changed("alpha and beta", "0.01 and 0.032", alpha=1e-2, beta=3.2e-2),
     _changed("layers", "cross", layers="cross"),
     _changed("layers", "all", layers="all"),
@@ -178,4 +176,5 @@ DEFAULTS = (
     _changed("steps", "800", steps=800),
     _changed("batch size", "4", batch_size=4),
     _changed("clip", "0", clip=0.0),
+    _changed("average", "0", average=0.0),
 )
