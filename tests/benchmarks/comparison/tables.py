@@ -156,8 +156,9 @@ def defaults(results: Sequence[dict]) -> Table:
         if result := found.get((variant.factor, variant.value)):
             summary = summarize([result])[0]
             means = [summary.mean(measure) for measure in _SHOWN]
-            rows.append([variant.factor, variant.value, *means, summary.costs["passes"]])
-    columns = ["setting", "value", "final", "right after training", "alone", "forgetting", "passes"]
+            sizes = [result["config"][name] for name in ("alpha", "beta")]
+            rows.append([variant.factor, variant.value, *means, *sizes, summary.costs["passes"]])
+    columns = ["setting", "value", "final", "right after training", "alone", "forgetting", "alpha", "beta", "passes"]
     return Table("defaults", "The numbers of `train`, on the concepts that step sizes are chosen on", columns, rows)
 
 
