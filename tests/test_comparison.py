@@ -112,16 +112,16 @@ def test_rivals_with_a_setting_of_ours_stand_below_the_same_run_without_it():
     changed = [
         {**result(name, [0.9] * 2, scores), "change": change}
         for name in ("LoRACLR", "InfLoRA")
-        for change, scores in (("averaged", [0.5, 0.3]), ("without a ridge term", [0.3, 0.1]))
+        for change, scores in (("mean over the last steps", [0.5, 0.3]), ("without a ridge term", [0.3, 0.1]))
     ]
     rows = tables.rivals(changed, main).rows
     assert [(row[0], row[1], row[2].value) for row in rows] == [
         ("InfLoRA", "-", pytest.approx(0.7)),
         ("InfLoRA", "without a ridge term", pytest.approx(0.2)),
-        ("InfLoRA", "averaged", pytest.approx(0.4)),
+        ("InfLoRA", "mean over the last steps", pytest.approx(0.4)),
         ("LoRACLR", "-", pytest.approx(0.3)),
         ("LoRACLR", "without a ridge term", pytest.approx(0.2)),
-        ("LoRACLR", "averaged", pytest.approx(0.4)),
+        ("LoRACLR", "mean over the last steps", pytest.approx(0.4)),
     ]
 
 

@@ -121,7 +121,7 @@ _METHOD = METHODS["seqlora"]
 # What SeqLoRA has of its own and any method could have: the rivals with it.
 CHANGED_RIVALS = {
     "without a ridge term": _rivals_with(ridge=_METHOD.ridge),
-    "averaged": _rivals_with(average=_METHOD.average),
+    "mean over the last steps": _rivals_with(average=_METHOD.average),
 }
 
 
