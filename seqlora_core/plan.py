@@ -78,18 +78,22 @@ class TrainingPlan:
     @property
     def crosstalk(self) -> float:
         """Weight of the crosstalk term of this training."""
-        return self.method.crosstalk if self.config.crosstalk is None else self.config.crosstalk
+        return self._own("crosstalk")
 
     @property
     def ridge(self) -> float:
         """Weight of the ridge term of this training."""
-        return self.method.ridge if self.config.ridge is None else self.config.ridge
+        return self._own("ridge")
 
     @property
     def first_averaged(self) -> int:
         """The first step, from 0, that the mean of the factors counts; the number of steps where none is taken."""
-        share = self.method.average if self.config.average is None else self.config.average
-        return self.config.steps - round(share * self.config.steps)
+        return self.config.steps - round(self._own("average") * self.config.steps)
+
+    def _own(self, name: str) -> float:
+        """A setting, or what the method does where it is None."""
+        value = getattr(self.config, name)
+        return getattr(self.method, name) if value is None else value
 
     def start_basis(
         self, layer: str, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None

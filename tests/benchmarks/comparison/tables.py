@@ -175,9 +175,8 @@ def orders(results: Sequence[dict], main: Sequence[dict]) -> Table:
 
 def rivals(results: Sequence[dict], main: Sequence[dict]) -> Table:
     """The rivals as in the main table, and with single settings of ours."""
-    changes = dict.fromkeys(change for change in CHANGED_RIVALS for result in results if result["change"] == change)
     found = {"-": _comparable(main, results)}
-    found |= {change: [result for result in results if result["change"] == change] for change in changes}
+    found |= {change: [result for result in results if result["change"] == change] for change in CHANGED_RIVALS}
     rows = []
     for change, these in found.items():
         for summary in summarize(these):
