@@ -192,7 +192,10 @@ class _Run:
     def _watch_kept(self) -> KeptInputs | None:
         """What the model reads for other prompts, where this concept is to keep out of it."""
         prompts = self.data.keep
-        if prompts is None or not (self.plan.crosstalk or self.plan.init == "contrastive"):
+        if not (self.plan.crosstalk or self.plan.init == "contrastive"):
+            return None
+        if prompts is None:
+            self.monitor.message("Without prompts to keep (see prompts_to_keep) other concepts are less protected.")
             return None
         self.monitor.message("Drawing earlier concepts and the empty prompt once, to keep out of their way.")
         return watch_kept(

@@ -111,3 +111,16 @@ def test_a_stop_while_earlier_concepts_are_drawn_comes_at_once_and_is_said(denoi
     with pytest.raises(Cancelled):
         learn(denoiser, bank, "second", with_prompts(2), monitor)
     assert any("earlier concepts" in message for message in monitor.messages)
+
+
+def test_who_gives_no_prompts_to_keep_is_told(denoiser, bank):
+    told = {}
+    for name, data, settings in (
+        ("without", random_concept(3), {}),
+        ("with", with_prompts(2), {}),
+        ("needless", random_concept(3), {"method": "alternating"}),
+    ):
+        monitor = StopAfter(99)
+        learn(denoiser, bank, name, data, monitor, steps=1, **settings)
+        told[name] = any("prompts to keep" in message for message in monitor.messages)
+    assert told == {"without": True, "with": False, "needless": False}
