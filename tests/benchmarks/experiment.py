@@ -29,7 +29,16 @@ from seqlora_core.errors import UserError  # noqa: E402
 from seqlora_core.monitor import Monitor  # noqa: E402
 from seqlora_core.terminal import quiet_libraries  # noqa: E402
 from tests.benchmarks.comparison.archive import restore, write_archive  # noqa: E402
-from tests.benchmarks.comparison.parts import PARTS, Experiment, Part, Scope, fusion_tuning_jobs, tuning_jobs  # noqa: E402
+from tests.benchmarks.comparison.parts import (  # noqa: E402
+    PARTS,
+    Experiment,
+    Part,
+    Scope,
+    choosing_jobs,
+    deciding_jobs,
+    fusion_tuning_jobs,
+    walk_jobs,
+)
 from tests.benchmarks.comparison.recipes import LAYERS, PASSES, SYSTEMS  # noqa: E402
 from tests.benchmarks.comparison.report import write_report  # noqa: E402
 from tests.benchmarks.comparison.tuning import CONCEPTS  # noqa: E402
@@ -73,7 +82,8 @@ def main() -> None:
 
 
 def _tune(experiment: Experiment, part: Part) -> None:
-    work_off(tuning_jobs(experiment, part.needed(experiment.scope.systems)))
+    for jobs in (walk_jobs, deciding_jobs, choosing_jobs):
+        work_off(jobs(experiment, part.needed(experiment.scope.systems)))
     if part.of_systems:
         work_off(fusion_tuning_jobs(experiment))
 

@@ -33,7 +33,7 @@ from .recipes import (
 )
 from .runs import Run, draw, read_json, write_json
 from .subsets import measure_subsets
-from .tuning import CONCEPTS, SEED, START, Tuning
+from .tuning import CONCEPTS, SEED, START, Tuning, final
 from .work import Job
 
 OF_TABLE = 32  # step sizes are chosen on those beyond; the row of 48 has them all
@@ -131,19 +131,41 @@ class Experiment:
         return self.open(recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers), concepts)
 
 
-def tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
-    """The choice of step sizes for all that differ in them."""
+def walk_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
+    """The walks of all methods whose step sizes are not chosen yet."""
+    return _tuning_jobs(experiment, recipes, experiment.tuning.walk)
+
+
+def deciding_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
+    """After the walks: what decides where they do not, a job for every run of it."""
+    return [
+        Job(f"{name} decided", run.folder / ".job.lock", lambda run=run: final(run))
+        for name, recipe in _untuned(experiment, recipes).items()
+        for run in experiment.tuning.deciding_runs(recipe)
+    ]
+
+
+def choosing_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
+    """After both: the choices."""
+    return _tuning_jobs(experiment, recipes, experiment.tuning.tune)
+
+
+def _tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe], do: Callable[[Recipe], object]) -> list[Job]:
+    folder = experiment.tuning.folder
+    return [
+        # What is tuned for two figures has its trials in common.
+        Job(name, folder / f".{recipe.method}.lock", lambda recipe=recipe: do(recipe))
+        for name, recipe in _untuned(experiment, recipes).items()
+    ]
+
+
+def _untuned(experiment: Experiment, recipes: Sequence[Recipe]) -> dict[str, Recipe]:
+    """What step sizes are still to be chosen for, by its name: all that differs in them, without the rest."""
     plain = {}
     for recipe in recipes:
         optimizer = {key: value for key, value in recipe.settings.items() if key == "optimizer"}
         plain[recipe.tuning] = Recipe(recipe.method, optimizer, recipe.tuned_for)
-    folder = experiment.tuning.folder
-    return [
-        # What is tuned for two figures has its trials in common.
-        Job(name, folder / f".{recipe.method}.lock", lambda recipe=recipe: experiment.tuning.tune(recipe))
-        for name, recipe in plain.items()
-        if experiment.tuning.choice(recipe) is None  # or it would wait for another choice of the same method
-    ]
+    return {name: recipe for name, recipe in plain.items() if experiment.tuning.choice(recipe) is None}
 
 
 def fusion_tuning_jobs(experiment: Experiment) -> list[Job]:

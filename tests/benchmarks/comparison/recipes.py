@@ -86,13 +86,13 @@ class System:
 SEQLORA = Recipe("seqlora")
 ALTERNATING = Recipe("alternating")
 INFLORA = Recipe("inflora")
-_ON_SUBSETS = Recipe("seqlora", {"train_on": "subsets"})
+_ON_ALL = Recipe("seqlora", {"train_on": "accumulated"})
 _SINGLE_LORA = Recipe("lora", tuned_for="single")
 _INDEPENDENT = Recipe("orthogonal", {"draw": "independent"})
 
 SYSTEMS = (
     System("SeqLoRA", SEQLORA),
-    System("SeqLoRA, trained on subsets", _ON_SUBSETS, short="on subsets"),
+    System("SeqLoRA, always on all earlier concepts", _ON_ALL, short="on all"),
     System("Continual Alternating", ALTERNATING, short="alternate"),
     System("Orthogonal Adaptation, without replacement", Recipe("orthogonal"), short="OA, exact"),
     System("Orthogonal Adaptation, independent draws", _INDEPENDENT, short="OA, drawn"),
@@ -147,7 +147,7 @@ VARIANTS = (
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
-    Variant("trained on", "subsets", _ON_SUBSETS),
+    Variant("trained on", "all earlier concepts", _ON_ALL),
     _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.01", crosstalk=0.01),

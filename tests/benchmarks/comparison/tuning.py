@@ -57,10 +57,16 @@ def choose(recipe: Recipe, trial: Trial) -> dict:
     return {"alpha": size(alpha), "beta": size(beta), "score": scores[alpha, beta], "trials": trials}
 
 
+def near_pairs(chosen: dict) -> list[dict]:
+    """The trials of a walk that it cannot tell from its best; none where that stands alone."""
+    near = [pair for pair in chosen["trials"] if pair["score"] >= NEAR * chosen["score"]]
+    return near if len(near) > 1 else []
+
+
 def decide(chosen: dict, trial: Trial) -> dict:
     """The choice of a walk, or the pair near to it for which `trial`, a better figure than the walk's, is largest."""
-    near = [pair for pair in chosen["trials"] if pair["score"] >= NEAR * chosen["score"]]
-    if len(near) == 1:
+    near = near_pairs(chosen)
+    if not near:
         return chosen
     finals = [{**pair, "score": trial(pair["alpha"], pair["beta"])} for pair in near]
     best = max(finals, key=lambda pair: pair["score"])
@@ -76,6 +82,12 @@ def _climb(figure: Callable[[int], float], start: int, bounds: tuple[int, int]) 
         if figure(better) <= figure(best):
             return best
         best = better
+
+
+def final(run: Run) -> float:
+    """The mean identity of all concepts of a run, in the sum of all."""
+    learned = run.learn(len(run.concepts))
+    return fmean(after(run, learned, learned).values())
 
 
 class Tuning:
@@ -100,12 +112,21 @@ class Tuning:
         """What was chosen for a recipe's method, if it has been."""
         return read_json(self._path(recipe.tuning))
 
+    def walk(self, recipe: Recipe) -> dict:
+        """The walk of a method; what its trials made is kept, so that a second time costs little."""
+        return choose(recipe, lambda alpha, beta: self._score(recipe, alpha, beta))
+
+    def deciding_runs(self, recipe: Recipe) -> list[Run]:
+        """The runs that decide between pairs which the walk cannot tell apart."""
+        near = near_pairs(self.walk(recipe)) if recipe.tuned_for == "final" else []
+        return [run for pair in near for run in self._deciding_runs(recipe, pair["alpha"], pair["beta"])]
+
     def tune(self, recipe: Recipe) -> None:
         """Chooses, unless that was done."""
         if self.choice(recipe) is None:
-            chosen = choose(recipe, lambda alpha, beta: self._score(recipe, alpha, beta))
+            chosen = self.walk(recipe)
             if recipe.tuned_for == "final":
-                chosen = decide(chosen, lambda alpha, beta: self._deciding_score(recipe, alpha, beta))
+                chosen = decide(chosen, lambda *pair: fmean(map(final, self._deciding_runs(recipe, *pair))))
             write_json(self._path(recipe.tuning), {"method": recipe.tuning, **chosen})
             print(f"{recipe.tuning}: alpha {chosen['alpha']}, beta {chosen['beta']}", flush=True)
 
@@ -151,13 +172,8 @@ class Tuning:
             return fmean(alone(run, concept) for concept in learned)
         return fmean(after(run, learned, learned).values())
 
-    def _deciding_score(self, recipe: Recipe, alpha: float, beta: float) -> float:
-        scores = []
-        for seed in DECIDING_SEEDS:
-            run = self._open_deciding(recipe, alpha, beta, seed)
-            learned = run.learn(len(run.concepts))
-            scores.append(fmean(after(run, learned, learned).values()))
-        return fmean(scores)
+    def _deciding_runs(self, recipe: Recipe, alpha: float, beta: float) -> list[Run]:
+        return [self._open_deciding(recipe, alpha, beta, seed) for seed in DECIDING_SEEDS]
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
