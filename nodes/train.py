@@ -185,8 +185,8 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(TRAIN_ON),
             default=_DEFAULTS.train_on,
             optional=True,
-            tooltip="Earlier concepts in the model while training: all (accumulated, and auto for seqlora), all or a "
-            "random part (subsets: better alone, weaker among many), or none (bare).",
+            tooltip="Earlier concepts in the model while training: all or a random part (subsets, auto for seqlora), "
+            "all (accumulated: better where all are composed, weaker alone), or none (bare).",
         ),
     ]
 

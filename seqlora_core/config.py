@@ -46,7 +46,7 @@ class TrainingConfig:
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
     init: str = "auto"  # "auto" is what the method does
     layers: str = "cross-kv"
-    train_on: str = "auto"  # "auto" is what the method's paper does
+    train_on: str = "auto"  # "auto" is what the method does
     draw: str = "without-replacement"  # of the orthogonal method's columns; "independent" is its paper's
     prior_weight: float = 1.0
     resolution: int = 512

@@ -17,7 +17,7 @@ SEQLORA = Method(
     start_in_complement,
     _iterate,
     constrained=True,
-    base="accumulated",
+    base="subsets",
     init="contrastive",
     crosstalk=0.04,
     ridge=0.0,
