@@ -12,8 +12,6 @@ from torch import Tensor
 # A direction counts as new when this much of it is left after projection; below it is rounding of float32 files.
 RANK_TOLERANCE = 1e-4
 CONTRAST_FLOOR = 0.1
-START_SHARE = 0.025  # of the energy of the inputs, that a column reads at its start
-LONGEST_START = 10.0
 _BLOCK = 64
 
 
@@ -97,15 +95,11 @@ def spectral_basis(Q: Tensor, rank: int, covariance: Tensor) -> Tensor:
 
 
 def contrastive_basis(Q: Tensor, rank: int, covariance: Tensor, kept: Tensor) -> Tensor:
-    """Where the new concept's inputs have most energy beside that of others: [n, r], outside span(Q).
+    """Where the new concept's inputs have most energy beside that of others: [n, r], orthonormal, outside span(Q).
 
     (ours) The top-r solutions v of `P Sigma P v = lambda (P K P + floor I) v`, Sigma the new concept's covariance and
     K that of the inputs to keep, both [n, n].  The floor, a share of K's mean eigenvalue, keeps directions that nobody
-    reads from winning; without any K they are those of `spectral_basis`.
-
-    The columns are orthogonal and of one length, at which they read `START_SHARE` of tr Sigma each, on average; at most
-    `LONGEST_START`.  The more alike earlier concepts are, the less energy is left outside span(Q), and with it a step
-    of A moves what the layer gives; the length makes up for that.
+    reads from winning; without any K this is `spectral_basis`.
     """
     free = torch.linalg.svd(Q, full_matrices=True).U[:, Q.shape[1] :] if Q.shape[1] else torch.eye(len(Q)).double()
     own, others = (free.mT @ S.double().cpu() @ free for S in (covariance, kept))
@@ -115,11 +109,7 @@ def contrastive_basis(Q: Tensor, rank: int, covariance: Tensor, kept: Tensor) ->
     whitened = torch.linalg.solve_triangular(half, own, upper=False)
     whitened = torch.linalg.solve_triangular(half, whitened.mT, upper=False)  # half^-1 own half^-T, symmetric
     top = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)[:, :rank]
-    basis = _orthonormal_outside(free @ torch.linalg.solve_triangular(half.mT, top, upper=True), Q)
-    sigma = covariance.double().cpu()
-    read = (basis.mT @ sigma @ basis).trace().clamp_min(0) / rank
-    length = (START_SHARE * sigma.trace() / read).sqrt().nan_to_num(1.0, posinf=LONGEST_START)
-    return basis * length.clamp(max=LONGEST_START)
+    return _orthonormal_outside(free @ torch.linalg.solve_triangular(half.mT, top, upper=True), Q)
 
 
 def shared_columns(Q: Tensor, rank: int, generator: torch.Generator, without_replacement: bool) -> Tensor:

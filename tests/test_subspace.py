@@ -50,7 +50,7 @@ def test_projection_is_idempotent_and_leaves_nothing_in_the_occupied_span(space,
     st.integers(0, 99),
     st.sampled_from(["random", "spectral", "contrastive", "columns"]),
 )
-def test_every_start_is_orthogonal_of_one_length_and_free(space, rank, seed, kind):
+def test_every_start_is_orthonormal_and_free(space, rank, seed, kind):
     _, Q = space
     if kind == "random":
         B = subspace.random_basis(Q, rank, generator(seed))
@@ -62,9 +62,8 @@ def test_every_start_is_orthogonal_of_one_length_and_free(space, rank, seed, kin
             B = subspace.contrastive_basis(Q, rank, sigma, kept)
     else:
         B = subspace.shared_columns(Q, rank, generator(seed), without_replacement=True)
-    square = float(B[:, 0] @ B[:, 0]) if kind == "contrastive" else 1.0
-    assert torch.allclose(B.mT @ B, square * torch.eye(rank, dtype=B.dtype), rtol=1e-9, atol=1e-9 * square)
-    assert Q.shape[1] == 0 or float((Q.mT @ B).abs().max()) < 1e-12 * square**0.5
+    assert torch.allclose(B.mT @ B, torch.eye(rank, dtype=B.dtype), atol=1e-9)
+    assert Q.shape[1] == 0 or float((Q.mT @ B).abs().max()) < 1e-12
 
 
 def test_a_basis_that_lost_rank_takes_up_no_more_room_than_it_spans():
@@ -93,29 +92,14 @@ def test_contrastive_start_finds_what_only_the_new_concept_reads():
     kept = 100 * torch.outer(common, common) + torch.outer(foreign, foreign)
     Q = subspace.empty(WIDTH)
     assert abs(float(common @ subspace.spectral_basis(Q, 1, sigma))) > 0.99
-    start = subspace.contrastive_basis(Q, 1, sigma, kept)
-    assert abs(float(own @ start / start.norm())) > 0.99
-
-
-def test_contrastive_start_reads_as_much_of_the_inputs_whatever_is_occupied():
-    """A step of A moves the outputs as far for the last of many look-alikes as for the first of them."""
-    x = torch.randn(50, WIDTH, generator=generator(6), dtype=torch.float64) * torch.logspace(0, -2, WIDTH)
-    sigma, none = x.mT @ x / 50, torch.zeros(WIDTH, WIDTH)
-    largest = torch.linalg.eigh(sigma).eigenvectors.flip(-1)
-    energy = []
-    for occupied in (0, 2, 4, WIDTH - 2):
-        B = subspace.contrastive_basis(largest[:, :occupied], 2, sigma, none)
-        energy.append(float((x @ B).square().sum(1).mean()))
-    assert energy[:3] == pytest.approx([energy[0]] * 3)
-    assert 0 < energy[3] < energy[0] / 2  # where all but nothing is left, noise is not blown up without end
+    assert abs(float(own @ subspace.contrastive_basis(Q, 1, sigma, kept))) > 0.99
 
 
 def test_contrastive_start_is_spectral_where_there_is_nothing_to_keep():
     x = torch.randn(50, WIDTH, generator=generator(4), dtype=torch.float64) * torch.linspace(0.1, 3, WIDTH)
     Q, nothing = subspace.occupied([torch.randn(WIDTH, 2, generator=generator(5))], WIDTH), torch.zeros(WIDTH, WIDTH)
     spectral, contrastive = (
-        B @ B.mT / B[:, 0].square().sum()
-        for B in (subspace.spectral_basis(Q, 3, x.mT @ x), subspace.contrastive_basis(Q, 3, x.mT @ x, nothing))
+        B @ B.mT for B in (subspace.spectral_basis(Q, 3, x.mT @ x), subspace.contrastive_basis(Q, 3, x.mT @ x, nothing))
     )
     assert torch.allclose(spectral, contrastive, atol=1e-8)
 
