@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seqlora_core.bank.names import slug
@@ -163,8 +163,7 @@ def _untuned(experiment: Experiment, recipes: Sequence[Recipe]) -> dict[str, Rec
     """What step sizes are still to be chosen for, by its name: all that differs in them, without the rest."""
     plain = {}
     for recipe in recipes:
-        optimizer = {key: value for key, value in recipe.settings.items() if key == "optimizer"}
-        plain[recipe.tuning] = Recipe(recipe.method, optimizer, recipe.tuned_for)
+        plain[recipe.tuning] = replace(recipe, settings=recipe.tuned_with)
     return {name: recipe for name, recipe in plain.items() if experiment.tuning.choice(recipe) is None}
 
 

@@ -30,11 +30,20 @@ class Recipe:
     tuned_for: str = "final"
 
     @property
+    def tuned_with(self) -> Mapping[str, object]:
+        """The settings that its step sizes were chosen with; recipes that differ in others alone share them.
+
+        Those of SeqLoRA on another model than it trains on by default are those for all earlier concepts.
+        """
+        chosen = {key: value for key, value in self.settings.items() if key == "optimizer"}
+        others = {"train_on": "accumulated"} if self.method == "seqlora" and "train_on" in self.settings else {}
+        return chosen | others
+
+    @property
     def tuning(self) -> str:
-        """Names the step sizes; recipes that differ in anything but the optimizer share their method's."""
-        optimizer = self.settings.get("optimizer", "adam")
-        name = self.method if optimizer == "adam" else f"{self.method}-{optimizer}"
-        return name if self.tuned_for == "final" else f"{name}-{self.tuned_for}"
+        """Names the step sizes."""
+        how = [] if self.tuned_for == "final" else [self.tuned_for]
+        return "-".join([self.method, *map(str, self.tuned_with.values()), *how])
 
     def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
         """The settings of a training that spends `passes` forward-backward passes, or the few less that fit."""
@@ -135,19 +144,20 @@ class Variant:
 
 
 def _changed(factor: str, value: str, **settings) -> Variant:
-    return Variant(factor, value, Recipe("seqlora", settings))
+    return Variant(factor, value, replace(_ON_ALL, settings={**_ON_ALL.settings, **settings}))
 
 
 # Around another iteration.
-_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average")} | {"train_on": _METHOD.base}
+_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average")} | _ON_ALL.settings
+# Around the model that the paper trains on.
 VARIANTS = (
-    Variant("default", "-", SEQLORA),
+    Variant("trained on", "all earlier concepts", _ON_ALL),
     Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
     _changed("crosstalk", "0", crosstalk=0.0),
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
-    Variant("trained on", "all earlier concepts", _ON_ALL),
+    Variant("trained on", "subsets", SEQLORA),
     _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.01", crosstalk=0.01),
@@ -168,18 +178,22 @@ VARIANTS = (
 AS_ON_SD15 = {name: float(f"{getattr(TrainingConfig(), name) * (768 / 128) ** 0.5:.1e}") for name in ("alpha", "beta")}
 
 
+def _with(factor: str, value: str, **settings) -> Variant:
+    return Variant(factor, value, Recipe("seqlora", settings))
+
+
 def _as_on_sd15(factor: str, value: str, **settings) -> Variant:
-    return _changed(factor, value, **AS_ON_SD15, **settings)
+    return _with(factor, value, **AS_ON_SD15, **settings)
 
 
 # What `train` does by default, with its step sizes and others; and its other numbers changed, at the step sizes that
 # stand for its own on Stable Diffusion.
 DEFAULTS = (
-    _changed("default", "-"),
-    _changed("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
+    _with("default", "-"),
+    _with("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
     _as_on_sd15("alpha and beta", "as on SD1.5"),
-    _changed("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
-    _changed("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
+    _with("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
+    _with("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
     _as_on_sd15("rank", "2", rank=2),
     _as_on_sd15("rank", "8", rank=8),
     _as_on_sd15("steps", "200", steps=200),

@@ -34,7 +34,7 @@ def write_report(experiment: Experiment, folder: Path) -> None:
     scope = experiment.scope
     head = (
         f"Concepts of the mini base; layers: {scope.layers}; {scope.passes} forward-backward passes a concept; step "
-        f"sizes chosen on {scope.tuning_concepts} other concepts.\n"
+        f"sizes chosen on {scope.tuning_concepts} concepts beyond the 32nd, twice as many where these do not decide.\n"
     )
     (folder / "report.md").write_text("\n".join([head, *(table.to_markdown() for table in made)]), "utf-8")
     for name, picture in _figures(experiment, results).items():
