@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from seqlora_core.bank.names import slug
@@ -161,10 +161,8 @@ def _tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe], do: Callable
 
 def _untuned(experiment: Experiment, recipes: Sequence[Recipe]) -> dict[str, Recipe]:
     """What step sizes are still to be chosen for, by its name: all that differs in them, without the rest."""
-    plain = {}
-    for recipe in recipes:
-        plain[recipe.tuning] = replace(recipe, settings=recipe.tuned_with)
-    return {name: recipe for name, recipe in plain.items() if experiment.tuning.choice(recipe) is None}
+    tuned = {recipe.tuning: recipe.tuned for recipe in recipes}
+    return {name: recipe for name, recipe in tuned.items() if experiment.tuning.choice(recipe) is None}
 
 
 def fusion_tuning_jobs(experiment: Experiment) -> list[Job]:

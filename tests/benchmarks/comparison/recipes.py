@@ -30,20 +30,20 @@ class Recipe:
     tuned_for: str = "final"
 
     @property
-    def tuned_with(self) -> Mapping[str, object]:
-        """The settings that its step sizes were chosen with; recipes that differ in others alone share them.
-
-        Those of SeqLoRA on another model than it trains on by default are those for all earlier concepts.
-        """
-        chosen = {key: value for key, value in self.settings.items() if key == "optimizer"}
-        others = {"train_on": "accumulated"} if self.method == "seqlora" and "train_on" in self.settings else {}
-        return chosen | others
+    def tuning(self) -> str:
+        """Names the step sizes; recipes that differ in anything but the optimizer share their method's."""
+        optimizer = self.settings.get("optimizer", "adam")
+        name = self.method if optimizer == "adam" else f"{self.method}-{optimizer}"
+        return name if self.tuned_for == "final" else f"{name}-{self.tuned_for}"
 
     @property
-    def tuning(self) -> str:
-        """Names the step sizes."""
-        how = [] if self.tuned_for == "final" else [self.tuned_for]
-        return "-".join([self.method, *map(str, self.tuned_with.values()), *how])
+    def tuned(self) -> "Recipe":
+        """The one that these step sizes are chosen with.
+
+        That of SeqLoRA is on the model that the paper trains on: on subsets, more of a trial is chance.
+        """
+        kept = {key: value for key, value in self.settings.items() if key == "optimizer"}
+        return replace(self, settings=kept | ({"train_on": "accumulated"} if self.method == "seqlora" else {}))
 
     def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
         """The settings of a training that spends `passes` forward-backward passes, or the few less that fit."""
