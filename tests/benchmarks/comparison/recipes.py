@@ -40,7 +40,7 @@ class Recipe:
     def tuned(self) -> "Recipe":
         """The one that these step sizes are chosen with.
 
-        That of SeqLoRA is on the model that the paper trains on: on subsets, more of a trial is chance.
+        That of SeqLoRA is on the model that the paper trains on, whatever it trains on itself.
         """
         kept = {key: value for key, value in self.settings.items() if key == "optimizer"}
         return replace(self, settings=kept | ({"train_on": "accumulated"} if self.method == "seqlora" else {}))
