@@ -207,6 +207,23 @@ def test_pairs_that_a_walk_cannot_tell_apart_are_tried_again_and_others_are_not(
     assert tuning.decide(walk, trial) == walk and len(tried) == 2
 
 
+def test_what_decides_between_near_pairs_is_work_for_several_processes(tmp_path, monkeypatch):
+    trials = [
+        {"alpha": size, "beta": 0.01, "score": score} for size, score in ((0.01, 0.50), (0.032, 0.51), (0.1, 0.4))
+    ]
+    monkeypatch.setattr(tuning.Tuning, "walk", lambda self, recipe: {"score": 0.51, "trials": trials})
+    choices = tuning.Tuning(tmp_path, open_run=None, open_deciding=lambda *which: which[1:], concepts=8)
+    expected = [(size, 0.01, seed) for size in (0.01, 0.032) for seed in tuning.DECIDING_SEEDS]
+    assert choices.deciding_runs(ALTERNATING) == expected
+    assert choices.deciding_runs(Recipe("lora", tuned_for="single")) == []
+
+
+def test_step_sizes_of_seqlora_are_chosen_once_and_on_the_model_of_the_paper():
+    ours = [recipe for recipe in RECIPES if recipe.method == "seqlora" and "optimizer" not in recipe.settings]
+    assert {recipe.tuning for recipe in ours} == {"seqlora"}
+    assert all(recipe.tuned == Recipe("seqlora", {"train_on": "accumulated"}) for recipe in ours)
+
+
 def test_a_walk_ends_at_the_border_of_the_grid():
     assert tuning.choose(SEQLORA, lambda alpha, beta: alpha + beta)["alpha"] == tuning.size(tuning.RANGE["adam"][1])
 
