@@ -163,14 +163,13 @@ class Tuning:
         return run.sheet(name, learned, lambda: put_together(run.base, system, run.parts(learned)))["scores"]
 
     def _score(self, recipe: Recipe, alpha: float, beta: float) -> float:
-        run, single = self._open_run(recipe, alpha, beta), recipe.tuned_for == "single"
+        run = self._open_run(recipe, alpha, beta)
         try:
-            learned = run.learn(min(ALONE, self._concepts) if single else self._concepts)
+            if recipe.tuned_for == "final":
+                return final(run)
+            return fmean(alone(run, concept) for concept in run.learn(min(ALONE, self._concepts)))
         except TrainingDiverged:
             return -1.0
-        if single:
-            return fmean(alone(run, concept) for concept in learned)
-        return fmean(after(run, learned, learned).values())
 
     def _deciding_runs(self, recipe: Recipe, alpha: float, beta: float) -> list[Run]:
         return [self._open_deciding(recipe, alpha, beta, seed) for seed in DECIDING_SEEDS]
