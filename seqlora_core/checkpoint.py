@@ -60,7 +60,8 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})[_METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                # Copies: a tensor in the file's memory map would keep Windows from replacing or deleting the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path} is not a readable checkpoint: delete it and train again.") from error
         config = TrainingConfig.from_dict(record.pop("config"))

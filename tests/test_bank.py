@@ -249,3 +249,19 @@ def test_an_atomic_write_that_fails_leaves_the_old_content_and_no_litter(tmp_pat
         storage.write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_names_without_latin_letters_share_neither_a_checkpoint_nor_a_token(empty_bank):
+    paths = {empty_bank.checkpoint_path(name) for name in ("猫", "犬", "My dog", "my-dog")}
+    assert len(paths) == 4
+    assert empty_bank.checkpoint_path(" my DOG ") == empty_bank.checkpoint_path("My dog")  # as for the bank
+    assert names.default_token("Café 2") == "skscafe2"
+    with pytest.raises(UserError, match="give one in Latin letters"):
+        names.default_token("猫")
+
+
+def test_whoever_may_read_the_folder_may_read_the_bank(empty_bank):
+    added = empty_bank.add(concept("a", 1))
+    (empty_bank.folder / "ordinary").touch()
+    usual = (empty_bank.folder / "ordinary").stat().st_mode
+    assert all((empty_bank.folder / file).stat().st_mode == usual for file in ("bank.json", added.file))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from seqlora_core.bank import Bank
 from seqlora_core.cli import main
 from seqlora_core.fusion import FUSIONS, WITHOUT_BASE
 from seqlora_core.layers import in_preset
@@ -204,7 +205,7 @@ def test_a_bank_of_another_base_is_refused_before_training(bank, pictures, tmp_p
 def test_ctrl_c_saves_a_checkpoint_and_a_killed_training_resumes(base_folder, pictures, tmp_path):
     bank = tmp_path / "bank"
     command = train_command(base_folder, bank, pictures, "dog", "--steps", "60", "--checkpoint-seconds", "0.5")
-    checkpoint = bank / "checkpoints" / "dog.safetensors"
+    checkpoint = Bank(bank, None).checkpoint_path("dog")
     # With several threads some processors round differently from run to run, interrupted or not.
     one_thread = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     program = [sys.executable, "-m", "seqlora_core"]

@@ -206,7 +206,8 @@ class Bank:
 
     def checkpoint_path(self, name: str) -> Path:
         """Where the unfinished training of a concept is kept, outside the manifest."""
-        return self.folder / "checkpoints" / f"{names.slug(name)}.safetensors"
+        own = storage.sha256(name.strip().casefold().encode())[:8]  # many names may have the same slug
+        return self.folder / "checkpoints" / f"{names.slug(name)}-{own}.safetensors"
 
     def add(self, new: NewConcept, replace: bool = False) -> Concept:
         """Append a concept; with `replace`, in place of the one of that name (its order becomes the last).

@@ -48,8 +48,7 @@ _EXAMPLES = {"token": "sksdog", "class word": "dog"}
 
 def slug(name: str, taken: Collection[str] = ()) -> str:
     """A file name for `name` that every file system holds: a-z, 0-9 and hyphens, none of `taken`, none reserved."""
-    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    base = re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:_MAX_SLUG].strip("-") or "concept"
+    base = "-".join(_words(name))[:_MAX_SLUG].strip("-") or "concept"
     if base in _RESERVED_ON_WINDOWS:
         base = f"{base}-concept"
     candidate, number = base, 2
@@ -59,5 +58,18 @@ def slug(name: str, taken: Collection[str] = ()) -> str:
 
 
 def default_token(name: str) -> str:
-    """A token that is hardly a word yet, made from the name: "My dog" -> "sksmydog"."""
-    return "sks" + slug(name).replace("-", "")
+    """A token that is hardly a word yet, made from the name: "My dog" -> "sksmydog".
+
+    Raises:
+        UserError: it is not a name, or has no Latin letter or digit, and all such names would have one token.
+    """
+    words = _words(check_name(name))
+    if not words:
+        raise UserError(f"No token can be made from the name {name!r}: give one in Latin letters, such as 'sksdog'.")
+    return f"sks{''.join(words)}"
+
+
+def _words(name: str) -> list[str]:
+    """The runs of a-z and 0-9, accents left off."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.findall(r"[a-z0-9]+", ascii_name)

@@ -166,7 +166,7 @@ def test_inspecting_exporting_renaming_and_removing(host, trained):
 
 def test_cancel_ends_soon_keeps_the_work_and_resumes(host, trained):
     prompt = {**loader(), **training("dog", concept_name="slow", steps=8)}
-    checkpoint = host.folder / "models" / "seqlora" / "pets" / "checkpoints" / "slow.safetensors"
+    checkpoint = Bank.open(host.folder / "models" / "seqlora" / "pets").checkpoint_path("slow")
     job = host.queue_and_wait_for_progress(prompt, "train-dog", 2)
     host.request("/interrupt", {})
     entry = host.wait(job)
