@@ -33,7 +33,7 @@ class TrainingConfig:
     alpha: float = 1e-3
     beta: float = 1e-3
     rank: int = 4
-    steps: int = 400
+    steps: int = 800
     batch_size: int = 1
     accumulation: int = 1  # micro-batches per step; every hypergradient sees all of them
     bilevel_iterations: int = 1  # of Algorithm 1, on one minibatch
@@ -97,6 +97,11 @@ class TrainingConfig:
         """Whether an iteration of `seqlora` keeps the lower steps of eq. 8 (see `bilevel.kept_iteration`)."""
         return self.lower_step == "kept" or (self.lower_step == "auto" and self.hypergradient == "lookahead")
 
+    @property
+    def draws_independently(self) -> bool:
+        """Whether bases are drawn as Orthogonal Adaptation draws them: without regard to what others hold."""
+        return self.method == "orthogonal" and self.draw == "independent"
+
     def as_dict(self) -> dict:
         """The settings as JSON-ready values."""
         return dataclasses.asdict(self)
@@ -106,6 +111,10 @@ class TrainingConfig:
         """The settings from `as_dict`; names that this version does not know are left out."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+    def asks_for_the_same(self, other: "TrainingConfig") -> bool:
+        """Whether both settings make the same concept; in which precision is the machine's affair."""
+        return dataclasses.replace(self, dtype=other.dtype) == other
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items())

@@ -9,6 +9,7 @@ from torch import Tensor
 from . import subspace
 from .bank import Bank, Concept, names
 from .config import TrainingConfig
+from .denoising import named_generator
 from .errors import UserError
 from .layers import Adapter, in_preset
 from .methods import METHODS, Method
@@ -90,6 +91,15 @@ class TrainingPlan:
         """The first step, from 0, that the mean of the factors counts; the number of steps where none is taken."""
         return self.config.steps - round(self._own("average") * self.config.steps)
 
+    def start_generator(self) -> torch.Generator:
+        """The random numbers of all first bases: the concept's own, or a bank's concepts would begin with one draw.
+
+        Columns that are drawn without replacement come from one shuffled order, which all concepts share.
+        """
+        if self.config.method == "orthogonal" and not self.config.draws_independently:
+            return torch.Generator().manual_seed(self.config.seed)
+        return named_generator(self.config.seed, "start", self.spec.name)
+
     def _own(self, name: str) -> float:
         """A setting, or what the method does where it is None."""
         value = getattr(self.config, name)
@@ -112,7 +122,7 @@ def already_trained(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_
         spec.class_word,
         data_fingerprint,
     )
-    return concept if same and concept.config == config.as_dict() else None
+    return concept if same and config.asks_for_the_same(TrainingConfig.from_dict(concept.config)) else None
 
 
 def next_version(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_fingerprint: str) -> ConceptSpec:
@@ -127,9 +137,7 @@ def check_new_name(bank: Bank, spec: ConceptSpec, replace: bool) -> None:
     """Raises UserError where the name is taken (and is not to be replaced)."""
     existing = bank.manifest.find(spec.name)
     if existing is not None and not replace:
-        raise UserError(
-            f"The bank already has a concept {existing.name!r}: choose another name, or have it replaced or skipped."
-        )
+        raise UserError(f"The bank already has a concept {existing.name!r}: choose another name, or have it replaced.")
 
 
 def make_plan(
@@ -150,7 +158,7 @@ def make_plan(
         raise UserError(f"The bank {bank.folder} knows no layer {unknown[0]}: it belongs to another kind of UNet.")
     method = METHODS[config.method]
     occupied = bank.occupied(without=spec.name)
-    if not method.constrained:
+    if not method.constrained or config.draws_independently:
         occupied = {layer: subspace.empty(Q.shape[0]) for layer, Q in occupied.items()}
     free = {layer: occupied[layer].shape[0] - occupied[layer].shape[1] for layer in adaptable}
     full = tuple(layer for layer in adaptable if free[layer] < config.rank)

@@ -86,7 +86,7 @@ def spectral_basis(Q: Tensor, rank: int, covariance: Tensor) -> Tensor:
     By Theorem 7 of the paper they minimize the exposed residual energy `tr((I - Pi) Sigma)` among all rank-r
     projectors that respect the constraint.
     """
-    P_sigma = project(covariance.double().cpu(), Q)
+    P_sigma = project(covariance.cpu().double(), Q)
     compressed = project(P_sigma.mT, Q)
     # Where Sigma has no energy left outside span(Q), directions of Q must not stand among those of eigenvalue 0.
     compressed = (compressed + compressed.mT) / 2 - (1 + compressed.trace()) * Q @ Q.mT
@@ -102,8 +102,8 @@ def contrastive_basis(Q: Tensor, rank: int, covariance: Tensor, kept: Tensor) ->
     reads from winning; without any K this is `spectral_basis`.
     """
     free = torch.linalg.svd(Q, full_matrices=True).U[:, Q.shape[1] :] if Q.shape[1] else torch.eye(len(Q)).double()
-    own, others = (free.mT @ S.double().cpu() @ free for S in (covariance, kept))
-    mean = kept.double().trace().item() / len(Q)
+    own, others = (free.mT @ S.cpu().double() @ free for S in (covariance, kept))
+    mean = kept.cpu().double().trace().item() / len(Q)
     floor = CONTRAST_FLOOR * mean if mean > 0 else 1.0
     half = torch.linalg.cholesky(others + floor * torch.eye(len(others), dtype=torch.float64))
     whitened = torch.linalg.solve_triangular(half, own, upper=False)

@@ -183,7 +183,7 @@ class _Run:
                 self.layers, lambda: heldout_loss(self.denoiser, self.data, self.config, _COVARIANCE_STEPS)
             )
             covariances = {name: layer.covariance for name, layer in inputs.items()}
-        generator = torch.Generator().manual_seed(self.config.seed)
+        generator = self.plan.start_generator()
         avoided = kept.covariances if kept and self.plan.init == "contrastive" else {}
         return [
             self.plan.start_basis(name, generator, covariances.get(name), avoided.get(name)) for name in self.layers

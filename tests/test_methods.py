@@ -125,3 +125,26 @@ def test_the_ridge_term_is_the_method_s_own_where_none_is_given(denoiser, bank):
     assert first_loss("a") == first_loss("b", ridge=0)
     term = first_loss("c", method="lora") - first_loss("d", method="lora", ridge=0)
     assert term == pytest.approx(1e-4 / 2 * 2 * len(find_layers(denoiser.unet)), rel=0.02)
+
+
+@pytest.mark.parametrize("settings", [{"method": "lora"}, {"method": "orthogonal", "draw": "independent"}])
+def test_every_concept_of_a_bank_begins_with_a_draw_of_its_own(denoiser, bank, settings):
+    """One seed is the default for all: had they one draw too, they would all lie in one subspace."""
+    for number, name in enumerate(("a", "b", "c")):
+        config = TrainingConfig(rank=2, steps=1, layers="all", **settings)
+        train_concept(denoiser, random_concept(number), bank, ConceptSpec(name, name, name), config)
+    loaded = bank.load()
+    for first, second in (("a", "b"), ("a", "c"), ("b", "c")):
+        pairs = [[torch.linalg.qr(loaded[name][layer].B).Q for name in (first, second)] for layer in loaded["a"]]
+        shared = [float((one.mT @ other).square().sum() / 2) for one, other in pairs]
+        assert sum(shared) / len(shared) < 0.2  # rank over width, 2/64 to 2/32, is to be expected
+
+
+def test_independent_draws_take_no_regard_of_what_others_hold(denoiser, bank):
+    """Also where that is nearly everything: the basis that was drawn and trained with is the one that is kept."""
+    config = TrainingConfig(method="orthogonal", draw="independent", rank=20, steps=1, layers="all")
+    for number, name in enumerate(("a", "b", "c")):
+        train_concept(denoiser, random_concept(number), bank, ConceptSpec(name, name, name), config)
+        for A, B in bank.load()[name].values():
+            assert torch.allclose(B.mT @ B, torch.eye(20), atol=1e-5)
+            assert A.norm() > 0
