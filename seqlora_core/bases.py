@@ -87,7 +87,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
         base: "mini" (the one that is shipped), a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers
             folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
-        dtype: of the UNet's frozen weights; VAE and text encoder stay in float32.
+        dtype: of the UNet's frozen weights; VAE and text encoder stay in float32 (under autocast while sampling).
         tokenizer: a folder with CLIP's tokenizer, for single files on machines without network.
 
     Raises:

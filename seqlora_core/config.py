@@ -86,6 +86,10 @@ class TrainingConfig:
                 f"The lower step can be kept with the lookahead hypergradient alone, not with {self.hypergradient}: "
                 "choose one of the two anew."
             )
+        if self.hypergradient == "exact" and self.dtype == "float16" and self.method == "seqlora":
+            raise UserError(
+                "The exact hypergradient loses small gradients in float16: choose lookahead, or bfloat16 or float32."
+            )
         if self.hypergradient == "exact" and self.gradient_checkpointing and self.method == "seqlora":
             raise UserError(
                 "The exact hypergradient differentiates twice, which gradient checkpointing does not allow: "

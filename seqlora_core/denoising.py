@@ -33,7 +33,9 @@ class Minibatch:
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Mean squared error per counted latent value, a scalar."""
         error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
-        return self.weight * (error * self.mask).sum() / self.mask.sum()
+        return (
+            self.weight * (error * self.mask).sum() / self.mask.sum().clamp_min(1e-6)
+        )  # 0 where a window misses the mask
 
 
 def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int) -> list[Minibatch]:
@@ -135,6 +137,7 @@ class DenoisingObjective:
 
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         """L(A, B) with its graph over all minibatches."""
+        self.passes += len(self.minibatches)
         with self._using(A, B):
             return sum(self._errors(minibatch) for minibatch in self.minibatches) + self._regularization(A, B)
 
@@ -181,8 +184,9 @@ class DenoisingObjective:
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         device = self.denoiser.device.type
-        precision = nullcontext() if self._dtype == torch.float32 else torch.autocast(device, self._dtype)
-        with precision:
+        # Where there is no autocast (DirectML), a model in half precision still computes in it.
+        plain = self._dtype == torch.float32 or not torch.amp.is_autocast_available(device)
+        with nullcontext() if plain else torch.autocast(device, self._dtype):
             return self.denoiser.predict_noise(noisy, timesteps, text)
 
     def _errors(self, minibatch: Minibatch) -> Tensor:

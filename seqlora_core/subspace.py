@@ -12,6 +12,7 @@ from torch import Tensor
 # A direction counts as new when this much of it is left after projection; below it is rounding of float32 files.
 RANK_TOLERANCE = 1e-4
 CONTRAST_FLOOR = 0.1
+_SETTLED = 1e-6
 _BLOCK = 64
 
 
@@ -29,6 +30,15 @@ def project(B: Tensor, Q: Tensor) -> Tensor:
     for _ in range(2):
         B = B - Q @ (Q.mT @ B)
     return B
+
+
+def settled(B: Tensor, Q: Tensor) -> Tensor:
+    """`B [n, r]` as it is, or projected once more in float64 where it has more of span(Q) in it than rounding leaves.
+
+    A graphics card may have projected it with matrix products of ten-bit mantissas (TF32).
+    """
+    left = (Q.mT @ B.double()).norm() / B.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
+    return B if left <= _SETTLED else project(B.double(), Q).to(B.dtype)
 
 
 def extend(Q: Tensor, B: Tensor) -> Tensor:

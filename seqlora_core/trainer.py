@@ -1,5 +1,6 @@
 """The training of one concept: from encoded examples to a concept in the bank."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -179,8 +180,9 @@ class _Run:
     def _start_bases(self, kept: KeptInputs | None) -> list[Tensor]:
         covariances: dict[str, Tensor] = {}
         if self.plan.reads_inputs:
+            own = dataclasses.replace(self.data, prior=())  # images of the class are not what the concept is about
             inputs = capture_inputs(
-                self.layers, lambda: heldout_loss(self.denoiser, self.data, self.config, _COVARIANCE_STEPS)
+                self.layers, lambda: heldout_loss(self.denoiser, own, self.config, _COVARIANCE_STEPS)
             )
             covariances = {name: layer.covariance for name, layer in inputs.items()}
         generator = self.plan.start_generator()
@@ -283,14 +285,15 @@ class _Run:
 
     def _result(self) -> NewConcept:
         tail = self.losses[-max(len(self.losses) // _FINAL_SHARE, 1) :]
-        factors = zip(*self._factors(), strict=True)
+        A, B = self._factors()
+        B = [subspace.settled(b.cpu(), Q) for b, Q in zip(B, self.plan.Q.values(), strict=True)]
         return NewConcept(
             name=self.plan.spec.name,
             token=self.plan.spec.token,
             class_word=self.plan.spec.class_word,
             rank=self.config.rank,
             method=self.config.method,
-            adapters={name: Adapter(A.cpu(), B.cpu()) for name, (A, B) in zip(self.layers, factors, strict=True)},
+            adapters={name: Adapter(a.cpu(), b) for name, a, b in zip(self.layers, A, B, strict=True)},
             config=self.config.as_dict(),
             metrics={
                 "first_loss": self.losses[0],

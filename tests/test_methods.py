@@ -148,3 +148,13 @@ def test_independent_draws_take_no_regard_of_what_others_hold(denoiser, bank):
         for A, B in bank.load()[name].values():
             assert torch.allclose(B.mT @ B, torch.eye(20), atol=1e-5)
             assert A.norm() > 0
+
+
+def test_images_of_the_class_have_no_part_in_where_a_basis_starts(denoiser, bank):
+    config = TrainingConfig(method="inflora", rank=2, steps=1)
+    bases = []
+    for data in (random_concept(3, prior=2), random_concept(3)):
+        train_concept(denoiser, data, bank, ConceptSpec("a", "a", "thing"), config)
+        bases.append({layer: B for layer, (_, B) in bank.load()["a"].items()})
+        bank.remove("a")
+    assert all(torch.equal(bases[0][layer], bases[1][layer]) for layer in bases[0])

@@ -354,7 +354,7 @@ def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
         {"beta": float("nan")},
         {"method": "magic"},
         {"resolution": 100},
-        {"hypergradient": "exact", "gradient_checkpointing": True},
+        *({"hypergradient": "exact", **wrong} for wrong in ({"gradient_checkpointing": True}, {"dtype": "float16"})),
         {"hypergradient": "exact", "lower_step": "kept"},
     ],
 )
