@@ -5,6 +5,7 @@ Exit status: 0 on success, 2 for the user's mistakes (one line on stderr), 130 w
 
 import argparse
 import dataclasses
+import io
 import logging
 import math
 import os
@@ -77,6 +78,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows holds few letters, and concepts have any
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(arguments)
         args.run(args)
@@ -89,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Cancelled:
-        print("Stopped; the same command with --resume continues.", file=sys.stderr)
+        resumable = "; the same command with --resume continues" if hasattr(args, "resume") else ""
+        print(f"Stopped{resumable}.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         return 130

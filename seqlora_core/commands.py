@@ -345,5 +345,5 @@ def rename_concept(args: Namespace) -> None:
 
 
 def _print_json(document: dict) -> None:
-    json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
+    json.dump(document, sys.stdout, indent=1)  # ASCII, which every terminal and file has
     sys.stdout.write("\n")

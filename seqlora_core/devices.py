@@ -31,7 +31,7 @@ def check_dtype(device: torch.device, dtype: str) -> None:
     """Raises UserError where training in that precision is not possible on that device."""
     if dtype == "float16" and device.type == "cpu":
         raise UserError("float16 cannot train on the cpu: choose float32 or bfloat16.")
-    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
         raise UserError("This graphics card has no bfloat16: choose float16 or float32.")
 
 
@@ -39,4 +39,9 @@ def best_dtype(device: torch.device) -> str:
     """The precision for the passes that is fast and safe on a device; factors are float32 in any case."""
     if device.type != "cuda":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if _has_bfloat16(device) else "float16"
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a graphics card computes in it; what PyTorch calls supported is emulated, and slow, on older ones."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8

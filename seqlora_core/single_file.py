@@ -20,6 +20,7 @@ _VAE = "first_stage_model."
 _TEXT = "cond_stage_model.transformer.text_model."
 _HEADS = 8  # in every attention layer of SD1.5; shapes cannot tell
 _CLIP_HEAD_WIDTH = 64
+_PROMPT_TOKENS = 77
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -97,11 +98,13 @@ def _load_tokenizer(folder: str | None, checkpoint: Path) -> Any:
     beside = checkpoint.parent / "tokenizer"
     source = folder or (str(beside) if beside.is_dir() else CLIP_TOKENIZER)
     try:
-        return CLIPTokenizer.from_pretrained(source)
+        tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"CLIP's tokenizer was not found in {source}: give --tokenizer a folder with its vocab.json and merges.txt."
         ) from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _PROMPT_TOKENS)  # those two files do not say it
+    return tokenizer
 
 
 def _write_configs(folder: Path, shapes: Shapes) -> None:

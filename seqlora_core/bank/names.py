@@ -11,23 +11,21 @@ _MAX_NAME = 100
 _MAX_SLUG = 60
 
 
-def check_name(name: str) -> str:
-    """A concept's name without surrounding spaces.
+def check_name(name: str, what: str = "concept's name") -> str:
+    """A name without surrounding spaces, of a concept or whatever else has a file or folder of its own.
 
     Raises:
         UserError: it is empty, too long, or holds a character with a meaning elsewhere (paths, `NAME:STRENGTH` lists).
     """
     name = name.strip()
     if not name:
-        raise UserError("The concept's name is empty: give it one.")
+        raise UserError(f"The {what} is empty: give one.")
     if len(name) > _MAX_NAME:
-        raise UserError(f"The concept's name is longer than {_MAX_NAME} characters: shorten it.")
+        raise UserError(f"The {what} is longer than {_MAX_NAME} characters: shorten it.")
     bad = sorted({char for char in name if char in '/\\:,<>"|?*' or not char.isprintable()})
     if bad or name in (".", ".."):
         shown = " ".join(map(repr, bad)) or repr(name)
-        raise UserError(
-            f"A concept's name is not a path and cannot hold {shown}: use letters, digits, spaces, - and _."
-        )
+        raise UserError(f"The {what} is not a path and cannot hold {shown}: use letters, digits, spaces, - and _.")
     return name
 
 
