@@ -1,8 +1,8 @@
 """The adapter to ComfyUI: model folders, the loaded UNet as a denoiser, encoding, patches, progress and Cancel."""
 
 import dataclasses
-import hashlib
 import inspect
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..seqlora_core.examples import Example
 from ..seqlora_core.images import fit
 from ..seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
 from ..seqlora_core.monitor import Monitor, StepReport
+from .pictures import latent_mask
 
 FOLDER = "seqlora"
 _UNET = "diffusion_model."
@@ -68,12 +69,17 @@ def bank_folder(name: str) -> Path:
         UserError: the name is a path, or empty.
     """
     roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    name = check_name(name)
+    name = check_name(name, "bank's name")
     return next((root / name for root in roots if Bank.exists(root / name)), roots[0] / name)
 
 
-def bank_state(name: str) -> str:
-    """A text that differs after every change of a bank, for the host's cache."""
+def bank_state(name: str | None) -> str:
+    """A text that differs after every change of a bank, for the host's cache.
+
+    A name that another node gives is None here, since the host asks before that node runs: then it differs every time.
+    """
+    if name is None:
+        return secrets.token_hex()
     folder = bank_folder(name)
     if not Bank.exists(folder):
         return "no bank"
@@ -91,9 +97,11 @@ def image_folder(name: str) -> Path:
     """A folder in the host's input folder.
 
     Raises:
-        UserError: the name is a path, or empty.
+        UserError: there is none of that name.
     """
-    return Path(folder_paths.get_input_directory()) / check_name(name)
+    if name not in image_folders():
+        raise UserError(f"ComfyUI's input folder has no folder {name!r} any more: refresh the list and choose one.")
+    return Path(folder_paths.get_input_directory()) / name
 
 
 def lora_path(name: str) -> Path:
@@ -102,7 +110,8 @@ def lora_path(name: str) -> Path:
     Raises:
         UserError: the name is a path, or empty.
     """
-    return Path(folder_paths.get_folder_paths("loras")[0]) / f"{check_name(name)}.safetensors"
+    stem = check_name(name, "file's name")
+    return Path(folder_paths.get_folder_paths("loras")[0]) / f"{stem}.safetensors"
 
 
 def lora_files() -> list[str]:
@@ -135,6 +144,9 @@ def check_model(model) -> None:
         raise UserError(
             "The model does not predict noise (it is a v-prediction or other variant): connect an SD1.5 one."
         )
+    sigmas = sampling.sigmas
+    if not torch.equal(sampling.timestep(sigmas).long().cpu(), torch.arange(len(sigmas))):
+        raise UserError("The model samples with other timesteps (LCM, for one): connect it before such a node.")
     if inner.diffusion_model.in_channels != 4:
         raise UserError("The model is an inpainting or editing variant: connect a plain SD1.5 checkpoint.")
 
@@ -168,8 +180,7 @@ class HostDenoiser:
         self.alphas_cumprod = (1 / (sigmas.square() + 1)).clone()  # [1000]; the host keeps sigma = sqrt((1 - a) / a)
 
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        inner = self.model.model
-        dtype = inner.manual_cast_dtype or inner.get_dtype()
+        dtype = _dtype_of_passes(self.model)
         return self.unet(noisy.to(dtype), timesteps.float(), context=text.to(dtype)).float()
 
     @contextmanager
@@ -253,28 +264,28 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 def training_dtype(model) -> str:
-    """The precision of the passes that suits the device."""
-    if model.load_device.type != "cuda":
-        return "float32"
-    return "bfloat16" if model_management.should_use_bf16(model.load_device) else "float16"
+    """The precision of the passes: on a graphics card the best it is good at, elsewhere what the host computes in."""
+    device = model.load_device
+    if device.type != "cuda":
+        return {torch.float16: "float16", torch.bfloat16: "bfloat16"}.get(_dtype_of_passes(model), "float32")
+    if model_management.should_use_bf16(device):
+        return "bfloat16"
+    return "float16" if model_management.should_use_fp16(device) else "float32"
 
 
-def data_fingerprint(images: list[Tensor], captions: str, masks: list[Tensor]) -> str:
-    """A hash of what the graph gave, before the VAE, which samples."""
-    digest = hashlib.sha256(captions.encode())
-    for tensor in (*images, *masks):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
-    return digest.hexdigest()
+def _dtype_of_passes(model) -> torch.dtype:
+    return model.model.manual_cast_dtype or model.model.get_dtype()
 
 
-def split_batches(batches: list[Tensor]) -> list[Image.Image]:
-    """Every image of IMAGE batches [B, H, W, 3] in 0..1, of any sizes."""
-    return [
-        Image.fromarray((frame.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))
-        for b in batches
-        for frame in b
+def other_patches(model, clip) -> list[object]:
+    """What a training depends on besides the base and the pictures: LoRAs on MODEL and CLIP, and the layer of CLIP."""
+    patches = [
+        (key, strength, getattr(patch, "weights", patch), of_weight)
+        for patcher in (model, clip.patcher)
+        for key in sorted(patcher.patches, key=str)
+        for strength, patch, of_weight, *_ in patcher.patches[key]
     ]
+    return [clip.layer_idx, *patches]
 
 
 @torch.no_grad()
@@ -288,7 +299,7 @@ def encode(
         square = fit(picture, resolution, True, _LATENT_SCALE)
         pixels = torch.from_numpy(np.array(square)).float()[None] / 255  # [1, H, W, 3]
         latents = model.model.process_latent_in(vae.encode(pixels)).detach().float().cpu().clone()[0]
-        mask = _latent_mask(masks[index], resolution) if masks else None
+        mask = latent_mask(masks[index], resolution, _LATENT_SCALE) if masks else None
         examples.append(Example(latents, torch.stack([texts[prompt] for prompt in own]), mask=mask))
     return examples
 
@@ -301,13 +312,6 @@ def encode_prompts(clip, prompts: list[str]) -> Tensor | None:
 def _encode_prompt(clip, prompt: str) -> Tensor:
     windows = clip.encode_from_tokens(clip.tokenize(prompt)).detach().float().cpu()[0]  # [77 a window, 768]
     return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it
-
-
-def _latent_mask(mask: Tensor, resolution: int) -> Tensor:
-    picture = Image.fromarray((mask.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))
-    square = fit(picture, resolution, True, _LATENT_SCALE)
-    side = resolution // _LATENT_SCALE
-    return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
 
 
 def apply_adapters(model, adapters: Mapping[str, Adapter]):
@@ -329,11 +333,6 @@ def apply_adapters(model, adapters: Mapping[str, Adapter]):
     if len(applied) != len(patches):
         raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")
     return patched
-
-
-def to_image(picture: Image.Image) -> Tensor:
-    """A Pillow image as IMAGE [1, H, W, 3]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.images import read_folder
 from . import host
+from .pictures import to_image
 
 
 class LoadImageFolder(io.ComfyNode):
@@ -55,4 +56,4 @@ class LoadImageFolder(io.ComfyNode):
         references = read_folder(host.image_folder(folder), "")
         captions = [" ".join(reference.caption.split()) for reference in references]
         lines = "\n".join(captions) if all(captions) else ""
-        return io.NodeOutput([host.to_image(reference.image) for reference in references], lines)
+        return io.NodeOutput([to_image(reference.image) for reference in references], lines)

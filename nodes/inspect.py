@@ -6,6 +6,7 @@ from ..seqlora_core.bank.inspection import inspect
 from ..seqlora_core.plots import overlap_map
 from . import host
 from .bank import BankType, describe_concepts
+from .pictures import to_image
 
 
 class InspectBank(io.ComfyNode):
@@ -37,4 +38,4 @@ class InspectBank(io.ComfyNode):
         result = inspect(bank)
         report = "\n".join([*describe_concepts(bank), *result.tables(), *result.problems])
         picture = overlap_map([concept.name for concept in bank.concepts], result.pairs)
-        return io.NodeOutput(report, host.to_image(picture), ui=ui.PreviewText(report))
+        return io.NodeOutput(report, to_image(picture), ui=ui.PreviewText(report))

@@ -22,6 +22,7 @@ from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
 from . import host
 from .bank import BankType
+from .pictures import fingerprint, to_image, to_pictures
 
 
 class TrainConcept(io.ComfyNode):
@@ -52,8 +53,8 @@ class TrainConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **lists) -> str:
         """Changes with the bank, so that a concept that was removed or replaced meanwhile is looked at again."""
-        names = lists["bank_name"]
-        return host.bank_state(names[0] if isinstance(names, list) else names)
+        name = lists["bank_name"]
+        return host.bank_state(name[0] if isinstance(name, (list, tuple)) else name)
 
     @classmethod
     def execute(cls, model, clip, vae, images, **lists) -> io.NodeOutput:
@@ -203,18 +204,23 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
         {"dtype": host.training_dtype(model), **{name: values[name] for name in _SETTINGS if name in values}}
     )
     spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
-    pictures = host.split_batches(images)
+    pictures = to_pictures(images)
     prompts = caption_prompts(values.get("captions", ""), spec.subject, len(pictures))
     if masks and len(masks) != len(pictures):
         raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
     base, layers = host.identify(model)
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
     bank = Bank.open_or_create(folder, base, layers)
-    source = host.data_fingerprint(images, "\n".join(map(str, prompts)), masks)
+    source = fingerprint([images, masks, prompts, host.other_patches(model, clip)])
     if values["on_existing"] == "new version":
         spec = next_version(bank, spec, config, source)
     if (done := already_trained(bank, spec, config, source)) is not None:
         return bank, done, "was already in the bank, unchanged; nothing was trained"
+    if values["on_existing"] == "error" and (taken := bank.manifest.find(spec.name)):
+        raise UserError(
+            f"The bank already has a concept {taken.name!r}, from other settings, pictures or LoRAs on the model: "
+            "choose another concept_name, or on_existing 'replace' or 'new version'."
+        )
     denoiser = host.HostDenoiser(model)
     with ExitStack() as in_memory:
 
@@ -244,7 +250,7 @@ def _options(values: dict, thumbnail) -> Options:
 def _outputs(model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:
     curve = concept.metrics["loss_curve"]
     patched = host.apply_adapters(model, bank.load([concept])[concept.name])
-    plot = host.to_image(loss_curve(curve, f"{concept.name}: loss"))
+    plot = to_image(loss_curve(curve, f"{concept.name}: loss"))
     losses = {"loss": [torch.tensor(loss) for loss in curve]}
     text = f"{concept.name} {news}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
     if full := full_layers(bank, concept):

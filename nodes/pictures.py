@@ -1,0 +1,53 @@
+"""The graph's IMAGE and MASK tensors as Pillow images, and back."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..seqlora_core.images import fit, to_rgb
+
+
+def to_pictures(batches: list[Tensor]) -> list[Image.Image]:
+    """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
+    return [to_rgb(_to_picture(frame.squeeze(-1))) for batch in batches for frame in batch]
+
+
+def to_image(picture: Image.Image) -> Tensor:
+    """A Pillow image as IMAGE [1, H, W, 3]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
+
+
+def latent_mask(mask: Tensor, resolution: int, scale: int) -> Tensor:
+    """A MASK [H, W] as the mask [1, h, w] of the latents of its picture, which are `scale` times smaller."""
+    square = fit(_to_picture(mask), resolution, True, scale)
+    side = resolution // scale
+    return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
+
+
+def fingerprint(given: Iterable[object]) -> str:
+    """A hash of what a graph gave: texts, numbers and tensors, nested as they may be."""
+    digest = hashlib.sha256()
+    for part in _flat(given):
+        digest.update(f"{type(part).__name__}:".encode())
+        if isinstance(part, Tensor):
+            digest.update(str(tuple(part.shape)).encode())
+            digest.update(np.ascontiguousarray(part.detach().float().cpu().numpy()).tobytes())
+        else:
+            digest.update(str(part).encode())
+    return digest.hexdigest()
+
+
+def _flat(given: Iterable[object]) -> Iterator[object]:
+    for part in given:
+        if isinstance(part, (list, tuple)):
+            yield from _flat(part)
+        else:
+            yield part
+
+
+def _to_picture(values: Tensor) -> Image.Image:
+    return Image.fromarray((values.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))

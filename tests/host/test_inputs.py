@@ -1,0 +1,62 @@
+"""What other nodes can put on the inputs of SeqLoRA Train Concept."""
+
+from pathlib import Path
+
+import pytest
+from comfy_server import NodeError
+from graphs import loader, text, training
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lora(host) -> dict:
+    """A stock LoRA on model and CLIP, made of a concept."""
+    host.run({**loader(), **training("dog", bank_name="inputs")})
+    bank = {"bank": {"class_type": "SeqLoRABankLoader", "inputs": {"bank_name": "inputs"}}}
+    export = {"bank": ["bank", 0], "concept_name": "dog", "file_name": "on-inputs"}
+    host.run({**bank, "export": {"class_type": "SeqLoRAExportConcept", "inputs": export}})
+    return {"lora_name": "on-inputs.safetensors", "strength_model": 1.0, "model": ["base", 0]}
+
+
+def test_another_lora_on_the_model_is_another_training(host, lora):
+    nodes = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": lora}}
+    changes = {"bank_name": "inputs", "concept_name": "cat", "on_existing": "replace", "steps": 1}
+    plain = {**loader(), **training("cat", **changes)}
+    on_top = {**loader(), **nodes, **training("cat", **changes, model=["lora", 0])}
+    stronger = {**on_top, "lora": {**nodes["lora"], "inputs": {**lora, "strength_model": 0.5}}}
+    for prompt in (plain, on_top, stronger):
+        assert "cat learned" in text(host.run(prompt), "train-cat")
+    assert "nothing was trained" in text(host.run(stronger), "train-cat")
+
+
+def test_another_layer_of_clip_is_another_training(host, lora):
+    skip = {"skip": {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["base", 1], "stop_at_clip_layer": -2}}}
+    changes = {"bank_name": "inputs", "concept_name": "skipped", "steps": 1}
+    host.run({**loader(), **training("cat", **changes)})
+    with pytest.raises(NodeError, match="other settings, pictures or LoRAs"):
+        host.run({**loader(), **skip, **training("cat", **changes, clip=["skip", 0])})
+
+
+def test_pictures_with_an_alpha_channel_are_trained_on(host, lora):
+    nodes = {
+        "mask": {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 512, "height": 512}},
+        "cut": {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["photo-cat", 0], "alpha": ["mask", 0]}},
+    }
+    changes = {"bank_name": "inputs", "concept_name": "cut out", "images": ["cut", 0], "steps": 1}
+    assert "cut out learned" in text(host.run({**loader(), **nodes, **training("cat", **changes)}), "train-cat")
+
+
+def test_a_model_that_samples_with_other_timesteps_is_refused(host, lora):
+    switch = {"model": ["base", 0], "sampling": "lcm", "zsnr": False}
+    nodes = {"switch": {"class_type": "ModelSamplingDiscrete", "inputs": switch}}
+    with pytest.raises(NodeError, match="other timesteps"):
+        host.run({**loader(), **nodes, **training("dog", concept_name="n", model=["switch", 0])})
+
+
+def test_the_bank_s_name_may_come_from_another_node(host, lora):
+    name = {"name": {"class_type": "PrimitiveString", "inputs": {"value": "inputs"}}}
+    prompt = {**loader(), **name, **training("dog", bank_name=["name", 0])}
+    assert "nothing was trained" in text(host.run(prompt), "train-dog")
+    logs = sorted(host.folder.glob("server-*.log"), key=lambda path: path.stat().st_mtime)
+    assert "object has no attribute" not in Path(logs[-1]).read_text("utf-8", errors="replace")
