@@ -13,6 +13,7 @@ from seqlora_core.methods import METHODS
 PASSES = 300  # forward and backward, a concept
 BATCH, RANK, RESOLUTION = 4, 2, 32
 LAYERS = TrainingConfig.layers
+_TUNED_APART = ("optimizer", "draw")  # settings with step sizes of their own
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,9 @@ class Recipe:
 
     @property
     def tuning(self) -> str:
-        """Names the step sizes; recipes that differ in anything but the optimizer share their method's."""
-        optimizer = self.settings.get("optimizer", "adam")
-        name = self.method if optimizer == "adam" else f"{self.method}-{optimizer}"
-        return name if self.tuned_for == "final" else f"{name}-{self.tuned_for}"
+        """Names the step sizes; recipes that differ in nothing of `_TUNED_APART` share their method's."""
+        apart = [str(self.settings[name]) for name in _TUNED_APART if name in self.settings]
+        return "-".join([self.method, *apart, *(["single"] if self.tuned_for == "single" else [])])
 
     @property
     def tuned(self) -> "Recipe":
@@ -42,7 +42,7 @@ class Recipe:
 
         That of SeqLoRA is on the model that the paper trains on, whatever it trains on itself.
         """
-        kept = {key: value for key, value in self.settings.items() if key == "optimizer"}
+        kept = {key: value for key, value in self.settings.items() if key in _TUNED_APART}
         return replace(self, settings=kept | ({"train_on": "accumulated"} if self.method == "seqlora" else {}))
 
     def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
@@ -196,9 +196,9 @@ DEFAULTS = (
     _with("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
     _as_on_sd15("rank", "2", rank=2),
     _as_on_sd15("rank", "8", rank=8),
-    _as_on_sd15("steps", "200", steps=200),
-    _as_on_sd15("steps", "800", steps=800),
-    _as_on_sd15("batch size", "4", batch_size=4),
+    _as_on_sd15("steps", "400", steps=400),
+    _as_on_sd15("steps", "1600", steps=1600),
+    _as_on_sd15("batch size", "2", batch_size=2),
     _as_on_sd15("clip", "0", clip=0.0),
     _as_on_sd15("average", "0", average=0.0),
 )

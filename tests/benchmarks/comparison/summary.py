@@ -65,7 +65,7 @@ def _summary(system: str, count: int, results: Sequence[dict]) -> Summary:
         for measure in MEASURES
     }
     each["forgetting"] = {name: each["initial"][name] - each["final"][name] for name in each["initial"]}
-    keys = ("training_seconds", "passes", "fusion_seconds", "fusion_megabytes")
+    keys = ("training_seconds", "fusion_seconds", "fusion_megabytes")
     costs = {key: fmean(result[key] for result in results) for key in keys}
     return Summary(system, count, tuple(sorted(result["seed"] for result in results)), each, costs)
 
