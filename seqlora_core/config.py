@@ -118,7 +118,7 @@ class TrainingConfig:
 
     def asks_for_the_same(self, other: "TrainingConfig") -> bool:
         """Whether both settings make the same concept; in which precision is the machine's affair."""
-        return dataclasses.replace(self, dtype=other.dtype) == other
+        return {**self.as_dict(), "dtype": other.dtype} == other.as_dict()
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items())

@@ -33,9 +33,8 @@ class Minibatch:
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Mean squared error per counted latent value, a scalar."""
         error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
-        return (
-            self.weight * (error * self.mask).sum() / self.mask.sum().clamp_min(1e-6)
-        )  # 0 where a window misses the mask
+        counted = self.mask.sum().clamp_min(1e-6)  # a window may miss the mask
+        return self.weight * (error * self.mask).sum() / counted
 
 
 def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int) -> list[Minibatch]:
