@@ -11,7 +11,6 @@ import comfy.model_management as model_management
 import comfy.utils
 import folder_paths
 import latent_preview
-import numpy as np
 import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
@@ -28,7 +27,7 @@ from ..seqlora_core.examples import Example
 from ..seqlora_core.images import fit
 from ..seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
 from ..seqlora_core.monitor import Monitor, StepReport
-from .pictures import latent_mask
+from .pictures import latent_mask, to_image
 
 FOLDER = "seqlora"
 _UNET = "diffusion_model."
@@ -296,8 +295,7 @@ def encode(
     texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
     examples = []
     for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
-        square = fit(picture, resolution, True, _LATENT_SCALE)
-        pixels = torch.from_numpy(np.array(square)).float()[None] / 255  # [1, H, W, 3]
+        pixels = to_image(fit(picture, resolution, True, _LATENT_SCALE))
         latents = model.model.process_latent_in(vae.encode(pixels)).detach().float().cpu().clone()[0]
         mask = latent_mask(masks[index], resolution, _LATENT_SCALE) if masks else None
         examples.append(Example(latents, torch.stack([texts[prompt] for prompt in own]), mask=mask))

@@ -346,24 +346,6 @@ def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
     assert torch.allclose(both, composed, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"rank": 0},
-        {"steps": 0},
-        {"alpha": 0.0},
-        {"beta": float("nan")},
-        {"method": "magic"},
-        {"resolution": 100},
-        *({"hypergradient": "exact", **wrong} for wrong in ({"gradient_checkpointing": True}, {"dtype": "float16"})),
-        {"hypergradient": "exact", "lower_step": "kept"},
-    ],
-)
-def test_settings_out_of_range_are_refused_by_name(settings):
-    with pytest.raises(UserError, match=next(iter(settings))):
-        TrainingConfig(**settings)
-
-
 class Previews(Monitor):
     """Keeps the preview pictures' latents."""
 

@@ -47,10 +47,13 @@ def test_pictures_with_an_alpha_channel_are_trained_on(host, lora):
     assert "cut out learned" in text(host.run({**loader(), **nodes, **training("cat", **changes)}), "train-cat")
 
 
-def test_a_model_that_samples_with_other_timesteps_is_refused(host, lora):
-    switch = {"model": ["base", 0], "sampling": "lcm", "zsnr": False}
+@pytest.mark.parametrize(
+    ("sampling", "message"), [("v_prediction", "does not predict noise"), ("lcm", "other timesteps")]
+)
+def test_a_model_that_was_switched_to_another_sampling_is_refused(host, sampling, message):
+    switch = {"model": ["base", 0], "sampling": sampling, "zsnr": False}
     nodes = {"switch": {"class_type": "ModelSamplingDiscrete", "inputs": switch}}
-    with pytest.raises(NodeError, match="other timesteps"):
+    with pytest.raises(NodeError, match=message):
         host.run({**loader(), **nodes, **training("dog", concept_name="n", model=["switch", 0])})
 
 

@@ -220,13 +220,6 @@ def test_a_cancelled_training_with_changed_settings_begins_anew(host, trained):
     assert next(c for c in manifest(host)["concepts"] if c["name"] == "half")["metrics"]["steps"] == 2
 
 
-def test_a_model_that_was_switched_to_v_prediction_is_refused(host, trained):
-    switch = {"model": ["base", 0], "sampling": "v_prediction", "zsnr": False}
-    nodes = {"switch": {"class_type": "ModelSamplingDiscrete", "inputs": switch}}
-    with pytest.raises(NodeError, match="does not predict noise"):
-        host.run({**loader(), **nodes, **training("dog", concept_name="n", model=["switch", 0])})
-
-
 def test_training_on_a_model_that_carries_concepts_is_refused(host, trained):
     """The bank's concepts are part of the model while training; those of the connected one would count twice."""
     with pytest.raises(NodeError, match="before Compose Concepts"):

@@ -1,0 +1,25 @@
+"""What settings a training can have."""
+
+import pytest
+
+from seqlora_core.config import TrainingConfig
+from seqlora_core.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank": 0},
+        {"steps": 0},
+        {"alpha": 0.0},
+        {"beta": float("nan")},
+        {"method": "magic"},
+        {"resolution": 100},
+        {"hypergradient": "exact", "gradient_checkpointing": True},
+        {"hypergradient": "exact", "dtype": "float16"},
+        {"hypergradient": "exact", "lower_step": "kept"},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        TrainingConfig(**settings)
