@@ -186,8 +186,9 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(TRAIN_ON),
             default=_DEFAULTS.train_on,
             optional=True,
-            tooltip="Earlier concepts in the model while training: all or a random part (subsets, auto for seqlora), "
-            "all (accumulated: better where all are composed, weaker alone), or none (bare).",
+            tooltip="Earlier concepts in the model while training: for half of the pictures some (subsets, auto for "
+            "seqlora), always all (accumulated: better where "
+            "all are composed, weaker alone), or none (bare).",
         ),
     ]
 

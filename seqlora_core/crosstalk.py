@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .activations import TEXT_GROUP, capture_inputs, capture_output_energy, input_group
 from .denoiser import Denoiser
-from .denoising import named_generator
+from .randomness import named_generator
 from .sampling import ddim
 
 STEPS = 8  # forward passes of a picture

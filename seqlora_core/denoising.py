@@ -1,9 +1,8 @@
 """The denoising loss of one minibatch (eq. 2) as the objective `L(A, B)` of the bilevel iteration."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .earlier import selections
 from .errors import TrainingDiverged
 from .examples import EncodedConcept, Example
 from .layers import Adapter
+from .randomness import named_generator
 
 # float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.
 FIRST_LOSS_SCALE = 2.0**12
@@ -29,6 +30,7 @@ class Minibatch:
     text: Tensor  # [b, tokens, d]
     mask: Tensor  # [b, 1, h, w]
     weight: float  # of its loss in the step's
+    selections: Tensor | None = None  # [b, concepts], the earlier ones that each is seen with; None for all
 
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Mean squared error per counted latent value, a scalar."""
@@ -37,10 +39,16 @@ class Minibatch:
         return self.weight * (error * self.mask).sum() / counted
 
 
-def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int) -> list[Minibatch]:
+def draw_minibatches(
+    data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int, selected_from: int = 0
+) -> list[Minibatch]:
     """The micro-batches of a step: a pure function of the seed and the step's number.
 
     So a resumed training sees exactly what an uninterrupted one sees, on any device (random numbers come from the CPU).
+
+    Args:
+        selected_from: the number of earlier concepts that each picture is seen with a selection of; 0 where all
+            pictures have them all.
     """
     generator = named_generator(config.seed, "step", step)
     share = 1 / config.accumulation
@@ -55,7 +63,11 @@ def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: TrainingC
                 _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
             ]
             picks = [examples[index] for index in order]
-            batches.append(_minibatch(picks, data.window, denoiser, generator, weight))
+            minibatch = _minibatch(picks, data.window, denoiser, generator, weight)
+            if selected_from:
+                seen = selections(config.seed, first, config.batch_size, selected_from)
+                minibatch = replace(minibatch, selections=seen)
+            batches.append(minibatch)
     return batches
 
 
@@ -94,12 +106,6 @@ def _window(example: Example, height: int, width: int, generator: torch.Generato
     return latents, mask
 
 
-def named_generator(*key: int | str) -> torch.Generator:
-    """Random numbers that depend on the key alone, in every process and on every platform."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 def _randint(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
 
@@ -112,6 +118,7 @@ class DenoisingObjective:
         dtype: of the passes, by its name in torch.
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         crosstalk: a further term of (A, B), or None.
+        show: called with the selections of every minibatch before its pass, and with None after the last.
     """
 
     def __init__(
@@ -122,6 +129,7 @@ class DenoisingObjective:
         dtype: str,
         ridge: float = 0.0,
         crosstalk: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
+        show: Callable[[Tensor | None], None] = lambda selections: None,
     ) -> None:
         self.denoiser = denoiser
         self.minibatches: list[Minibatch] = []
@@ -130,6 +138,7 @@ class DenoisingObjective:
         self._names = list(names)
         self._ridge = ridge
         self._crosstalk = crosstalk
+        self._show = show
         self._dtype = getattr(torch, dtype)
         self._scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
@@ -189,6 +198,7 @@ class DenoisingObjective:
             return self.denoiser.predict_noise(noisy, timesteps, text)
 
     def _errors(self, minibatch: Minibatch) -> Tensor:
+        self._show(minibatch.selections)
         return minibatch.squared_error(self._predict(minibatch.noisy, minibatch.timesteps, minibatch.text))
 
     def _regularization(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
@@ -201,6 +211,7 @@ class DenoisingObjective:
         try:
             yield
         finally:
+            self._show(None)
             for name in self._names:
                 self._adapters.pop(name, None)
 

@@ -132,11 +132,17 @@ def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
 
 
 @contextmanager
-def attached(layers: Mapping[str, nn.Module], adapters: Mapping[str, Adapter]) -> Iterator[None]:
+def attached(
+    layers: Mapping[str, nn.Module], adapters: Mapping[str, Adapter], gates: Mapping[str, Tensor] = {}
+) -> Iterator[None]:
     """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
 
     The weights are never touched, so whatever they are (patched, quantized, low precision), leaving the block
-    restores the model bit for bit.  `adapters` is looked up at every call: replacing an entry takes effect at once.
+    restores the model bit for bit.  `adapters` and `gates` are looked up at every call: replacing an entry takes effect
+    at once.
+
+    Args:
+        gates: [b, r] a layer; factors of the adapter's columns, for each of the `b` rows of a batch its own.
     """
 
     def hook_for(name: str):
@@ -146,6 +152,8 @@ def attached(layers: Mapping[str, nn.Module], adapters: Mapping[str, Adapter]) -
                 return output
             x = inputs[0]
             down = F.linear(x, adapter.B.mT.to(x.dtype))  # [..., n] -> [..., r]
+            if name in gates:
+                down = down * gates[name][:, None].to(down.dtype)
             return output + F.linear(down, adapter.A.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
 
         return add_adapter

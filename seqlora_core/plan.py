@@ -9,10 +9,10 @@ from torch import Tensor
 from . import subspace
 from .bank import Bank, Concept, names
 from .config import TrainingConfig
-from .denoising import named_generator
 from .errors import UserError
 from .layers import Adapter, in_preset
 from .methods import METHODS, Method
+from .randomness import named_generator
 
 EMPTY_PROMPTS = 4  # to keep beside one of each concept
 
@@ -47,8 +47,7 @@ class TrainingPlan:
     Attributes:
         Q: per layer, [n, k] float64, what B has to be orthogonal to; in an unconstrained training it is empty.
         earlier: the adapters of earlier concepts that are part of the model while training.
-        varies: whether half of the steps see a random part of `earlier` (ours); a concept that is always trained with
-            all of them leans on them, and is not itself in another selection.
+        varies: whether half of the pictures are seen with a random selection of `earlier` (see `earlier`).
         full: layers of the preset that have no room for the rank.
         concepts: ids of the bank's concepts that this training depends on.
     """

@@ -6,8 +6,9 @@ Cheap rather than beautiful: it shows whether the subject appears at all, and wh
 import torch
 from torch import Tensor
 
-from .denoising import DenoisingObjective, named_generator
+from .denoising import DenoisingObjective
 from .examples import EncodedConcept
+from .randomness import named_generator
 from .sampling import ddim
 
 STEPS = 8  # forward passes of one picture; a training step of the default method costs about nine

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from .activations import capture_inputs
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
-from .composition import sum_adapters
 from .config import TrainingConfig
 from .crosstalk import KeptInputs, watch_kept
 from .denoiser import Denoiser
-from .denoising import DenoisingObjective, draw_minibatches, heldout_loss, named_generator
+from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
+from .earlier import EarlierConcepts
 from .errors import Cancelled, UserError
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers
@@ -112,9 +112,7 @@ class _Run:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
         self.monitor, self.options, self.config = monitor, options, plan.config
         self.layers = {name: layers[name] for name in plan.Q}
-        self.parts = [_to(adapters, denoiser.device) for adapters in plan.earlier.values()]
-        self.earlier: dict[str, Adapter] = {}
-        self._put_on(self.parts)
+        self.earlier = EarlierConcepts([_to(adapters, denoiser.device) for adapters in plan.earlier.values()])
         self.identity = {
             "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
             "data": data.fingerprint(),
@@ -128,7 +126,7 @@ class _Run:
         path = self.bank.checkpoint_path(self.plan.spec.name)
         saved = self._resumable(path)
         with ExitStack() as stack:
-            stack.enter_context(attached(find_layers(self.denoiser.unet), self.earlier))
+            stack.enter_context(attached(find_layers(self.denoiser.unet), self.earlier.adapters, self.earlier.gates))
             self._set_up(saved)
             stack.enter_context(attached(self.layers, self.adapters))
             if self.config.gradient_checkpointing:
@@ -167,7 +165,7 @@ class _Run:
         self.adapters: dict[str, Adapter] = {}
         term = kept.crosstalk(self.plan.crosstalk) if kept and self.plan.crosstalk else None
         self.objective = DenoisingObjective(
-            self.denoiser, self.adapters, list(self.layers), config.dtype, self.plan.ridge, term
+            self.denoiser, self.adapters, list(self.layers), config.dtype, self.plan.ridge, term, self.earlier.show
         )
         self.step = 0
         if saved:
@@ -210,18 +208,6 @@ class _Run:
             self._stop_if_cancelled,
         )
 
-    def _put_on(self, parts: Sequence[Mapping[str, Adapter]]) -> None:
-        """Makes these earlier concepts part of the model."""
-        self.earlier.clear()
-        self.earlier.update(sum_adapters([(part, 1.0) for part in parts]))
-
-    def _put_on_some(self) -> None:
-        """All earlier concepts in half of the steps, as many as chance will have in the others."""
-        generator = named_generator(self.config.seed, "subset", self.step)
-        share, all_of_them = torch.rand(2, generator=generator).tolist()
-        chosen = torch.rand(len(self.parts), generator=generator) < (1 if all_of_them < 0.5 else share)
-        self._put_on([part for part, taken in zip(self.parts, chosen.tolist(), strict=True) if taken])
-
     def _stop_if_cancelled(self) -> None:
         if self.monitor.cancelled():
             raise Cancelled
@@ -244,13 +230,11 @@ class _Run:
                 last_saved = now
             self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
             if self.options.preview_every and self.step % self.options.preview_every == 0:
-                self._put_on(self.parts)
                 self.monitor.previewed(preview_latents(self.objective, self._factors(), self.data, self.config.seed))
 
     def _one_step(self) -> float:
-        if self.plan.varies:
-            self._put_on_some()
-        self.objective.minibatches = draw_minibatches(self.data, self.denoiser, self.config, self.step)
+        selected_from = len(self.plan.earlier) if self.plan.varies else 0
+        self.objective.minibatches = draw_minibatches(self.data, self.denoiser, self.config, self.step, selected_from)
         loss = None
         for _ in range(self.config.bilevel_iterations):
             value = self.plan.method.iterate(self.objective, self.lower, self.upper, self.Q, self.config)
