@@ -66,7 +66,7 @@ def draw_minibatches(
             minibatch = _minibatch(picks, data.window, denoiser, generator, weight)
             if selected_from:
                 seen = selections(config.seed, first, config.batch_size, selected_from)
-                minibatch = replace(minibatch, selections=seen)
+                minibatch = replace(minibatch, selections=seen.to(denoiser.device))
             batches.append(minibatch)
     return batches
 

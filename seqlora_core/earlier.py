@@ -38,7 +38,7 @@ class EarlierConcepts:
 
     Attributes:
         adapters: one a layer, all concepts side by side (see `sum_adapters`).
-        gates: [pictures, sum of ranks] by layer, 0 where a picture of the batch is without a column; empty while
+        gates: [pictures, sum of ranks] by layer, False where a picture of the batch is without a column; empty while
             every picture has all (see `layers.attached`).
     """
 
@@ -54,8 +54,7 @@ class EarlierConcepts:
         }
 
     def show(self, selections: Tensor | None) -> None:
-        """Until the next call the model has these concepts: [pictures, concepts], or all where None."""
+        """Until the next call the model has these concepts: [pictures, concepts] on its device, or all where None."""
         self.gates.clear()
-        for layer, owners in self._owners.items():
-            if selections is not None:
-                self.gates[layer] = selections.to(owners.device)[:, owners]
+        if selections is not None:
+            self.gates.update((layer, selections[:, owners]) for layer, owners in self._owners.items())
