@@ -114,7 +114,8 @@ SYSTEMS = (
     System("Custom Diffusion", _SINGLE_LORA, "custom-diffusion", short="Cust.Diff"),
 )
 OURS, RIVAL = "SeqLoRA", "Continual Alternating"
-COMPARED = [system.name for system in SYSTEMS if system.recipe.method != "seqlora"]
+OWN = [system.name for system in SYSTEMS if system.recipe.method == "seqlora"]
+COMPARED = [system.name for system in SYSTEMS if system.name not in OWN]
 PLAIN_BASE, SINGLE_LORA = "the base itself, class word alone", "one LoRA a concept, each alone"
 
 
