@@ -186,9 +186,8 @@ def _advanced_inputs() -> list[io.Input]:
             options=list(TRAIN_ON),
             default=_DEFAULTS.train_on,
             optional=True,
-            tooltip="Earlier concepts in the model while training: for half of the pictures some (subsets, auto for "
-            "seqlora), always all (accumulated: better where "
-            "all are composed, weaker alone), or none (bare).",
+            tooltip="Earlier concepts in the model while training: all and none in turn (subsets, auto for seqlora), "
+            "always all (accumulated: better where all are composed, weaker alone), or always none (bare).",
         ),
     ]
 

@@ -58,7 +58,7 @@ _HELP = {
     "clip": "bound on the norm of each factor's gradient, 0 for none",
     "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",
     "layers": "attention layers to adapt",
-    "train_on": "the base with all earlier concepts, for half of the pictures some of them, or none; seqlora: subsets",
+    "train_on": "the base with all earlier concepts and none in turn (subsets, seqlora's), always with all, or bare",
     "draw": "columns of the shared matrix (method orthogonal)",
     "prior_weight": "weight of the class images' loss",
     "resolution": "pixels; the default is the base's own size",

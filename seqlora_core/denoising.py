@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .earlier import selections
 from .errors import TrainingDiverged
 from .examples import EncodedConcept, Example
 from .layers import Adapter
@@ -30,7 +29,7 @@ class Minibatch:
     text: Tensor  # [b, tokens, d]
     mask: Tensor  # [b, 1, h, w]
     weight: float  # of its loss in the step's
-    selections: Tensor | None = None  # [b, concepts], the earlier ones that each is seen with; None for all
+    seen: Tensor | None = None  # [b], which are seen with the earlier concepts; None for all
 
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Mean squared error per counted latent value, a scalar."""
@@ -40,15 +39,14 @@ class Minibatch:
 
 
 def draw_minibatches(
-    data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int, selected_from: int = 0
+    data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int, varies: bool = False
 ) -> list[Minibatch]:
     """The micro-batches of a step: a pure function of the seed and the step's number.
 
     So a resumed training sees exactly what an uninterrupted one sees, on any device (random numbers come from the CPU).
 
     Args:
-        selected_from: the number of earlier concepts that each picture is seen with a selection of; 0 where all
-            pictures have them all.
+        varies: whether every other picture is seen without the earlier concepts (see `TrainingPlan`).
     """
     generator = named_generator(config.seed, "step", step)
     share = 1 / config.accumulation
@@ -64,9 +62,9 @@ def draw_minibatches(
             ]
             picks = [examples[index] for index in order]
             minibatch = _minibatch(picks, data.window, denoiser, generator, weight)
-            if selected_from:
-                seen = selections(config.seed, first, config.batch_size, selected_from)
-                minibatch = replace(minibatch, selections=seen.to(denoiser.device))
+            if varies:
+                seen = torch.arange(first, first + config.batch_size, device=denoiser.device) % 2 == 0
+                minibatch = replace(minibatch, seen=seen)
             batches.append(minibatch)
     return batches
 
@@ -118,7 +116,7 @@ class DenoisingObjective:
         dtype: of the passes, by its name in torch.
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         crosstalk: a further term of (A, B), or None.
-        show: called with the selections of every minibatch before its pass, and with None after the last.
+        show: called with `seen` of every minibatch before its pass, and with None after the last.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ class DenoisingObjective:
         dtype: str,
         ridge: float = 0.0,
         crosstalk: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
-        show: Callable[[Tensor | None], None] = lambda selections: None,
+        show: Callable[[Tensor | None], None] = lambda seen: None,
     ) -> None:
         self.denoiser = denoiser
         self.minibatches: list[Minibatch] = []
@@ -198,7 +196,7 @@ class DenoisingObjective:
             return self.denoiser.predict_noise(noisy, timesteps, text)
 
     def _errors(self, minibatch: Minibatch) -> Tensor:
-        self._show(minibatch.selections)
+        self._show(minibatch.seen)
         return minibatch.squared_error(self._predict(minibatch.noisy, minibatch.timesteps, minibatch.text))
 
     def _regularization(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ A layer's canonical name is its path in diffusers' `UNet2DConditionModel`, which
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -133,16 +133,17 @@ def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
 
 @contextmanager
 def attached(
-    layers: Mapping[str, nn.Module], adapters: Mapping[str, Adapter], gates: Mapping[str, Tensor] = {}
+    layers: Mapping[str, nn.Module],
+    adapters: Mapping[str, Adapter],
+    rows: Callable[[], Tensor | None] = lambda: None,
 ) -> Iterator[None]:
     """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
 
     The weights are never touched, so whatever they are (patched, quantized, low precision), leaving the block
-    restores the model bit for bit.  `adapters` and `gates` are looked up at every call: replacing an entry takes effect
-    at once.
+    restores the model bit for bit.  `adapters` is looked up at every call: replacing an entry takes effect at once.
 
     Args:
-        gates: [b, r] a layer; factors of the adapter's columns, for each of the `b` rows of a batch its own.
+        rows: asked at every call; a factor for each row of the batch, [b], or None for 1.
     """
 
     def hook_for(name: str):
@@ -152,8 +153,9 @@ def attached(
                 return output
             x = inputs[0]
             down = F.linear(x, adapter.B.mT.to(x.dtype))  # [..., n] -> [..., r]
-            if name in gates:
-                down = down * gates[name][:, None].to(down.dtype)
+            factors = rows()
+            if factors is not None:
+                down = down * factors.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
             return output + F.linear(down, adapter.A.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
 
         return add_adapter

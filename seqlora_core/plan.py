@@ -47,7 +47,8 @@ class TrainingPlan:
     Attributes:
         Q: per layer, [n, k] float64, what B has to be orthogonal to; in an unconstrained training it is empty.
         earlier: the adapters of earlier concepts that are part of the model while training.
-        varies: whether half of the pictures are seen with a random selection of `earlier` (see `earlier`).
+        varies: whether every other picture is seen without `earlier` (ours); a concept that is always trained with it
+            leans on it, and is not itself in another selection.
         full: layers of the preset that have no room for the rank.
         concepts: ids of the bank's concepts that this training depends on.
     """

@@ -16,11 +16,11 @@ from .activations import capture_inputs
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
+from .composition import sum_adapters
 from .config import TrainingConfig
 from .crosstalk import KeptInputs, watch_kept
 from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
-from .earlier import EarlierConcepts
 from .errors import Cancelled, UserError
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers
@@ -112,7 +112,9 @@ class _Run:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
         self.monitor, self.options, self.config = monitor, options, plan.config
         self.layers = {name: layers[name] for name in plan.Q}
-        self.earlier = EarlierConcepts([_to(adapters, denoiser.device) for adapters in plan.earlier.values()])
+        parts = [(_to(adapters, denoiser.device), 1.0) for adapters in plan.earlier.values()]
+        self.earlier = sum_adapters(parts)
+        self.seen: Tensor | None = None  # which pictures of a batch are seen with them; None for all
         self.identity = {
             "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
             "data": data.fingerprint(),
@@ -126,7 +128,8 @@ class _Run:
         path = self.bank.checkpoint_path(self.plan.spec.name)
         saved = self._resumable(path)
         with ExitStack() as stack:
-            stack.enter_context(attached(find_layers(self.denoiser.unet), self.earlier.adapters, self.earlier.gates))
+            everywhere = find_layers(self.denoiser.unet)
+            stack.enter_context(attached(everywhere, self.earlier, lambda: self.seen))
             self._set_up(saved)
             stack.enter_context(attached(self.layers, self.adapters))
             if self.config.gradient_checkpointing:
@@ -165,7 +168,7 @@ class _Run:
         self.adapters: dict[str, Adapter] = {}
         term = kept.crosstalk(self.plan.crosstalk) if kept and self.plan.crosstalk else None
         self.objective = DenoisingObjective(
-            self.denoiser, self.adapters, list(self.layers), config.dtype, self.plan.ridge, term, self.earlier.show
+            self.denoiser, self.adapters, list(self.layers), config.dtype, self.plan.ridge, term, self._show
         )
         self.step = 0
         if saved:
@@ -208,6 +211,9 @@ class _Run:
             self._stop_if_cancelled,
         )
 
+    def _show(self, seen: Tensor | None) -> None:
+        self.seen = seen
+
     def _stop_if_cancelled(self) -> None:
         if self.monitor.cancelled():
             raise Cancelled
@@ -233,8 +239,8 @@ class _Run:
                 self.monitor.previewed(preview_latents(self.objective, self._factors(), self.data, self.config.seed))
 
     def _one_step(self) -> float:
-        selected_from = len(self.plan.earlier) if self.plan.varies else 0
-        self.objective.minibatches = draw_minibatches(self.data, self.denoiser, self.config, self.step, selected_from)
+        data, varies = self.data, self.plan.varies
+        self.objective.minibatches = draw_minibatches(data, self.denoiser, self.config, self.step, varies)
         loss = None
         for _ in range(self.config.bilevel_iterations):
             value = self.plan.method.iterate(self.objective, self.lower, self.upper, self.Q, self.config)

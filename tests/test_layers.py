@@ -67,6 +67,19 @@ def test_an_adapter_adds_its_product_to_the_weight(denoiser):
     assert torch.allclose(adapted, merged, atol=1e-4)
 
 
+def test_rows_of_a_batch_can_be_left_out(denoiser):
+    layers = find_layers(denoiser.unet)
+    adapters = random_adapters(layers)
+    with torch.no_grad():
+        plain = denoiser.predict_noise(NOISY, TIMES, TEXT)
+        with attached(layers, adapters):
+            adapted = denoiser.predict_noise(NOISY, TIMES, TEXT)
+        with attached(layers, adapters, lambda: torch.tensor([True, False])):
+            mixed = denoiser.predict_noise(NOISY, TIMES, TEXT)
+    assert torch.allclose(mixed[0], adapted[0], atol=1e-5) and torch.allclose(mixed[1], plain[1], atol=1e-5)
+    assert not torch.allclose(plain, adapted, atol=1e-3)
+
+
 def test_removing_every_adapter_leaves_the_output_bit_identical(denoiser):
     layers = find_layers(denoiser.unet)
     with torch.no_grad():

@@ -276,7 +276,7 @@ def saturation_jobs(experiment: Experiment) -> list[Job]:
 
 
 def subset_jobs(experiment: Experiment) -> list[Job]:
-    """Pairs and triples of the first 16 concepts, put together alone."""
+    """Pairs, triples and halves of the first 16 concepts, put together alone."""
     return _jobs_at_middle(experiment, "subsets", measure_subsets, experiment.systems)
 
 

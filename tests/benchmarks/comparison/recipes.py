@@ -145,20 +145,20 @@ class Variant:
 
 
 def _changed(factor: str, value: str, **settings) -> Variant:
-    return Variant(factor, value, Recipe("seqlora", settings))
+    return Variant(factor, value, replace(_ON_ALL, settings={**_ON_ALL.settings, **settings}))
 
 
 # Around another iteration.
-_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average")} | {"train_on": _METHOD.base}
-# Around what `train` does by default.
+_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average")} | _ON_ALL.settings
+# Around the model that the paper trains on.
 VARIANTS = (
-    Variant("default", "-", SEQLORA),
     Variant("trained on", "all earlier concepts", _ON_ALL),
     Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
     _changed("crosstalk", "0", crosstalk=0.0),
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
+    Variant("trained on", "subsets", SEQLORA),
     _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
     _changed("crosstalk", "0.01", crosstalk=0.01),
@@ -179,18 +179,22 @@ VARIANTS = (
 AS_ON_SD15 = {name: float(f"{getattr(TrainingConfig(), name) * (768 / 128) ** 0.5:.1e}") for name in ("alpha", "beta")}
 
 
+def _with(factor: str, value: str, **settings) -> Variant:
+    return Variant(factor, value, Recipe("seqlora", settings))
+
+
 def _as_on_sd15(factor: str, value: str, **settings) -> Variant:
-    return _changed(factor, value, **AS_ON_SD15, **settings)
+    return _with(factor, value, **AS_ON_SD15, **settings)
 
 
 # What `train` does by default, with its step sizes and others; and its other numbers changed, at the step sizes that
 # stand for its own on Stable Diffusion.
 DEFAULTS = (
-    _changed("default", "-"),
-    _changed("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
+    _with("default", "-"),
+    _with("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
     _as_on_sd15("alpha and beta", "as on SD1.5"),
-    _changed("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
-    _changed("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
+    _with("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
+    _with("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
     _as_on_sd15("rank", "2", rank=2),
     _as_on_sd15("rank", "8", rank=8),
     _as_on_sd15("steps", "400", steps=400),

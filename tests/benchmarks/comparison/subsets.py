@@ -1,4 +1,4 @@
-"""Pairs and triples put together alone: every member by itself, and both of a pair in one picture."""
+"""Pairs, triples and halves put together alone: every member by itself, and both of a pair in one picture."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -20,7 +20,9 @@ RELATION = "left of"
 ALIKE = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (12, 13))
 APART = ((0, 8), (1, 15), (2, 6), (3, 11), (5, 14), (7, 10))
 TRIPLES = ((0, 1, 2), (4, 5, 6), (13, 14, 15), (0, 5, 10), (1, 7, 12), (3, 8, 15))
-KINDS = {"pairs that look alike": ALIKE, "pairs that do not": APART, "triples": TRIPLES}
+HALVES = (tuple(range(0, 16, 2)), tuple(range(1, 16, 2)))
+PAIRS = {"pairs that look alike": ALIKE, "pairs that do not": APART}
+KINDS = {**PAIRS, "triples": TRIPLES, "halves": HALVES}
 
 
 def measure_subsets(system: System, run: Run, count: int) -> dict:
@@ -30,7 +32,7 @@ def measure_subsets(system: System, run: Run, count: int) -> dict:
     for kind, subsets in KINDS.items():
         chosen = [[learned[place] for place in subset] for subset in subsets]
         members[kind] = [fmean(_members(system, run, subset).values()) for subset in chosen]
-        if kind != "triples":
+        if kind in PAIRS:
             together[kind] = [fmean(_together(system, run, pair).values()) for pair in chosen]
     return {"system": system.name, "seed": run.config.seed, "members": members, "together": together}
 

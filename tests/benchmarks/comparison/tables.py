@@ -17,7 +17,7 @@ from .recipes import (
     VARIANTS,
     passes_a_step,
 )
-from .subsets import KINDS
+from .subsets import KINDS, PAIRS
 from .summary import MEASURES, Mean, Summary, Table, correlation, summarize
 
 _ORDER = [system.name for system in SYSTEMS]
@@ -228,19 +228,18 @@ def saturation(results: Sequence[dict]) -> Table:
 
 
 def subsets(results: Sequence[dict]) -> Table:
-    """Pairs and triples composed alone, mean over subsets."""
-    kinds = [kind for kind in KINDS if kind != "triples"]
+    """Pairs, triples and halves composed alone, mean over subsets."""
     found = {result["system"]: result for result in results}
     rows = [
         [
             name,
             *(Mean.of(found[name]["members"][k]) for k in KINDS),
-            *(Mean.of(found[name]["together"][k]) for k in kinds),
+            *(Mean.of(found[name]["together"][k]) for k in PAIRS),
         ]
         for name in _ORDER
         if name in found
     ]
-    columns = ["system", *KINDS, *(f"{kind}, in one picture" for kind in kinds)]
+    columns = ["system", *KINDS, *(f"{kind}, in one picture" for kind in PAIRS)]
     return Table("subsets", "Subsets composed alone", columns, rows)
 
 
