@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ def draw_minibatches(
     batches = []
     for micro in range(config.accumulation):
         first = (step * config.accumulation + micro) * config.batch_size
+        places = torch.arange(first, first + config.batch_size, device=denoiser.device)
+        seen = places % 2 == 0 if varies else None
         sources = [(data.examples, share)]
         if data.prior and config.prior_weight:
             sources.append((data.prior, share * config.prior_weight))
@@ -61,16 +63,17 @@ def draw_minibatches(
                 _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
             ]
             picks = [examples[index] for index in order]
-            minibatch = _minibatch(picks, data.window, denoiser, generator, weight)
-            if varies:
-                seen = torch.arange(first, first + config.batch_size, device=denoiser.device) % 2 == 0
-                minibatch = replace(minibatch, seen=seen)
-            batches.append(minibatch)
+            batches.append(_minibatch(picks, data.window, denoiser, generator, weight, seen))
     return batches
 
 
 def _minibatch(
-    picks: Sequence[Example], window: int | None, denoiser: Denoiser, generator: torch.Generator, weight: float
+    picks: Sequence[Example],
+    window: int | None,
+    denoiser: Denoiser,
+    generator: torch.Generator,
+    weight: float,
+    seen: Tensor | None,
 ) -> Minibatch:
     height, width = (min(pick.mean.shape[axis] for pick in picks) for axis in (1, 2))
     if window is not None:
@@ -83,7 +86,7 @@ def _minibatch(
     timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
     signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight=weight)
+    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight, seen)
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:
