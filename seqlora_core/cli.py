@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from . import commands
 from .config import (
+    COORDINATES,
     DTYPES,
     HYPERGRADIENTS,
     INITS,
@@ -33,6 +34,7 @@ _CHOICES = {
     "lower_step": LOWER_STEPS,
     "optimizer": OPTIMIZERS,
     "init": INITS,
+    "coordinates": COORDINATES,
     "layers": LAYER_PRESETS,
     "train_on": TRAIN_ON,
     "draw": ("without-replacement", "independent"),
@@ -53,10 +55,12 @@ _HELP = {
     "inner_steps": "lower-level steps in each iteration",
     "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
     "ridge": "weight of the regularization of both factors; seqlora's is 0, others' 0.0001",
-    "crosstalk": "weight of what it does to each earlier concept and the empty prompt; seqlora's is 0.04, others' 0",
+    "crosstalk": "weight of what it does to the prompts of earlier concepts and others; seqlora's is 0.02, others' 0",
     "average": "share of the steps, the last ones, over which both factors are averaged; seqlora's is 0.5, others' 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
     "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",
+    "coordinates": "in which the basis is stepped: its own, or such that no step costs others more; auto is the latter "
+    "for seqlora",
     "layers": "attention layers to adapt",
     "train_on": "the base with all earlier concepts and none in turn (subsets, seqlora's), always with all, or bare",
     "draw": "columns of the shared matrix (method orthogonal)",

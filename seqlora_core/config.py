@@ -12,6 +12,7 @@ LOWER_STEPS = ("auto", "kept", "again")
 OPTIMIZERS = ("adam", "gradient")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
 INITS = ("auto", "random", "spectral", "contrastive")
+COORDINATES = ("auto", "plain", "contrastive")
 TRAIN_ON = ("auto", "subsets", "accumulated", "bare")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -44,9 +45,11 @@ class TrainingConfig:
     crosstalk: float | None = None  # weight of what each prompt to keep would notice
     average: float | None = None  # share of the steps, the last, over which the factors are averaged
     clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
-    init: str = "auto"  # "auto" is what the method does
+    # "auto" is what the method does
+    init: str = "auto"
+    coordinates: str = "auto"
     layers: str = "cross-kv"
-    train_on: str = "auto"  # "auto" is what the method does
+    train_on: str = "auto"
     draw: str = "without-replacement"  # of the orthogonal method's columns; "independent" is its paper's
     prior_weight: float = 1.0
     resolution: int = 512
@@ -63,6 +66,7 @@ class TrainingConfig:
         _one_of(self, "optimizer", OPTIMIZERS)
         _one_of(self, "init", INITS)
         _one_of(self, "layers", LAYER_PRESETS)
+        _one_of(self, "coordinates", COORDINATES)
         _one_of(self, "train_on", TRAIN_ON)
         _one_of(self, "draw", ("without-replacement", "independent"))
         _one_of(self, "crop", ("center", "random"))

@@ -14,23 +14,44 @@ class FactorOptimizer:
         kind: "gradient" (eqs. 8, 17, 18 as they stand) or "adam".
         step_size: alpha or beta.
         clip: bound on the norm of all gradients together; 0 for none.
+        directions: V [n, d] for each parameter [n, r], to step in the coordinates C [d, r] of V C instead of the
+            parameter's own; the paper's gradient step becomes `-step_size V V^T gradient`.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], kind: str, step_size: float, clip: float) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        kind: str,
+        step_size: float,
+        clip: float,
+        directions: Sequence[Tensor] | None = None,
+    ) -> None:
         self.parameters = list(parameters)
         self.step_size = step_size
         self.clip = clip
         self.adaptive = kind == "adam"
         optimizer = torch.optim.Adam if self.adaptive else torch.optim.SGD
-        self._optimizer = optimizer(self.parameters, lr=step_size)
+        self._directions = directions
+        # Neither optimizer asks where a variable is, so each step in coordinates may start from their origin.
+        self._variables = self.parameters
+        if directions is not None:
+            pairs = zip(self.parameters, directions, strict=True)
+            self._variables = [p.new_zeros(V.shape[1], p.shape[1]) for p, V in pairs]
+        self._optimizer = optimizer(self._variables, lr=step_size)
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters along their gradients."""
         scale = self._clip_factor(gradients)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient * scale
+        if self._directions is not None:
+            gradients = [V.mT @ gradient for V, gradient in zip(self._directions, gradients, strict=True)]
+        for variable, gradient in zip(self._variables, gradients, strict=True):
+            variable.grad = gradient * scale
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._directions is not None:
+            for parameter, C, V in zip(self.parameters, self._variables, self._directions, strict=True):
+                parameter.data += V @ C
+                C.zero_()
 
     def step_sizes(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """The factors D of the tentative lower step `A+ = A - D g` that `step` would roughly take.

@@ -72,9 +72,23 @@ class TrainingPlan:
         return self.method.init if self.config.init == "auto" else self.config.init
 
     @property
+    def coordinates(self) -> str:
+        """In which B is stepped: "plain", as published, or "contrastive" (ours), along `contrastive_directions`.
+
+        A step along any of those costs others the same.  What only the new concept reads is a small part of its inputs,
+        and plain coordinates hold it at the pace of the large part that all read alike.
+        """
+        return self.method.coordinates if self.config.coordinates == "auto" else self.config.coordinates
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether it matters for B what the prompts to keep read."""
+        return "contrastive" in (self.init, self.coordinates)
+
+    @property
     def reads_inputs(self) -> bool:
-        """Whether the first bases depend on what the layers read."""
-        return self.init != "random" or self.method.reads_inputs
+        """Whether B depends on what the layers read for the new concept."""
+        return self.init != "random" or self.method.reads_inputs or self.contrasts
 
     @property
     def crosstalk(self) -> float:
@@ -106,10 +120,14 @@ class TrainingPlan:
         return getattr(self.method, name) if value is None else value
 
     def start_basis(
-        self, layer: str, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None
+        self, layer: str, generator: torch.Generator, covariance: Tensor | None, directions: Tensor | None
     ) -> Tensor:
         """The first B [n, r] of a layer, float32 (see `Method.start`)."""
-        return self.method.start(self.Q[layer], self.config, generator, covariance, kept).float()
+        if self.init != "contrastive":
+            directions = None
+        if self.init == "random" and not self.method.reads_inputs:
+            covariance = None
+        return self.method.start(self.Q[layer], self.config, generator, covariance, directions).float()
 
 
 def already_trained(bank: Bank, spec: ConceptSpec, config: TrainingConfig, data_fingerprint: str) -> Concept | None:

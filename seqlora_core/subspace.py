@@ -104,12 +104,14 @@ def spectral_basis(Q: Tensor, rank: int, covariance: Tensor) -> Tensor:
     return _orthonormal_outside(eigenvectors.flip(-1)[:, :rank], Q)
 
 
-def contrastive_basis(Q: Tensor, rank: int, covariance: Tensor, kept: Tensor) -> Tensor:
-    """Where the new concept's inputs have most energy beside that of others: [n, r], orthonormal, outside span(Q).
+def contrastive_directions(Q: Tensor, covariance: Tensor, kept: Tensor) -> Tensor:
+    """All directions outside span(Q), by what the new concept reads along them beside what others do: [n, n - k].
 
-    (ours) The top-r solutions v of `P Sigma P v = lambda (P K P + floor I) v`, Sigma the new concept's covariance and
-    K that of the inputs to keep, both [n, n].  The floor, a share of K's mean eigenvalue, keeps directions that nobody
-    reads from winning; without any K this is `spectral_basis`.
+    (ours) The solutions v of `P Sigma P v = lambda (P K P + floor I) v`, the largest lambda first; Sigma is the new
+    concept's covariance and K that of the inputs to keep, both [n, n].  The floor, a share of K's mean eigenvalue,
+    keeps directions that nobody reads from coming first; without any K they are the eigenvectors of `P Sigma P`.
+    As columns of V their lengths are such that others notice each alike, `V^T (K + floor I) V = c I`; the first has
+    length 1.
     """
     free = torch.linalg.svd(Q, full_matrices=True).U[:, Q.shape[1] :] if Q.shape[1] else torch.eye(len(Q)).double()
     own, others = (free.mT @ S.cpu().double() @ free for S in (covariance, kept))
@@ -118,8 +120,14 @@ def contrastive_basis(Q: Tensor, rank: int, covariance: Tensor, kept: Tensor) ->
     half = torch.linalg.cholesky(others + floor * torch.eye(len(others), dtype=torch.float64))
     whitened = torch.linalg.solve_triangular(half, own, upper=False)
     whitened = torch.linalg.solve_triangular(half, whitened.mT, upper=False)  # half^-1 own half^-T, symmetric
-    top = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)[:, :rank]
-    return _orthonormal_outside(free @ torch.linalg.solve_triangular(half.mT, top, upper=True), Q)
+    eigenvectors = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)
+    directions = free @ torch.linalg.solve_triangular(half.mT, eigenvectors, upper=True)
+    return directions / directions[:, 0].norm()
+
+
+def contrastive_basis(Q: Tensor, rank: int, directions: Tensor) -> Tensor:
+    """The span of the first r of the `contrastive_directions` [n, n - k]: [n, r], orthonormal, outside span(Q)."""
+    return _orthonormal_outside(directions[:, :rank], Q)
 
 
 def shared_columns(Q: Tensor, rank: int, generator: torch.Generator, without_replacement: bool) -> Tensor:

@@ -119,6 +119,7 @@ class _Run:
             "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
             "data": data.fingerprint(),
             "concepts before it": list(plan.concepts),
+            "coordinates of B": plan.coordinates,
         }
         self.losses: list[float] = []
         self.seconds = 0.0
@@ -154,16 +155,20 @@ class _Run:
     def _set_up(self, saved: Checkpoint | None) -> None:
         """Factors, optimizers and objective: from the start, or as the checkpoint has them."""
         device, config, kept = self.denoiser.device, self.config, self._watch_kept()
+        covariances = self._covariances()
+        directions = self._directions(covariances, kept)
         self.Q = [Q.float().to(device) for Q in self.plan.Q.values()]
         if saved:
             A, B = ([saved.tensors[f"{factor}.{name}"] for name in self.layers] for factor in "AB")
         else:
             A = [torch.zeros(layer.out_features, config.rank) for layer in self.layers.values()]
-            B = self._start_bases(kept)
+            B = self._start_bases(covariances, directions)
         # One memory layout, or a resumed training would take other kernels and round differently.
         A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
-        self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip)
+        stepped = self.plan.coordinates == "contrastive" and directions
+        along = [directions[name].float().to(device) for name in self.layers] if stepped else None
+        self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip, along)
         self.average = TailAverage(self.plan.first_averaged)
         self.adapters: dict[str, Adapter] = {}
         term = kept.crosstalk(self.plan.crosstalk) if kept and self.plan.crosstalk else None
@@ -178,29 +183,37 @@ class _Run:
                 optimizer.load_state_tensors(saved.part(prefix))
             self.average.load_state_tensors(saved.part("average."), device)
 
-    def _start_bases(self, kept: KeptInputs | None) -> list[Tensor]:
-        covariances: dict[str, Tensor] = {}
-        if self.plan.reads_inputs:
-            own = dataclasses.replace(self.data, prior=())  # images of the class are not what the concept is about
-            inputs = capture_inputs(
-                self.layers, lambda: heldout_loss(self.denoiser, own, self.config, _COVARIANCE_STEPS)
-            )
-            covariances = {name: layer.covariance for name, layer in inputs.items()}
+    def _covariances(self) -> dict[str, Tensor]:
+        """Of what every layer reads for the new concept, where that matters."""
+        if not self.plan.reads_inputs:
+            return {}
+        own = dataclasses.replace(self.data, prior=())  # images of the class are not what the concept is about
+        inputs = capture_inputs(self.layers, lambda: heldout_loss(self.denoiser, own, self.config, _COVARIANCE_STEPS))
+        return {name: layer.covariance for name, layer in inputs.items()}
+
+    def _directions(self, covariances: Mapping[str, Tensor], kept: KeptInputs | None) -> dict[str, Tensor]:
+        if kept is None or not self.plan.contrasts:
+            return {}
+        return {
+            name: subspace.contrastive_directions(self.plan.Q[name], covariances[name], kept.covariances[name])
+            for name in self.layers
+        }
+
+    def _start_bases(self, covariances: Mapping[str, Tensor], directions: Mapping[str, Tensor]) -> list[Tensor]:
         generator = self.plan.start_generator()
-        avoided = kept.covariances if kept and self.plan.init == "contrastive" else {}
         return [
-            self.plan.start_basis(name, generator, covariances.get(name), avoided.get(name)) for name in self.layers
+            self.plan.start_basis(name, generator, covariances.get(name), directions.get(name)) for name in self.layers
         ]
 
     def _watch_kept(self) -> KeptInputs | None:
         """What the model reads for other prompts, where this concept is to keep out of it."""
         prompts = self.data.keep
-        if not (self.plan.crosstalk or self.plan.init == "contrastive"):
+        if not (self.plan.crosstalk or self.plan.contrasts):
             return None
         if prompts is None:
             self.monitor.message("Without prompts to keep (see prompts_to_keep) other concepts are less protected.")
             return None
-        self.monitor.message("Drawing earlier concepts and the empty prompt once, to keep out of their way.")
+        self.monitor.message("Drawing earlier concepts and other prompts once, to keep out of their way.")
         return watch_kept(
             self.denoiser,
             self.layers,

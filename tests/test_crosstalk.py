@@ -13,6 +13,7 @@ from seqlora_core.denoiser import sd15_alphas_cumprod
 from seqlora_core.errors import Cancelled
 from seqlora_core.layers import attached, find_layers
 from seqlora_core.plan import ConceptSpec, prompts_to_keep
+from seqlora_core.trainer import Options
 
 
 def with_prompts(seed: int, prompts: int = 2):
@@ -103,6 +104,32 @@ def test_only_seqlora_has_it_unless_asked_for(denoiser, bank):
         bank.remove("second")
     assert equal(results[None], results[0.0])
     assert not equal(results[None], results[0.5])
+
+
+@pytest.mark.parametrize("settings", [{}, {"init": "random"}, {"optimizer": "gradient"}])
+def test_a_training_that_keeps_out_of_the_way_resumes_to_exactly_the_uninterrupted_tensors(denoiser, bank, settings):
+    learn(denoiser, bank, "first", steps=1)
+    results = []
+    for stop in (None, StopAfter(3)):
+        if stop:
+            with pytest.raises(Cancelled):
+                learn(denoiser, bank, "second", with_prompts(2), stop, steps=7, **settings)
+        learn(denoiser, bank, "second", with_prompts(2), options=Options(resume=True), steps=7, **settings)
+        results.append(factors(bank, "second"))
+        bank.remove("second")
+    assert equal(*results)
+
+
+def test_the_basis_of_seqlora_alone_is_stepped_in_coordinates_of_its_own(denoiser, bank):
+    learn(denoiser, bank, "first", steps=1)
+    results = {}
+    for method in ("seqlora", "alternating"):
+        for coordinates in ("auto", "plain", "contrastive"):
+            learn(denoiser, bank, "second", with_prompts(3), method=method, coordinates=coordinates)
+            results[coordinates] = factors(bank, "second")
+            bank.remove("second")
+        assert not equal(results["plain"], results["contrastive"])
+        assert equal(results["auto"], results["contrastive" if method == "seqlora" else "plain"])
 
 
 def test_a_stop_while_earlier_concepts_are_drawn_comes_at_once_and_is_said(denoiser, bank):

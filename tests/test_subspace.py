@@ -59,7 +59,7 @@ def test_every_start_is_orthonormal_and_free(space, rank, seed, kind):
         sigma, kept = x.mT @ x / 200, other[:3].mT @ other[:3] / 3
         B = subspace.spectral_basis(Q, rank, sigma)
         if kind == "contrastive":
-            B = subspace.contrastive_basis(Q, rank, sigma, kept)
+            B = subspace.contrastive_basis(Q, rank, subspace.contrastive_directions(Q, sigma, kept))
     else:
         B = subspace.shared_columns(Q, rank, generator(seed), without_replacement=True)
     assert torch.allclose(B.mT @ B, torch.eye(rank, dtype=B.dtype), atol=1e-9)
@@ -92,16 +92,31 @@ def test_contrastive_start_finds_what_only_the_new_concept_reads():
     kept = 100 * torch.outer(common, common) + torch.outer(foreign, foreign)
     Q = subspace.empty(WIDTH)
     assert abs(float(common @ subspace.spectral_basis(Q, 1, sigma))) > 0.99
-    assert abs(float(own @ subspace.contrastive_basis(Q, 1, sigma, kept))) > 0.99
+    directions = subspace.contrastive_directions(Q, sigma, kept)
+    assert abs(float(own @ subspace.contrastive_basis(Q, 1, directions))) > 0.99
 
 
 def test_contrastive_start_is_spectral_where_there_is_nothing_to_keep():
     x = torch.randn(50, WIDTH, generator=generator(4), dtype=torch.float64) * torch.linspace(0.1, 3, WIDTH)
     Q, nothing = subspace.occupied([torch.randn(WIDTH, 2, generator=generator(5))], WIDTH), torch.zeros(WIDTH, WIDTH)
-    spectral, contrastive = (
-        B @ B.mT for B in (subspace.spectral_basis(Q, 3, x.mT @ x), subspace.contrastive_basis(Q, 3, x.mT @ x, nothing))
-    )
-    assert torch.allclose(spectral, contrastive, atol=1e-8)
+    spectral = subspace.spectral_basis(Q, 3, x.mT @ x)
+    contrastive = subspace.contrastive_basis(Q, 3, subspace.contrastive_directions(Q, x.mT @ x, nothing))
+    assert torch.allclose(spectral @ spectral.mT, contrastive @ contrastive.mT, atol=1e-8)
+
+
+@given(st.integers(0, WIDTH - 1), st.integers(1, 30), st.integers(0, 1000))
+def test_others_notice_all_contrastive_directions_alike_and_the_new_concept_the_first_most(occupied, tokens, seed):
+    x, others = torch.randn(2, tokens, WIDTH, generator=generator(seed), dtype=torch.float64)
+    sigma, kept = x.mT @ x / tokens, others.mT @ others / tokens
+    Q = subspace.occupied([torch.randn(WIDTH, occupied, generator=generator(seed + 1))], WIDTH)
+    V = subspace.contrastive_directions(Q, sigma, kept)
+    assert V.shape == (WIDTH, WIDTH - Q.shape[1])
+    assert float((Q.mT @ V).abs().amax() if Q.shape[1] else 0) < 1e-9
+    floor = subspace.CONTRAST_FLOOR * kept.trace() / WIDTH
+    noticed = V.mT @ (kept + floor * torch.eye(WIDTH)) @ V
+    assert torch.allclose(noticed, noticed[0, 0] * torch.eye(V.shape[1], dtype=V.dtype), atol=1e-6 * noticed[0, 0])
+    read = (V.mT @ sigma @ V).diagonal() / noticed[0, 0]
+    assert (read.diff() <= 1e-6 * read[0]).all()
 
 
 def test_columns_of_the_shared_matrix_repeat_only_with_replacement():

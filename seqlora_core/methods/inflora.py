@@ -13,7 +13,7 @@ from .. import subspace
 from .method import Method, step_coefficients
 
 
-def _start(Q, config, generator, covariance, kept):
+def _start(Q, config, generator, covariance, directions):
     return subspace.spectral_basis(Q, config.rank, covariance)
 
 

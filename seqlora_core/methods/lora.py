@@ -4,7 +4,7 @@ from .. import subspace
 from .method import Method
 
 
-def _start(Q, config, generator, covariance, kept):
+def _start(Q, config, generator, covariance, directions):
     return subspace.random_basis(subspace.empty(Q.shape[0]), config.rank, generator)
 
 

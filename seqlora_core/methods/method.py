@@ -20,12 +20,13 @@ class Method:
     """A way to train one concept's factors.
 
     Attributes:
-        start: (Q [n, k], config, generator, covariance, kept) -> the first B [n, r]; the last two, [n, n] or None, are
-            of what the layer reads for the new concept and for the prompts to keep.
+        start: (Q [n, k], config, generator, covariance, directions) -> the first B [n, r]; the last two, [n, n] of what
+            the layer reads for the new concept and [n, n - k] (see `subspace.contrastive_directions`), may be None.
         iterate: one iteration on a fixed minibatch; moves the factors, returns the loss before it.
         constrained: whether B keeps to the complement of earlier bases, so that a layer can be full.
         base: what `train_on="auto"` means: "accumulated", "subsets" or "bare" (see `TrainingPlan`).
         init: what `init="auto"` means for a learned basis.
+        coordinates: what `coordinates="auto"` means (see `TrainingPlan.coordinates`).
         crosstalk: the weight that `crosstalk=None` means (see `crosstalk`).
         ridge: the weight that `ridge=None` means.
         average: the share of steps that `average=None` means (see `averaging`).
@@ -38,6 +39,7 @@ class Method:
     constrained: bool
     base: str
     init: str = "random"
+    coordinates: str = "plain"
     crosstalk: float = 0.0
     ridge: float = 1e-4
     average: float = 0.0
@@ -45,14 +47,14 @@ class Method:
 
 
 def start_in_complement(
-    Q: Tensor, config: TrainingConfig, generator: torch.Generator, covariance: Tensor | None, kept: Tensor | None
+    Q: Tensor, config: TrainingConfig, generator: torch.Generator, covariance: Tensor | None, directions: Tensor | None
 ) -> Tensor:
-    """B's start for a learned basis, inside the free complement: by the covariances that are given, or random."""
-    if covariance is None:
-        return subspace.random_basis(Q, config.rank, generator)
-    if kept is None:
+    """B's start for a learned basis, inside the free complement: by what is given of the layer's inputs, or random."""
+    if directions is not None:
+        return subspace.contrastive_basis(Q, config.rank, directions)
+    if covariance is not None:
         return subspace.spectral_basis(Q, config.rank, covariance)
-    return subspace.contrastive_basis(Q, config.rank, covariance, kept)
+    return subspace.random_basis(Q, config.rank, generator)
 
 
 def step_coefficients(

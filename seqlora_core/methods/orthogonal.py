@@ -4,7 +4,7 @@ from .. import subspace
 from .method import Method, step_coefficients
 
 
-def _start(Q, config, generator, covariance, kept):
+def _start(Q, config, generator, covariance, directions):
     return subspace.shared_columns(Q, config.rank, generator, config.draw == "without-replacement")
 
 

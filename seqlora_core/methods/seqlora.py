@@ -19,7 +19,8 @@ SEQLORA = Method(
     constrained=True,
     base="subsets",
     init="contrastive",
-    crosstalk=0.04,
+    coordinates="contrastive",
+    crosstalk=0.02,
     ridge=0.0,
     average=0.5,
 )
