@@ -218,10 +218,10 @@ def test_what_decides_between_near_pairs_is_work_for_several_processes(tmp_path,
     assert choices.deciding_runs(Recipe("lora", tuned_for="single")) == []
 
 
-def test_step_sizes_of_seqlora_are_chosen_once_and_on_the_model_of_the_paper():
+def test_step_sizes_of_seqlora_are_chosen_once_and_as_it_trains_by_default():
     ours = [recipe for recipe in RECIPES if recipe.method == "seqlora" and "optimizer" not in recipe.settings]
     assert {recipe.tuning for recipe in ours} == {"seqlora"}
-    assert all(recipe.tuned == Recipe("seqlora", {"train_on": "accumulated"}) for recipe in ours)
+    assert all(recipe.tuned == Recipe("seqlora") for recipe in ours)
 
 
 def test_a_walk_ends_at_the_border_of_the_grid():

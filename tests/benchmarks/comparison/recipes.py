@@ -38,12 +38,8 @@ class Recipe:
 
     @property
     def tuned(self) -> "Recipe":
-        """The one that these step sizes are chosen with.
-
-        That of SeqLoRA is on the model that the paper trains on, whatever it trains on itself.
-        """
-        kept = {key: value for key, value in self.settings.items() if key in _TUNED_APART}
-        return replace(self, settings=kept | ({"train_on": "accumulated"} if self.method == "seqlora" else {}))
+        """The one that these step sizes are chosen with."""
+        return replace(self, settings={key: value for key, value in self.settings.items() if key in _TUNED_APART})
 
     def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
         """The settings of a training that spends `passes` forward-backward passes, or the few less that fit."""
@@ -137,7 +133,7 @@ CHANGED_RIVALS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the ablation: one setting of SeqLoRA (or of a rival) changed."""
+    """A row of the ablation: one setting of SeqLoRA's default (or of a rival) changed."""
 
     factor: str
     value: str
@@ -145,33 +141,33 @@ class Variant:
 
 
 def _changed(factor: str, value: str, **settings) -> Variant:
-    return Variant(factor, value, replace(_ON_ALL, settings={**_ON_ALL.settings, **settings}))
+    return Variant(factor, value, replace(SEQLORA, settings=settings))
 
 
 # Around another iteration.
-_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average")} | _ON_ALL.settings
-# Around the model that the paper trains on.
+_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average", "coordinates")}
+_OURS |= {"train_on": _METHOD.base}
 VARIANTS = (
+    Variant("trained on", "subsets", SEQLORA),
     Variant("trained on", "all earlier concepts", _ON_ALL),
-    Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
+    _changed("coordinates", "plain", coordinates="plain"),
+    _changed("trained on", "bare base", train_on="bare"),
     _changed("crosstalk", "0", crosstalk=0.0),
+    Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
-    Variant("trained on", "subsets", SEQLORA),
-    _changed("trained on", "bare base", train_on="bare"),
     _changed("lower step", "again (eq. 18)", lower_step="again"),
-    _changed("crosstalk", "0.01", crosstalk=0.01),
-    _changed("crosstalk", "0.16", crosstalk=0.16),
+    _changed("crosstalk", "a quarter", crosstalk=_METHOD.crosstalk / 4),
+    _changed("crosstalk", "four times", crosstalk=_METHOD.crosstalk * 4),
+    _changed("average", "0", average=0.0),
+    _changed("layers", "cross", layers="cross"),
+    _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
+    _changed("hypergradient", "finite-difference, eq. 18", hypergradient="finite-difference"),
+    _changed("layers", "all", layers="all"),
     _changed("inner steps", "5", inner_steps=5),
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("ridge", "1e-4", ridge=1e-4),
-    _changed("average", "0", average=0.0),
-    _changed("alpha and beta", "0.01 and 0.032", alpha=1e-2, beta=3.2e-2),
-    _changed("layers", "cross", layers="cross"),
-    _changed("layers", "all", layers="all"),
-    _changed("hypergradient", "finite-difference, eq. 18", hypergradient="finite-difference"),
-    _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
     _changed("optimizer", "gradient", optimizer="gradient"),
 )
 # How far a step of Adam moves what a layer puts out goes with the square root of its width: the mini base's text is 128
