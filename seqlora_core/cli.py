@@ -55,7 +55,7 @@ _HELP = {
     "inner_steps": "lower-level steps in each iteration",
     "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
     "ridge": "weight of the regularization of both factors; seqlora's is 0, others' 0.0001",
-    "crosstalk": "weight of what it does to the prompts of earlier concepts and others; seqlora's is 0.02, others' 0",
+    "crosstalk": "weight of what it does to the prompts of earlier concepts and others; seqlora's is 0.01, others' 0",
     "average": "share of the steps, the last ones, over which both factors are averaged; seqlora's is 0.5, others' 0",
     "clip": "bound on the norm of each factor's gradient, 0 for none",
     "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",

@@ -15,7 +15,7 @@ from .methods import METHODS, Method
 from .randomness import named_generator
 
 EMPTY_PROMPTS = 4  # to keep beside one of each concept
-# To keep as well: invented subjects, for all that a bank does not hold yet.
+# To keep as well: invented subjects, for all that a bank does not hold yet, and ordinary ones, for all else.
 STRANGERS = (
     ("sksarbo", "tree"),
     ("skslumi", "house"),
@@ -26,6 +26,8 @@ STRANGERS = (
     ("skskran", "boat"),
     ("skswilf", "animal"),
 )
+ORDINARY = ("tree", "house", "person", "plant", "toy", "food", "boat", "animal")
+ORDINARY += ("street", "mountain", "book", "chair", "clock", "bridge", "shoe", "cloud")
 
 
 @dataclass(frozen=True)
@@ -213,15 +215,16 @@ def make_plan(
 def prompts_to_keep(bank: Bank, spec: ConceptSpec) -> list[str]:
     """Prompts whose pictures a training should leave as they are (see `crosstalk`).
 
-    One for every concept of the bank, but for the one that a training is to replace; some of `STRANGERS`, or a basis
-    would turn to what only later concepts read, and they would find it answering to their words; and some empty ones,
-    since guidance subtracts what the model makes of it from every picture.  No stranger is of the new concept's class,
-    which lives by its class word.
+    One for every concept of the bank, but for the one that a training is to replace; `STRANGERS`, or a basis would turn
+    to what only later concepts read, and they would find it answering to their words; `ORDINARY` subjects, which stand
+    for the rest of the world; and some empty ones, since guidance subtracts what the model makes of it from every
+    picture.  None is of the new concept's class, which lives by its class word.
     """
     replaced = bank.manifest.find(spec.name)
     subjects = [concept.subject for concept in bank.concepts if concept is not replaced]
     own = spec.class_word.casefold().split()
     subjects += [f"{token} {class_word}" for token, class_word in STRANGERS if class_word not in own]
+    subjects += [word for word in ORDINARY if word not in own]
     return [f"photo of a {subject}" for subject in subjects] + [""] * EMPTY_PROMPTS
 
 

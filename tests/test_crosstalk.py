@@ -86,11 +86,10 @@ def test_keys_and_values_of_the_text_need_one_pass_and_give_what_many_do(denoise
         assert kept.energies[name] == pytest.approx(layer(rows).square().sum(1).mean().item(), rel=1e-4)
 
 
-def test_prompts_to_keep_are_those_of_the_other_concepts_of_strangers_and_the_empty_one(denoiser, bank):
+def test_prompts_to_keep_are_of_other_concepts_strangers_ordinary_things_and_nothing(denoiser, bank):
     none = prompts_to_keep(bank, ConceptSpec("first", "sks", "dog"))
     assert none[-4:] == [""] * 4
-    strangers = set(none) - {""}
-    assert len(strangers) >= 8
+    assert len(set(none)) > 20
     for name in ("first", "second"):
         learn(denoiser, bank, name, steps=1)
     subjects = {concept.name: f"photo of a {concept.subject}" for concept in bank.refresh().concepts}
@@ -98,7 +97,7 @@ def test_prompts_to_keep_are_those_of_the_other_concepts_of_strangers_and_the_em
     assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], *none]
 
 
-def test_nothing_of_the_new_concept_s_class_is_among_the_strangers(bank):
+def test_nothing_of_the_new_concept_s_class_is_kept_as_it_is(bank):
     kept = prompts_to_keep(bank, ConceptSpec("oak", "sks", "Old Tree"))
     assert not any(prompt.endswith(" tree") for prompt in kept)
     assert any(prompt.endswith(" tree") for prompt in prompts_to_keep(bank, ConceptSpec("rex", "sks", "dog")))

@@ -20,7 +20,7 @@ SEQLORA = Method(
     base="subsets",
     init="contrastive",
     coordinates="contrastive",
-    crosstalk=0.02,
+    crosstalk=0.01,
     ridge=0.0,
     average=0.5,
 )
