@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_concept
@@ -10,11 +11,11 @@ from PIL import Image
 
 from seqlora_core.errors import UserError
 from seqlora_core.layers import Adapter, attached, find_layers, layer_shapes
-from seqlora_core.mini import MiniConcept
+from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec
+from seqlora_core.plan import ORDINARY, ConceptSpec
 from seqlora_core.trainer import train_concept
-from tests.benchmarks.comparison import archive, runs, tables, tuning, work
+from tests.benchmarks.comparison import archive, others, runs, tables, tuning, work
 from tests.benchmarks.comparison.likeness import likeness, nearest_prompts
 from tests.benchmarks.comparison.recipes import ALTERNATING, SEQLORA, SYSTEMS, VARIANTS, Recipe, passes_a_step
 from tests.benchmarks.comparison.runs import Run, folded
@@ -294,6 +295,28 @@ def test_folded_adapters_act_as_attached_ones_and_leave_the_weights_as_they_were
     with torch.no_grad(), folded(SimpleNamespace(pipeline=SimpleNamespace(unet=denoiser.unet)), adapters):
         assert torch.allclose(denoiser.predict_noise(*inputs), expected, atol=1e-4)
     assert all(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
+
+
+def test_pictures_of_other_things_are_compared_with_the_base_s_own(run, monkeypatch):
+    weight = find_layers(run.base.pipeline.unet, run.config.layers).popitem()[1].weight.data
+
+    def draw(base, prompt, seed):
+        now = find_layers(base.pipeline.unet, run.config.layers).popitem()[1].weight.data
+        noise = np.random.default_rng(len(prompt) if torch.equal(now, weight) else 0)
+        return [Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8))]
+
+    monkeypatch.setattr(others, "draw", draw)
+    alike = others.measure_others(SYSTEMS[0], run, 3)["alike"]
+    assert alike.keys() == {"0", "1"}  # 4 and 16 concepts are more than there are
+    assert alike["0"] == pytest.approx(1.0)
+    assert alike["1"] < 0.99
+
+
+def test_what_no_training_keeps_stands_for_other_things():
+    names = others.ordinary_things()
+    assert len(set(names)) == others.THINGS
+    held_out = {concept.name for concept in mini_concepts()}
+    assert not any(name in held_out or set(name.split()) & set(ORDINARY) for name in names)
 
 
 def test_a_job_that_somebody_else_is_at_is_left_for_later(tmp_path, monkeypatch):

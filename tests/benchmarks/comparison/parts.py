@@ -16,6 +16,7 @@ from seqlora_core.monitor import Monitor
 from .archive import FACTS
 from .forecast import forecast
 from .measure import measure
+from .others import measure_others
 from .recipes import (
     ALTERNATING,
     CHANGED_RIVALS,
@@ -280,6 +281,11 @@ def subset_jobs(experiment: Experiment) -> list[Job]:
     return _jobs_at_middle(experiment, "subsets", measure_subsets, experiment.systems)
 
 
+def other_jobs(experiment: Experiment) -> list[Job]:
+    """What becomes of pictures of other things."""
+    return _jobs_at_middle(experiment, "others", measure_others, experiment.systems)
+
+
 def forecast_jobs(experiment: Experiment) -> list[Job]:
     """The forgetting that diagnostics expect beside what was measured."""
     sequential = [system for system in experiment.systems if system.sequential]
@@ -322,6 +328,7 @@ PARTS = {
     "ablation": Part(ablation_jobs, [variant.recipe for variant in BY_ADAM]),
     "defaults": Part(default_jobs, []),
     "subsets": Part(subset_jobs),
+    "others": Part(other_jobs),
     "order": Part(order_jobs, [SEQLORA, ALTERNATING]),
     "rivals": Part(rival_jobs),
     "saturation": Part(saturation_jobs, [SATURATED]),

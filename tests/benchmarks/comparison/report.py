@@ -56,7 +56,7 @@ def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -
     if results["rivals"]:
         made.append(tables.rivals(results["rivals"], results["main"]))
     others = {"ablation": tables.ablation, "defaults": tables.defaults, "subsets": tables.subsets}
-    others |= {"saturation": tables.saturation, "forecast": tables.forecasts}
+    others |= {"others": tables.others, "saturation": tables.saturation, "forecast": tables.forecasts}
     made += [table(results[part]) for part, table in others.items() if results[part]]
     return [*made, tables.tuning(choices)]
 

@@ -243,6 +243,15 @@ def subsets(results: Sequence[dict]) -> Table:
     return Table("subsets", "Subsets composed alone", columns, rows)
 
 
+def others(results: Sequence[dict]) -> Table:
+    """How much of pictures of other things is left beside the first concepts."""
+    found = {result["system"]: result["alike"] for result in results}
+    sizes = sorted({int(size) for alike in found.values() for size in alike})
+    rows = [[name, *(found[name].get(str(size), "-") for size in sizes)] for name in _ORDER if name in found]
+    columns = ["system", *(f"beside {size}" if size else "the base's own" for size in sizes)]
+    return Table("others", "Pictures of other things, beside the first concepts", columns, rows)
+
+
 def forecasts(results: Sequence[dict]) -> Table:
     """Rank correlation of forecast crosstalk and measured forgetting."""
     found = {result["system"]: result for result in results}
