@@ -3,10 +3,10 @@
 (ours) The interference of a new concept on an earlier one is `A B^T x` (eq. 4 of the paper), x the inputs that a layer
 reads while the earlier one is drawn.  `B_i^T B = 0` makes it vanish on span(B_i) only; the rest of x is what
 Theorems 2 and 7 call exposed.  The bank knows the earlier concepts' adapters and words, so their x can be made anew:
-the model samples a prompt of each, and per layer `Sigma = mean of x x^T` is kept.  Prompts of invented
-subjects are among them, for what later concepts read, of ordinary ones, for all else, and the empty prompt, or the
-first concepts would change what all pictures have in common, and later ones come to lean on that.  The term is the
-expected energy of the interference as a share of the energy of what the layer gives,
+the model samples a prompt of each, and per layer `Sigma = mean of x x^T` is kept.  Prompts of invented subjects are
+among them, for what later concepts read, of ordinary ones, for all else, and the empty prompt, or the first concepts
+would change what all pictures have in common, and later ones come to lean on that.  The term is the expected energy of
+the interference as a share of the energy of what the layer gives,
 
     weight * number of prompts * sum over layers of  tr(A B^T Sigma B A^T) / mean |y|^2,
 

@@ -194,10 +194,11 @@ class _Run:
     def _directions(self, covariances: Mapping[str, Tensor], kept: KeptInputs | None) -> dict[str, Tensor]:
         if kept is None or not self.plan.contrasts:
             return {}
-        return {
-            name: subspace.contrastive_directions(self.plan.Q[name], covariances[name], kept.covariances[name])
-            for name in self.layers
-        }
+        directions = {}
+        for name, Q in self.plan.Q.items():
+            self._stop_if_cancelled()  # a wide layer takes a second
+            directions[name] = subspace.contrastive_directions(Q, covariances[name], kept.covariances[name])
+        return directions
 
     def _start_bases(self, covariances: Mapping[str, Tensor], directions: Mapping[str, Tensor]) -> list[Tensor]:
         generator = self.plan.start_generator()
