@@ -155,7 +155,9 @@ class _Run:
     def _set_up(self, saved: Checkpoint | None) -> None:
         """Factors, optimizers and objective: from the start, or as the checkpoint has them."""
         device, config, kept = self.denoiser.device, self.config, self._watch_kept()
-        covariances = self._covariances()
+        stepped = self.plan.coordinates == "contrastive"
+        # A resumed training has its start; only the coordinates are to be made again.
+        covariances = self._covariances() if stepped or not saved else {}
         directions = self._directions(covariances, kept)
         self.Q = [Q.float().to(device) for Q in self.plan.Q.values()]
         if saved:
@@ -166,8 +168,7 @@ class _Run:
         # One memory layout, or a resumed training would take other kernels and round differently.
         A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
-        stepped = self.plan.coordinates == "contrastive" and directions
-        along = [directions[name].float().to(device) for name in self.layers] if stepped else None
+        along = [directions[name].float().to(device) for name in self.layers] if stepped and directions else None
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip, along)
         self.average = TailAverage(self.plan.first_averaged)
         self.adapters: dict[str, Adapter] = {}
@@ -192,7 +193,7 @@ class _Run:
         return {name: layer.covariance for name, layer in inputs.items()}
 
     def _directions(self, covariances: Mapping[str, Tensor], kept: KeptInputs | None) -> dict[str, Tensor]:
-        if kept is None or not self.plan.contrasts:
+        if not covariances or kept is None or not self.plan.contrasts:
             return {}
         directions = {}
         for name, Q in self.plan.Q.items():
