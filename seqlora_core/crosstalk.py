@@ -26,6 +26,9 @@ from .randomness import named_generator
 from .sampling import ddim
 
 STEPS = 8  # forward passes of a picture
+# Where texts alone matter: latents that a UNet which halves them three times still takes, and so many of them at a time
+# that they are half a picture of 512 px.
+SMALL, MANY = (8, 8), 32
 
 
 class Crosstalk:
@@ -73,14 +76,15 @@ def watch_kept(
 
     Args:
         prompts: [K, tokens, d].
-        size: height and width in latent pixels.
-        batch: pictures at a time.
+        size: height and width in latent pixels, where layers read pictures.
+        batch: pictures at a time, there.
         between: called before each batch; may raise.
     """
     device = denoiser.device
     groups = {name: input_group(name) for name in layers}
-    # Keys and values of the text read the same in every pass, so that one shows all.
-    steps = 1 if set(groups.values()) == {TEXT_GROUP} else STEPS
+    # Keys and values of the text read the same in every pass and at every size, so that the cheapest pass shows all.
+    texts_alone = set(groups.values()) == {TEXT_GROUP}
+    steps, size, batch = (1, SMALL, MANY) if texts_alone else (STEPS, size, batch)
 
     def draw() -> None:
         generator = named_generator(seed, "earlier")

@@ -73,14 +73,14 @@ def test_the_first_concept_leaves_the_empty_prompt_more_alone(denoiser, bank):
     assert moved[1.0] < 0.5 * moved[0.0]
 
 
-def test_keys_and_values_of_the_text_need_one_pass_and_give_what_many_do(denoiser):
+def test_keys_and_values_of_the_text_need_one_small_pass_and_give_what_many_do(denoiser):
     layers, passes = find_layers(denoiser.unet, "cross-kv"), []
     prompts = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
-    handle = denoiser.unet.register_forward_pre_hook(lambda *_: passes.append(1))
-    kept = watch_kept(denoiser, layers, prompts, (8, 8), 0, 3, lambda: None)
+    handle = denoiser.unet.register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0].shape)))
+    kept = watch_kept(denoiser, layers, prompts, (64, 96), 0, 1, lambda: None)
     handle.remove()
     rows = prompts.flatten(0, 1)
-    assert len(passes) == 1
+    assert passes == [(3, 4, 8, 8)]
     for name, layer in layers.items():
         assert torch.allclose(kept.covariances[name], rows.mT @ rows / len(rows), atol=1e-5)
         assert kept.energies[name] == pytest.approx(layer(rows).square().sum(1).mean().item(), rel=1e-4)
