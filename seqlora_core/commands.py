@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -303,10 +304,11 @@ def evaluate_bank(args: Namespace) -> None:
     bank = Bank.open(args.bank)
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
+    drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance)
     metrics = load_metrics(args.metric, args.base)
     references = _references(args, bank)
     base = _load_bank_base(args, bank)
-    drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance, args.size or base.native_size)
+    drawing = replace(drawing, size=args.size or base.native_size)
     evaluation = Evaluation(base, bank, references, metrics, drawing, Path(args.out), TerminalMonitor())
     rows = write_report(evaluation, evaluation.run(args.trajectory))
     print(to_markdown(rows), end="")

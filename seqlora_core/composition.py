@@ -32,6 +32,11 @@ class Part:
         return {layer: Adapter(self.strength * A, B) for layer, (A, B) in self.adapters.items()}
 
 
+def adapted_layers(parts: Sequence[Part]) -> list[str]:
+    """Every layer that any of them adapts."""
+    return list(dict.fromkeys(layer for part in parts for layer in part.adapters))
+
+
 def parse_selection(text: str) -> tuple[str, float]:
     """`NAME` or `NAME:STRENGTH` -> (name, strength); the strength is 1 where none is given.
 

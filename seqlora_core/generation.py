@@ -1,6 +1,6 @@
 """Pictures from a base with composed concepts, and what its layers read while it makes them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from PIL import Image
@@ -41,19 +41,21 @@ def inputs_while_sampling(
     prompt: str,
     adapters: Mapping[str, Adapter] | None = None,
     *,
+    layers: Collection[str] | None = None,
     seed: int = 0,
     steps: int = 20,
     rows: int = 0,
 ) -> dict[str, LayerInputs]:
-    """What every adaptable layer reads while the base samples one picture of its native size, without guidance.
+    """What layers read while the base samples one picture of its native size, without guidance.
 
     Args:
+        layers: by canonical name; None stands for all that can be adapted.
         rows: inputs to keep of each layer and pass (see `activations.capture_inputs`).
     """
-    size = base.native_size
+    size, found = base.native_size, find_layers(base.pipeline.unet)
     settings = {"guidance_scale": 1.0, "num_inference_steps": steps, "height": size, "width": size}
     return capture_inputs(
-        find_layers(base.pipeline.unet),
+        found if layers is None else {name: layer for name, layer in found.items() if name in layers},
         lambda: _run_pipeline(base, prompt, adapters, [seed], output_type="latent", **settings),
         rows,
     )

@@ -155,6 +155,8 @@ MISTAKES = {
     "no such LoRA": (["generate", "--concept", "dog", "--lora", "{empty}/x.safetensors"], "cannot be read"),
     "plot without a base": (["inspect", "--plot", "x.png"], "give --base too"),
     "unknown concept to generate": (["generate", "--concept", "cat"], "no concept 'cat'"),
+    "prompt without a place": (["evaluate", "--prompt", "a photo"], "needs {{}} once"),
+    "prompt with another place": (["evaluate", "--prompt", "{{}} in {{where}}"], "needs {{}} once"),
     "no such bank": (["list", "--bank", "{empty}"], "no bank"),
     "no command": ([], "required"),
     "unknown command": (["fly"], "invalid choice"),
@@ -178,6 +180,7 @@ def test_a_mistake_gets_one_line_and_status_2_and_changes_nothing(
             *("generate", "--base", str(base_folder), "--bank", str(bank)),
             *("--prompt", "x", "--out", str(tmp_path / "x.png")),
         ],
+        "evaluate": ["evaluate", "--base", str(base_folder), "--bank", str(bank), "--out", str(tmp_path / "x.out")],
     }
     before = (bank / "bank.json").read_bytes()
     more = [part.format(empty=empty, broken=broken) for part in command[1:]]
@@ -185,7 +188,7 @@ def test_a_mistake_gets_one_line_and_status_2_and_changes_nothing(
     captured = capsys.readouterr()
     last = captured.err.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert message in last
+    assert message.format() in last
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert (bank / "bank.json").read_bytes() == before

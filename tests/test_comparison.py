@@ -85,6 +85,13 @@ def test_the_target_is_met_or_not_by_its_parts():
     assert rows["forgetting at most half of Continual Alternating's"][4] == pytest.approx(0.1)
 
 
+def test_a_lead_that_differs_from_concept_to_concept_by_more_than_itself_is_none():
+    ours, rival = result("SeqLoRA", [0.5] * 2, [0.5, 0.5]), result("Continual Alternating", [0.5] * 2, [0.1, 0.6])
+    [row] = [row for row in tables.target(summarize([ours, rival])).rows if row[2].startswith("final above")]
+    assert row[3] == pytest.approx((0.15, 0.25))
+    assert row[-1] == "no"
+
+
 def test_the_comparison_has_the_systems_in_order_and_what_to_compare_with():
     results = [result(name, [0.9, 0.9], [0.8, 0.6]) for name in ("LoRA, averaged", "SeqLoRA")]
     table = tables.comparison(summarize(results), 2, {"dog": 0.2, "cat": 0.4, "car": 0.0})

@@ -38,7 +38,7 @@ class KnownInputs:
         self.rows, self.layer, self.W0 = rows, layer, randn(M, N)
         self.ordinary = randn(200, N)
 
-    def inputs(self, part: Part):
+    def inputs(self, part: Part, layers):
         return {self.layer: LayerInputs.of_rows(self.rows[part.name])}
 
     def words(self, part: Part) -> Tensor:
@@ -135,6 +135,14 @@ def test_custom_diffusion_meets_its_constraints_exactly():
         assert torch.allclose(words @ dW.mT, words @ own(concept).mT, atol=1e-4)
 
 
+def test_custom_diffusion_gives_words_that_two_prompts_share_to_the_first():
+    parts = [part("a", TEXT), part("b", TEXT)]
+    shared, a, b = randn(2, N), randn(2, N), randn(3, N)
+    dW = fused("custom-diffusion", parts, KnownInputs({"a": torch.cat([shared, a]), "b": torch.cat([shared, b])}, TEXT))
+    for words, concept in ((shared, parts[0]), (a, parts[0]), (b, parts[1])):
+        assert torch.allclose(words @ dW.mT, words @ own(concept).mT, atol=1e-4)
+
+
 def test_custom_diffusion_changes_ordinary_captions_least_among_all_that_meet_the_constraints():
     parts = [part("a", TEXT), part("b", TEXT)]
     source = KnownInputs({"a": randn(3, N), "b": randn(4, N)}, TEXT)
@@ -190,10 +198,13 @@ def test_the_loss_of_loraclr_is_the_published_one():
     assert float(contrastive_loss(torch.tensor([[0.2]]), X, Y, W0, settings)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_concepts_with_names_of_different_length_can_be_merged():
+def test_loraclr_heeds_every_word_of_names_of_different_length():
     parts = [part("a", TEXT), part("b", TEXT)]
-    source = KnownInputs({"a": randn(5, N), "b": randn(9, N)}, TEXT)
-    assert fused("loraclr", parts, source).isfinite().all()
+    source = KnownInputs({"a": randn(2, N), "b": randn(5, N)}, TEXT)
+    dW = fused("loraclr", parts, source, iterations=400, step_size=0.1, norm_weight=0.0)
+    for concept in parts:
+        words = source.rows[concept.name]
+        assert ((words @ (dW - own(concept)).mT).norm(dim=1) < 0.1 * (words @ own(concept).mT).norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("name", sorted(set(FUSIONS) - set(WITHOUT_BASE)))

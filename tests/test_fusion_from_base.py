@@ -35,17 +35,23 @@ def test_words_are_encoded_where_they_stand_up_to_the_end_token(base):
 
 def test_every_layer_is_seen_with_the_concept_in_place(base):
     source = BaseSource(base, FusionSettings(sampling_steps=3, rows=2))
-    plain, changed = (source.inputs(part(base, strength)) for strength in (0.0, 2.0))
+    plain, changed = (source.inputs(part(base, strength), base.layers) for strength in (0.0, 2.0))
     assert list(plain) == list(base.layers)
     first, *_, last = (name for name in base.layers if input_group(name) != "text")
     assert plain[last].rows.shape == (6, base.layers[last].width)
     assert not torch.allclose(plain[last].gram, changed[last].gram, rtol=1e-2)
-    assert torch.equal(source.inputs(part(base, 2.0))[first].gram, changed[first].gram)
+    assert torch.equal(source.inputs(part(base, 2.0), [first])[first].gram, changed[first].gram)
     words = source.words(part(base, 2.0))
     assert len(words) == 2 * 6  # "ab dog" and the end token, alone and in a prompt
     assert all(torch.equal(changed[name].rows, words) for name in base.layers if input_group(name) == "text")
     layers = find_layers(base.pipeline.unet)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers.values())
+
+
+def test_words_are_looked_at_without_a_pass_of_the_unet(base):
+    text = [name for name in base.layers if input_group(name) == "text"]
+    with base.pipeline.unet.register_forward_pre_hook(lambda *_: pytest.fail("the UNet ran")):
+        assert list(BaseSource(base, FusionSettings()).inputs(part(base, 1.0), text)) == text
 
 
 def test_the_weights_are_those_of_the_base(base):

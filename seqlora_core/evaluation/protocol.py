@@ -16,6 +16,7 @@ from ..bank import Bank, Concept
 from ..bank.names import slug
 from ..bases import Base
 from ..composition import compose
+from ..errors import UserError
 from ..generation import generate
 from ..monitor import Monitor
 from .metrics import Metric, score
@@ -23,7 +24,11 @@ from .metrics import Metric, score
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn; the same for every concept, stage and method that is to be compared."""
+    """How pictures are drawn; the same for every concept, stage and method that is to be compared.
+
+    Raises:
+        UserError: the prompt has not one place, {}, for the concept's words.
+    """
 
     prompt: str = "photo of a {}"
     count: int = 16
@@ -31,6 +36,11 @@ class Drawing:
     steps: int = 30
     guidance: float = 7.5
     size: int = 512
+
+    def __post_init__(self) -> None:
+        places = self.prompt.replace("{}", "", 1)
+        if len(places) != len(self.prompt) - 2 or "{" in places or "}" in places:
+            raise UserError(f"The prompt {self.prompt!r} needs {{}} once, where the concept's token and class word go.")
 
 
 @dataclass(frozen=True)

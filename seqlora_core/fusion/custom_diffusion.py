@@ -6,8 +6,9 @@ concept's own weights make of its words.  With `G = C_reg^T C_reg` and `d = C G^
 
     dW = (V - W0 C^T) (d C^T)^-1 d,   V - W0 C^T = [s_1 A_1 B_1^T C_1^T ...],
 
-so that W0 drops out, and the rank is at most the sum of the concepts' ranks.  Where words are linearly dependent the
-constraints hold in the sense of least squares.
+so that W0 drops out, and the rank is at most the sum of the concepts' ranks.  Of equal rows of C the first stays, as in
+the published code: prompts that begin alike share them.  Where words are linearly dependent the constraints hold in the
+sense of least squares; where they are about as many as the text is wide, W changes ordinary captions most.
 
 Not reproduced: the paper trains full matrices and a token embedding for each concept, and takes its captions from a
 data set that is not published with it.  Here the merge is applied to the concepts' adapters with plain captions of our
@@ -39,13 +40,25 @@ ORDINARY_CAPTIONS = tuple(f"a {noun} {place}" for noun, place in product(_NOUNS,
 
 def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
     fused = sum_adapters([(part.adapters, part.strength) for part in parts])
-    words = [source.words(part).double() for part in parts]  # C_i [t_i, n]
+    words = without_repeats([source.words(part).double() for part in parts])  # C_i [t_i, n]
     ordinary = source.captions(ORDINARY_CAPTIONS).double()
     directions = constrained_directions(torch.cat(words), ordinary, settings.ridge)
     for layer in fused:
         if input_group(layer) == "text":
             fused[layer] = _merge(layer, parts, words, directions)
     return fused
+
+
+def without_repeats(words: Sequence[Tensor]) -> list[Tensor]:
+    """Each `[t_i, n]` without the rows that an earlier one, or itself, had already."""
+    seen: set[bytes] = set()
+    kept = []
+    for rows in words:
+        keys = [row.numpy().tobytes() for row in rows]
+        first = [key not in seen and key not in keys[:index] for index, key in enumerate(keys)]
+        seen.update(keys)
+        kept.append(rows[torch.tensor(first)])
+    return kept
 
 
 def constrained_directions(C: Tensor, ordinary: Tensor, ridge: float) -> Tensor:

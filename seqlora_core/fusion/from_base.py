@@ -1,11 +1,11 @@
 """What fusions ask of a base model, asked of a loaded one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..activations import LayerInputs, input_group
+from ..activations import TEXT_GROUP, LayerInputs, input_group
 from ..bases import Base
 from ..composition import Part
 from ..generation import inputs_while_sampling
@@ -24,18 +24,23 @@ class BaseSource:
         self._base, self._settings = base, settings
         self._layers = find_layers(base.pipeline.unet)
 
-    def inputs(self, part: Part) -> Mapping[str, LayerInputs]:
+    def inputs(self, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+        inputs = dict.fromkeys(layers, LayerInputs.of_rows(self.words(part)))
+        if spatial := {layer for layer in layers if input_group(layer) != TEXT_GROUP}:
+            inputs |= self._sampled(part, spatial)
+        return inputs
+
+    def _sampled(self, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
         settings = self._settings
-        inputs = inputs_while_sampling(
+        return inputs_while_sampling(
             self._base,
             f"photo of a {part.subject}",
             part.scaled(),
+            layers=layers,
             steps=settings.sampling_steps,
             seed=settings.seed,
             rows=settings.rows,
         )
-        words = LayerInputs.of_rows(self.words(part))
-        return {layer: words if input_group(layer) == "text" else x for layer, x in inputs.items()}
 
     def words(self, part: Part) -> Tensor:
         encode = self._base.encode_words

@@ -1,7 +1,7 @@
 """What a fusion is, what it may ask for, and how one is run and measured."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,8 +56,8 @@ class FusionSettings:
 class Source(Protocol):
     """The base model as a fusion sees it; `from_base.BaseSource`, or a small known answer in a test."""
 
-    def inputs(self, part: Part) -> Mapping[str, LayerInputs]:
-        """What each layer reads while the base with this concept alone samples a picture of it.
+    def inputs(self, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+        """What each of these layers reads while the base with this concept alone samples a picture of it.
 
         Keys and values of text get the features of the concept's words only.
         """

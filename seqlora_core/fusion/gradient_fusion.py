@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..activations import input_group
-from ..composition import Part
+from ..composition import Part, adapted_layers
 from ..layers import Adapter
 from .fusion import Fusion, FusionSettings, Source
 
@@ -35,8 +35,9 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
     tokens: dict[str, int] = {}
     coefficients: dict[str, list[Tensor]] = {}  # layer -> s_i A_i [m, r]
     targets: dict[str, list[Tensor]] = {}  # layer -> G_i B_i [n, r]
+    layers = adapted_layers(parts)
     for part in parts:  # one concept's activations in memory at a time
-        inputs = source.inputs(part)
+        inputs = source.inputs(part, layers)
         for group, x in {input_group(layer): x for layer, x in inputs.items()}.items():
             grams[group] = grams.get(group, 0) + x.gram.double()
             tokens[group] = tokens.get(group, 0) + x.tokens

@@ -9,8 +9,9 @@ the merged `M_i = X_i (W0 + dW)^T`, both [N, m] and each taken as one long vecto
 with a margin of 0.5; the best dW on the way is kept.  This is the published code's loss: only the nearest negative
 counts, and the margin is in the units of whole outputs, so that negatives seldom come near it.
 
-Not reproduced: the text encoder's part (our concepts do not touch it) and mixed precision.  Of all tokens of all
-passes, only some rows of each are compared, since keeping all of them is what runs out of memory.
+Not reproduced: the text encoder's part (our concepts do not touch it) and mixed precision.  Of the pictures' tokens in
+all passes, only some rows of each are compared, since keeping all of them is what runs out of memory.  The published
+concepts have equally many tokens; where ours have not, the shorter are filled up with zeros, which every W maps to 0.
 
 dW has full rank; cut to the rank of the concepts it loses much of what it learned.
 """
@@ -19,9 +20,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ..activations import evenly_spaced
-from ..composition import Part
+from ..composition import Part, adapted_layers
 from ..layers import Adapter
 from .fusion import Fusion, FusionSettings, Source
 
@@ -29,12 +30,11 @@ _WEIGHT_DECAY = 1e-4
 
 
 def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
-    rows = [{layer: x.rows for layer, x in source.inputs(part).items()} for part in parts]
-    scaled = [part.scaled() for part in parts]
-    layers = dict.fromkeys(layer for adapters in scaled for layer in adapters)
+    layers, scaled = adapted_layers(parts), [part.scaled() for part in parts]
+    rows = [{layer: x.rows for layer, x in source.inputs(part, layers).items()} for part in parts]
     fused = {}
     for layer in layers:
-        X = _aligned([inputs[layer] for inputs in rows])
+        X = pad_sequence([inputs[layer] for inputs in rows], batch_first=True)  # [k, N, n]
         W0 = source.weight(layer)
         Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])
         fused[layer] = _as_factors(_optimize(X, Y, W0, settings))
@@ -45,12 +45,6 @@ def _as_factors(dW: Tensor) -> Adapter:
     """AdamW's update [m, n] has full rank, so one factor is the identity."""
     m, n = dW.shape
     return Adapter(torch.eye(m), dW.mT) if m < n else Adapter(dW, torch.eye(n))
-
-
-def _aligned(rows: Sequence[Tensor]) -> Tensor:
-    """The same number of rows of every concept, [k, N, n]: longer names have more tokens."""
-    count = min(len(x) for x in rows)
-    return torch.stack([evenly_spaced(x, count) for x in rows])
 
 
 def _output(X: Tensor, W0: Tensor, adapter: Adapter | None) -> Tensor:

@@ -24,21 +24,27 @@ class Recipe:
         settings: where they differ from the defaults of `TrainingConfig`.
         tuned_for: "final" or "single", the figure that its step sizes were chosen by: of the concepts in the sum of
             all, or of each alone, which is what a fusion starts from.
+        alias: names step sizes that are chosen with all of its settings.
     """
 
     method: str
     settings: Mapping[str, object] = field(default_factory=dict)
     tuned_for: str = "final"
+    alias: str = ""
 
     @property
     def tuning(self) -> str:
         """Names the step sizes; recipes that differ in nothing of `_TUNED_APART` share their method's."""
+        if self.alias:
+            return f"{self.method}-{self.alias}"
         apart = [str(self.settings[name]) for name in _TUNED_APART if name in self.settings]
         return "-".join([self.method, *apart, *(["single"] if self.tuned_for == "single" else [])])
 
     @property
     def tuned(self) -> "Recipe":
         """The one that these step sizes are chosen with."""
+        if self.alias:
+            return self
         return replace(self, settings={key: value for key, value in self.settings.items() if key in _TUNED_APART})
 
     def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
@@ -144,6 +150,9 @@ def _changed(factor: str, value: str, **settings) -> Variant:
     return Variant(factor, value, replace(SEQLORA, settings=settings))
 
 
+# The paper's Algorithm 1, without anything that this project added to it, and with step sizes of its own.
+_PUBLISHED = {"crosstalk": 0.0, "ridge": METHODS["alternating"].ridge, "average": 0.0, "coordinates": "plain"}
+_PUBLISHED |= {"init": "random", "lower_step": "again", "train_on": "accumulated"}
 # Around another iteration.
 _OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average", "coordinates")}
 _OURS |= {"train_on": _METHOD.base}
@@ -169,6 +178,7 @@ VARIANTS = (
     _changed("bilevel iterations", "4", bilevel_iterations=4),
     _changed("ridge", "1e-4", ridge=1e-4),
     _changed("optimizer", "gradient", optimizer="gradient"),
+    Variant("all that is ours", "as published", Recipe("seqlora", _PUBLISHED, alias="published")),
 )
 # How far a step of Adam moves what a layer puts out goes with the square root of its width: the mini base's text is 128
 # wide, Stable Diffusion's 768.

@@ -124,17 +124,22 @@ def _grids(experiment: Experiment, results: Sequence[dict]) -> dict[str, Image.I
     }
     if finals:
         made["systems"] = _grid(concepts, finals)
-    return made
+    return {name: grid for name, grid in made.items() if grid is not None}
 
 
-def _grid(concepts: Sequence[MiniConcept], columns: dict) -> Image.Image:
-    """Args:
-    columns: title -> (folder of the run, concept's name -> its sheet).
+def _grid(concepts: Sequence[MiniConcept], columns: dict) -> Image.Image | None:
+    """None where no picture was kept, as after going on from an archive.
+
+    Args:
+        columns: title -> (folder of the run, concept's name -> its sheet).
     """
-    rows = []
+    rows, found = [], False
     for concept in concepts:
         drawn = [kept_pictures(folder, sheet(concept.name), concept.name) for folder, sheet in columns.values()]
+        found = found or any(drawn)
         rows.append((concept.name, [list(concept.references[:1]), *(pictures[:1] for pictures in drawn)]))
+    if not found:
+        return None
     return figures.few_colours(picture_grid(["reference", *columns], rows, cell=_CELL))
 
 

@@ -85,8 +85,11 @@ def _climb(figure: Callable[[int], float], start: int, bounds: tuple[int, int]) 
 
 
 def final(run: Run) -> float:
-    """The mean identity of all concepts of a run, in the sum of all."""
-    learned = run.learn(len(run.concepts))
+    """The mean identity of all concepts of a run, in the sum of all; -1 where a training diverged."""
+    try:
+        learned = run.learn(len(run.concepts))
+    except TrainingDiverged:
+        return -1.0
     return fmean(after(run, learned, learned).values())
 
 
