@@ -1,6 +1,6 @@
 """Basis Bank Loader."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.inspection import least_room, missing_files
@@ -36,15 +36,16 @@ class BasisBankLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, bank_name: str) -> bool | str:
+    def validate_inputs(cls, bank_name: str | None) -> bool | str:
         try:
-            Bank.open(host.bank_folder(bank_name))
+            if bank_name is not None:  # another node's to give, later
+                Bank.open(host.bank_folder(bank_name))
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, bank_name: str) -> str:
+    def fingerprint_inputs(cls, bank_name: str | None) -> str:
         return host.bank_state(bank_name)
 
     @classmethod
@@ -52,7 +53,7 @@ class BasisBankLoader(io.ComfyNode):
         bank = Bank.open(host.bank_folder(bank_name))
         room = f"At least {least_room(bank)} directions are free in every layer."
         report = "\n".join([*describe_concepts(bank), room, *missing_files(bank)])
-        return io.NodeOutput(bank, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(bank, report, ui=host.told(cls, report))
 
 
 def describe_concepts(bank: Bank) -> list[str]:

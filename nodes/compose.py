@@ -1,7 +1,9 @@
 """Compose Concepts."""
 
+import time
+
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
 from ..seqlora_core.composition import Stack, parse_selections, stack, trigger_words
@@ -9,6 +11,7 @@ from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE
 from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
+from .graph import model_file
 
 
 class ComposeConcepts(io.ComfyNode):
@@ -30,7 +33,8 @@ class ComposeConcepts(io.ComfyNode):
                     multiline=True,
                     tooltip="name or name:strength, with commas or line ends between: dog:1, cat:0.8. Empty takes all.",
                 ),
-                io.Combo.Input(
+                host.advanced(
+                    io.Combo.Input,
                     "fusion",
                     options=list(WITHOUT_BASE),
                     default="sum",
@@ -50,13 +54,19 @@ class ComposeConcepts(io.ComfyNode):
     def execute(cls, model, bank, concepts: str, fusion: str = "sum") -> io.NodeOutput:
         bank.refresh()
         host.check_model(model)
-        bank.check_base(host.identify(model)[0])
+        bank.check_base(host.identify(model, model_file(cls))[0])
+        started = time.monotonic()
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
         weights = FUSIONS[fusion].weigh([strength for _, strength in selection])
         stacks = stack(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
         patched = host.apply_adapters(model, {layer: stacked.adapter for layer, stacked in stacks.items()})
-        words, report = trigger_words(bank, selection), _report(bank, selection, stacks)
-        return io.NodeOutput(patched, words, report, ui=ui.PreviewText(f"{words}\n{report}"))
+        cost = f"Put together in {time.monotonic() - started:.1f} s; the patch takes {_megabytes(stacks):.1f} MB."
+        words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
+        return io.NodeOutput(patched, words, report, ui=host.told(cls, f"{words}\n{report}"))
+
+
+def _megabytes(stacks: dict[str, Stack]) -> float:
+    return sum(factor.nbytes for stacked in stacks.values() for factor in stacked.adapter) / 2**20
 
 
 def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, Stack]) -> str:

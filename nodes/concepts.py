@@ -1,6 +1,6 @@
 """Export, remove and rename concepts."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import host
 from .bank import BankType
@@ -47,7 +47,7 @@ class ExportConcept(_ConceptNode):
     @classmethod
     def execute(cls, bank, concept_name: str, file_name: str) -> io.NodeOutput:
         path = bank.refresh().export(concept_name, host.lora_path(file_name or bank.concept(concept_name).name))
-        return io.NodeOutput(path.name, ui=ui.PreviewText(f"Wrote {path}"))
+        return io.NodeOutput(path.name, ui=host.told(cls, f"Wrote {path}"))
 
 
 class RemoveConcept(_ConceptNode):
@@ -67,7 +67,7 @@ class RemoveConcept(_ConceptNode):
     @classmethod
     def execute(cls, bank, concept_name: str) -> io.NodeOutput:
         removed = bank.remove(concept_name)
-        return io.NodeOutput(bank, ui=ui.PreviewText(f"Removed {removed.name}"))
+        return io.NodeOutput(bank, ui=host.told(cls, f"Removed {removed.name}"))
 
 
 class RenameConcept(_ConceptNode):
@@ -87,4 +87,4 @@ class RenameConcept(_ConceptNode):
     @classmethod
     def execute(cls, bank, concept_name: str, new_name: str) -> io.NodeOutput:
         renamed = bank.rename(concept_name, new_name)
-        return io.NodeOutput(bank, ui=ui.PreviewText(f"{concept_name} is now {renamed.name}"))
+        return io.NodeOutput(bank, ui=host.told(cls, f"{concept_name} is now {renamed.name}"))

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..seqlora_core.errors import UserError
-from ..seqlora_core.images import read_folder
+from ..seqlora_core.images import image_files, read_folder
 from . import host
 from .pictures import to_image
 
@@ -39,17 +39,17 @@ class LoadImageFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: str | None) -> bool | str:
         try:
-            read_folder(host.image_folder(folder), "")
+            if folder is not None:  # another node's to give, later
+                image_files(host.image_folder(folder))
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str) -> str:
-        files = sorted(host.image_folder(folder).iterdir())
-        return "/".join(f"{file.name}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
+    def fingerprint_inputs(cls, folder: str | None) -> str:
+        return host.folder_state(folder)
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:

@@ -1,12 +1,13 @@
 """Import LoRA as Concept."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.importing import describe_import, import_lora
 from ..seqlora_core.plan import ConceptSpec
 from . import host
 from .bank import BankType
+from .graph import model_file
 
 
 class ImportLora(io.ComfyNode):
@@ -20,7 +21,6 @@ class ImportLora(io.ComfyNode):
             search_aliases=["load lora into bank", "convert lora", "project lora"],
             description="Adds the attention layers of any SD1.5 LoRA file to a bank, and measures how they overlap.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=_inputs(),
             outputs=[
                 BankType.Output("bank_out", display_name="bank", tooltip="The bank with the concept."),
@@ -37,8 +37,9 @@ class ImportLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, bank_name: str, **inputs) -> str:
-        """Changes with the bank and the file."""
-        return f"{host.bank_state(bank_name)}/{host.lora_file(lora_name).stat().st_mtime_ns}"
+        """Changes with the bank and the file; the node that a connected bank comes from is asked by the host."""
+        bank = "" if "bank" in inputs else host.bank_state(bank_name)
+        return f"{bank}/{host.lora_state(lora_name)}"
 
     @classmethod
     def execute(
@@ -54,11 +55,11 @@ class ImportLora(io.ComfyNode):
         model=None,
     ) -> io.NodeOutput:
         spec = ConceptSpec(concept_name, token, class_word)
-        bank = _open(bank.folder if bank is not None else host.bank_folder(bank_name), model)
+        bank = _open(cls, bank.folder if bank is not None else host.bank_folder(bank_name), model)
         monitor, replace = host.NodeMonitor(cls.hidden.unique_id), on_existing == "replace"
         concept = import_lora(bank, host.lora_file(lora_name), spec, project, replace, monitor)
         report = describe_import(bank, concept)
-        return io.NodeOutput(bank, concept.name, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(bank, concept.name, report, ui=host.told(cls, report))
 
 
 def _inputs() -> list[io.Input]:
@@ -84,8 +85,8 @@ def _inputs() -> list[io.Input]:
     ]
 
 
-def _open(folder, model) -> Bank:
+def _open(node: type[ImportLora], folder, model) -> Bank:
     if model is None:
         return Bank.open(folder)
     host.check_model(model)
-    return Bank.open_or_create(folder, *host.identify(model))
+    return Bank.open_or_create(folder, *host.identify(model, model_file(node)))

@@ -1,6 +1,6 @@
 """Inspect Bank."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import inspect
 from ..seqlora_core.plots import overlap_map
@@ -38,4 +38,4 @@ class InspectBank(io.ComfyNode):
         result = inspect(bank)
         report = "\n".join([*describe_concepts(bank), *result.tables(), *result.problems])
         picture = overlap_map([concept.name for concept in bank.concepts], result.pairs)
-        return io.NodeOutput(report, to_image(picture), ui=ui.PreviewText(report))
+        return io.NodeOutput(report, to_image(picture), ui=host.told(cls, report))

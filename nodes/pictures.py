@@ -1,8 +1,5 @@
 """The graph's IMAGE and MASK tensors as Pillow images, and back."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 import torch
 from PIL import Image
@@ -26,27 +23,6 @@ def latent_mask(mask: Tensor, resolution: int, scale: int) -> Tensor:
     square = fit(_to_picture(mask), resolution, True, scale)
     side = resolution // scale
     return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
-
-
-def fingerprint(given: Iterable[object]) -> str:
-    """A hash of what a graph gave: texts, numbers and tensors, nested as they may be."""
-    digest = hashlib.sha256()
-    for part in _flat(given):
-        digest.update(f"{type(part).__name__}:".encode())
-        if isinstance(part, Tensor):
-            digest.update(str(tuple(part.shape)).encode())
-            digest.update(np.ascontiguousarray(part.detach().float().cpu().numpy()).tobytes())
-        else:
-            digest.update(str(part).encode())
-    return digest.hexdigest()
-
-
-def _flat(given: Iterable[object]) -> Iterator[object]:
-    for part in given:
-        if isinstance(part, (list, tuple)):
-            yield from _flat(part)
-        else:
-            yield part
 
 
 def _to_picture(values: Tensor) -> Image.Image:

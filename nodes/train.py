@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank, Concept
 from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
@@ -22,7 +22,8 @@ from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.trainer import Options, train_concept
 from . import host
 from .bank import BankType
-from .pictures import fingerprint, to_image, to_pictures
+from .graph import fingerprint, model_file
+from .pictures import to_image, to_pictures
 
 
 class TrainConcept(io.ComfyNode):
@@ -37,7 +38,6 @@ class TrainConcept(io.ComfyNode):
             description="Learns one subject from pictures, orthogonal to all concepts that the bank already holds.",
             is_input_list=True,
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[*_graph_inputs(), *_concept_inputs(), *_optional_inputs(), *_advanced_inputs()],
             outputs=[
                 BankType.Output("bank_out", display_name="bank", tooltip="The bank with the concept."),
@@ -53,18 +53,21 @@ class TrainConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **lists) -> str:
         """Changes with the bank, so that a concept that was removed or replaced meanwhile is looked at again."""
-        name = lists["bank_name"]
-        return host.bank_state(name[0] if isinstance(name, (list, tuple)) else name)
+        if "bank" in lists:
+            return ""  # the host asks the node that it comes from
+        return host.bank_state(lists["bank_name"][0])
 
     @classmethod
     def execute(cls, model, clip, vae, images, **lists) -> io.NodeOutput:
         values = {name: value[0] for name, value in lists.items() if value}
+        if len(captions := lists.get("captions") or []) > 1:  # a node that writes one for each picture of a list
+            values["captions"] = "\n".join(" ".join(caption.split()) for caption in captions)
         model, masks = model[0], [mask for batch in lists.get("masks") or [] for mask in batch]
         host.check_model(model)
         host.check_bare(model)
         with host.ordinary_tensors():
-            bank, concept, news = _train(model, clip[0], vae[0], images, masks, values, cls.hidden.unique_id)
-            return _outputs(model, bank, concept, news)
+            bank, concept, news = _train(cls, model, clip[0], vae[0], images, masks, values)
+            return _outputs(cls, model, bank, concept, news)
 
 
 _DEFAULTS = TrainingConfig()
@@ -198,8 +201,7 @@ _SETTINGS = (
 )
 
 
-def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank, Concept, str]:
-    unique_id = node_id[0] if isinstance(node_id, list) else node_id
+def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: dict) -> tuple[Bank, Concept, str]:
     config = TrainingConfig.from_dict(
         {"dtype": host.training_dtype(model), **{name: values[name] for name in _SETTINGS if name in values}}
     )
@@ -208,7 +210,7 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
     prompts = caption_prompts(values.get("captions", ""), spec.subject, len(pictures))
     if masks and len(masks) != len(pictures):
         raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
-    base, layers = host.identify(model)
+    base, layers = host.identify(model, model_file(node))
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
     bank = Bank.open_or_create(folder, base, layers)
     source = fingerprint([images, masks, prompts, host.other_patches(model, clip)])
@@ -233,7 +235,8 @@ def _train(model, clip, vae, images, masks, values: dict, node_id) -> tuple[Bank
             return EncodedConcept(examples, keep=keep, source=source)
 
         options = _options(values, pictures[0])
-        concept = train_concept(denoiser, encoded, bank, spec, config, host.NodeMonitor(unique_id, model), options)
+        monitor = host.NodeMonitor(node.hidden.unique_id, model)
+        concept = train_concept(denoiser, encoded, bank, spec, config, monitor, options)
     return bank, concept, "learned"
 
 
@@ -247,7 +250,7 @@ def _options(values: dict, thumbnail) -> Options:
     )
 
 
-def _outputs(model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:
+def _outputs(node: type[TrainConcept], model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:
     curve = concept.metrics["loss_curve"]
     patched = host.apply_adapters(model, bank.load([concept])[concept.name])
     plot = to_image(loss_curve(curve, f"{concept.name}: loss"))
@@ -255,4 +258,4 @@ def _outputs(model, bank: Bank, concept: Concept, news: str) -> io.NodeOutput:
     text = f"{concept.name} {news}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
     if full := full_layers(bank, concept):
         text += "\n" + describe_full_layers(full, concept.rank)
-    return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=ui.PreviewText(text))
+    return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=host.told(node, text))

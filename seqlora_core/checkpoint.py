@@ -31,6 +31,7 @@ class Checkpoint:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     passes: int = 0
+    loss_scale: float = 1.0
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
@@ -46,6 +47,7 @@ class Checkpoint:
             "losses": self.losses,
             "seconds": self.seconds,
             "passes": self.passes,
+            "loss_scale": self.loss_scale,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(record)}))
@@ -62,10 +64,10 @@ class Checkpoint:
                 record = json.loads((file.metadata() or {})[_METADATA_KEY])
                 # Copies: a tensor in the file's memory map would keep Windows from replacing or deleting the file.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, ValueError) as error:
+            config = TrainingConfig.from_dict(record.pop("config"))
+            return cls(config=config, tensors=tensors, **record)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a readable checkpoint: delete it and train again.") from error
-        config = TrainingConfig.from_dict(record.pop("config"))
-        return cls(config=config, tensors=tensors, **record)
 
     def check_same_training(self, config: TrainingConfig, identity: dict, path: Path) -> None:
         """Refuse to continue another training.

@@ -18,6 +18,7 @@ from .config import (
     DTYPES,
     HYPERGRADIENTS,
     INITS,
+    LARGEST_SEED,
     LAYER_PRESETS,
     LOWER_STEPS,
     METHODS,
@@ -74,6 +75,9 @@ _HELP = {
 }
 
 
+_EXTRA = ("diffusers", "transformers")  # which the nodes do without
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see `{self.prog} --help`)")
@@ -94,6 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRA:
+            raise
+        print(f'error: This needs the package {package}: python -m pip install -e ".[cli]"', file=sys.stderr)
         return 2
     except Cancelled:
         resumable = "; the same command with --resume continues" if hasattr(args, "resume") else ""
@@ -141,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help="for the pictures, the report and the bank")
     command.add_argument("--concepts", type=_count, default=4, metavar="N", help="how many are learned (default: 4)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_seed, default=0)
     command.set_defaults(run=commands.demo)
 
 
@@ -194,7 +204,7 @@ def _add_compose(command: argparse.ArgumentParser) -> None:
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     defaults = FusionSettings()
-    command.add_argument("--seed", type=int, default=defaults.seed, help="of the pictures sampled to watch the base")
+    command.add_argument("--seed", type=_seed, default=defaults.seed, help="of the pictures sampled to watch the base")
     command.add_argument(
         "--sampling-steps",
         type=_count,
@@ -212,7 +222,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", required=True)
     command.add_argument("--negative-prompt", default="")
     command.add_argument("--out", required=True, metavar="PNG")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_seed, default=0)
     command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
     command.add_argument("--size", type=_count, metavar="PX", help="of the square picture (default: the base's own)")
     command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
@@ -249,7 +259,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--trajectory", action="store_true", help="score all concepts after every stage (Figure 3b)")
     command.add_argument("--images", type=_count, default=16, metavar="N", help="a concept and stage (default: 16)")
     command.add_argument("--prompt", default="photo of a {}", help="with {} for the token and class word")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=_seed, default=0)
     command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
     command.add_argument("--size", type=_count, metavar="PX", help="of the square pictures (default: the base's own)")
     command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
@@ -271,6 +281,13 @@ def _add_concepts(command: argparse.ArgumentParser, required: bool) -> None:
     command.add_argument(
         "--concept", action="append", default=[], required=required, metavar="NAME[:STRENGTH]", help="once a concept"
     )
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {LARGEST_SEED}")
+    return value
 
 
 def _count(text: str) -> int:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
+from .bank.storage import check_writable
 from .composition import check_fits, compose, load_composed, parse_selection, save_composed, select, sum_adapters
 from .config import TrainingConfig
 from .errors import UserError
@@ -183,6 +184,7 @@ def compose_concepts(args: Namespace) -> None:
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
+    check_writable(out)
     parts = select(bank, selection)
     fusion = FUSIONS[args.fusion]
     settings = FusionSettings(rank=args.rank, seed=args.seed, sampling_steps=args.sampling_steps)
@@ -257,12 +259,12 @@ def _check_png(path: str) -> Path:
     out = Path(path)
     if out.suffix.lower() != ".png":
         raise UserError(f"The output must be a .png file, not {out.name!r}.")
+    check_writable(out)
     return out
 
 
 def _save_picture(picture: Image.Image, out: Path) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror}.") from error
@@ -305,6 +307,7 @@ def evaluate_bank(args: Namespace) -> None:
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
     drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance)
+    check_writable(Path(args.out) / "report.json")
     metrics = load_metrics(args.metric, args.base)
     references = _references(args, bank)
     base = _load_bank_base(args, bank)

@@ -15,6 +15,7 @@ INITS = ("auto", "random", "spectral", "contrastive")
 COORDINATES = ("auto", "plain", "contrastive")
 TRAIN_ON = ("auto", "subsets", "accumulated", "bare")
 DTYPES = ("float32", "bfloat16", "float16")
+LARGEST_SEED = 2**62  # pictures of one prompt count on from it, and torch has 64 bits
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class TrainingConfig:
             _at_least(self, name, 1)
         for name in ("clip", "prior_weight", "seed"):
             _at_least(self, name, 0)
+        if self.seed > LARGEST_SEED:
+            raise UserError(f"seed must be at most {LARGEST_SEED}, not {self.seed}.")
         for name in ("ridge", "crosstalk"):
             if getattr(self, name) is not None:
                 _at_least(self, name, 0)

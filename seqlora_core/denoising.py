@@ -141,7 +141,7 @@ class DenoisingObjective:
         self._crosstalk = crosstalk
         self._show = show
         self._dtype = getattr(torch, dtype)
-        self._scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
+        self.loss_scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
 
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
@@ -161,9 +161,9 @@ class DenoisingObjective:
             finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
             if finite:
                 return loss, gradients[: len(A)], gradients[len(A) :]
-            if self._scale <= 1:
+            if self.loss_scale <= 1:
                 raise TrainingDiverged("The loss is no longer finite: lower the step sizes alpha and beta.")
-            self._scale /= 2
+            self.loss_scale /= 2
 
     def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         # Copies, so that the caller's factors never gain a gradient.
@@ -177,8 +177,8 @@ class DenoisingObjective:
             with self._using(A, B):
                 for minibatch in self.minibatches:
                     error = self._errors(minibatch)
-                    for total, part in zip(totals, torch.autograd.grad(error * self._scale, factors), strict=True):
-                        total += part / self._scale
+                    for total, part in zip(totals, torch.autograd.grad(error * self.loss_scale, factors), strict=True):
+                        total += part / self.loss_scale
                     loss += float(error.detach())
                     self.passes += 1
         return loss, totals
@@ -193,8 +193,8 @@ class DenoisingObjective:
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         device = self.denoiser.device.type
-        # Where there is no autocast (DirectML), a model in half precision still computes in it.
-        plain = self._dtype == torch.float32 or not torch.amp.is_autocast_available(device)
+        # Where there is no autocast (DirectML, as torch denies), half precision is the model's own.
+        plain = self._dtype == torch.float32 or not (hasattr(torch, device) and torch.amp.is_autocast_available(device))
         with nullcontext() if plain else torch.autocast(device, self._dtype):
             return self.denoiser.predict_noise(noisy, timesteps, text)
 
@@ -218,10 +218,21 @@ class DenoisingObjective:
 
 
 @torch.no_grad()
-def heldout_loss(denoiser: Denoiser, data: EncodedConcept, config: TrainingConfig, steps: int) -> float:
-    """Mean denoising error of the UNet, with whatever is attached to it, over `steps` fixed minibatches of `data`."""
+def heldout_loss(
+    denoiser: Denoiser,
+    data: EncodedConcept,
+    config: TrainingConfig,
+    steps: int,
+    between: Callable[[], None] = lambda: None,
+) -> float:
+    """Mean denoising error of the UNet, with whatever is attached to it, over `steps` fixed minibatches of `data`.
+
+    Args:
+        between: called before each minibatch; may raise.
+    """
     losses = []
     for step in range(steps):
+        between()
         for minibatch in draw_minibatches(data, denoiser, config, step):
             prediction = denoiser.predict_noise(minibatch.noisy, minibatch.timesteps, minibatch.text)
             losses.append(F.mse_loss(prediction.float(), minibatch.noise).item())

@@ -43,17 +43,27 @@ def read_folder(folder: Path | str, subject: str) -> list[Reference]:
     Raises:
         UserError: there is no such folder, no image in it, or one that cannot be read.
     """
+    paths = image_files(folder)
+    captions = [_caption(path) for path in paths]
+    return [
+        Reference(read_image(path), (caption,) if caption else template_prompts(subject), str(path), caption)
+        for path, caption in zip(paths, captions, strict=True)
+    ]
+
+
+def image_files(folder: Path | str) -> list[Path]:
+    """The files that `read_folder` reads.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: give a folder of images ({', '.join(SUFFIXES)}).")
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise UserError(f"There are no images in {folder}: put some {', '.join(SUFFIXES)} files there.")
-    captions = [_caption(path) for path in paths]
-    return [
-        Reference(read_image(path), (caption,) if caption else template_prompts(subject), str(path), caption)
-        for path, caption in zip(paths, captions, strict=True)
-    ]
+    return paths
 
 
 def template_prompts(subject: str) -> tuple[str, ...]:

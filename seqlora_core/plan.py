@@ -218,7 +218,7 @@ def prompts_to_keep(bank: Bank, spec: ConceptSpec) -> list[str]:
     One for every concept of the bank, but for the one that a training is to replace; `STRANGERS`, or a basis would turn
     to what only later concepts read, and they would find it answering to their words; `ORDINARY` subjects, which stand
     for the rest of the world; and some empty ones, since guidance subtracts what the model makes of it from every
-    picture.  None is of the new concept's class, which lives by its class word.
+    picture.  None of the invented and ordinary ones is of the new concept's class: it lives by its class word.
     """
     replaced = bank.manifest.find(spec.name)
     subjects = [concept.subject for concept in bank.concepts if concept is not replaced]

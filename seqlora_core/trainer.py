@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import subspace
-from .activations import capture_inputs
+from .activations import capture_inputs, input_group
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
@@ -137,7 +137,7 @@ class _Run:
                 stack.enter_context(self.denoiser.checkpointing())
             with self._saving_on_exit(path):
                 self._loop(path)
-        return self.bank.add(self._result(), replace=self.options.replace)
+                return self.bank.add(self._result(), replace=self.options.replace)
 
     def _resumable(self, path: Path) -> Checkpoint | None:
         if not (self.options.resume and path.is_file()):
@@ -179,7 +179,7 @@ class _Run:
         self.step = 0
         if saved:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
-            self.objective.passes = saved.passes
+            self.objective.passes, self.objective.loss_scale = saved.passes, saved.loss_scale
             for prefix, optimizer in (("lower.", self.lower), ("upper.", self.upper)):
                 optimizer.load_state_tensors(saved.part(prefix))
             self.average.load_state_tensors(saved.part("average."), device)
@@ -189,17 +189,25 @@ class _Run:
         if not self.plan.reads_inputs:
             return {}
         own = dataclasses.replace(self.data, prior=())  # images of the class are not what the concept is about
-        inputs = capture_inputs(self.layers, lambda: heldout_loss(self.denoiser, own, self.config, _COVARIANCE_STEPS))
+
+        def read() -> None:
+            heldout_loss(self.denoiser, own, self.config, _COVARIANCE_STEPS, self._stop_if_cancelled)
+
+        inputs = capture_inputs(self.layers, read)
         return {name: layer.covariance for name, layer in inputs.items()}
 
     def _directions(self, covariances: Mapping[str, Tensor], kept: KeptInputs | None) -> dict[str, Tensor]:
         if not covariances or kept is None or not self.plan.contrasts:
             return {}
-        directions = {}
-        for name, Q in self.plan.Q.items():
-            self._stop_if_cancelled()  # a wide layer takes a second
-            directions[name] = subspace.contrastive_directions(Q, covariances[name], kept.covariances[name])
-        return directions
+        made: dict[str, Tensor] = {}
+        # Layers that read the same have the same directions, as long as no earlier concept takes any.
+        keys = {name: name if Q.shape[1] else input_group(name) for name, Q in self.plan.Q.items()}
+        for name, key in keys.items():
+            if key not in made:
+                self._stop_if_cancelled()  # a wide layer takes a second
+                Q = self.plan.Q[name]
+                made[key] = subspace.contrastive_directions(Q, covariances[name], kept.covariances[name])
+        return {name: made[key] for name, key in keys.items()}
 
     def _start_bases(self, covariances: Mapping[str, Tensor], directions: Mapping[str, Tensor]) -> list[Tensor]:
         generator = self.plan.start_generator()
@@ -279,7 +287,14 @@ class _Run:
         tensors |= {f"upper.{key}": value for key, value in self.upper.state_tensors().items()}
         tensors |= {f"average.{key}": value for key, value in self.average.state_tensors().items()}
         return Checkpoint(
-            self.step, self.config, self.identity, self.losses, self.seconds, self.objective.passes, tensors
+            step=self.step,
+            config=self.config,
+            identity=self.identity,
+            losses=self.losses,
+            seconds=self.seconds,
+            passes=self.objective.passes,
+            loss_scale=self.objective.loss_scale,
+            tensors=tensors,
         )
 
     def _factors(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -265,3 +265,27 @@ def test_whoever_may_read_the_folder_may_read_the_bank(empty_bank):
     (empty_bank.folder / "ordinary").touch()
     usual = (empty_bank.folder / "ordinary").stat().st_mode
     assert all((empty_bank.folder / file).stat().st_mode == usual for file in ("bank.json", added.file))
+
+
+def test_a_concept_is_not_renamed_while_a_training_may_be_about_to_replace_it(empty_bank):
+    """It would look for it under its old name, and leave both, one on top of the other."""
+    empty_bank.add(concept("dog"))
+    with empty_bank.training(lambda: None), pytest.raises(UserError, match="A training is running"):
+        Bank.open(empty_bank.folder).rename("dog", "old dog")
+    assert Bank.open(empty_bank.folder).rename("dog", "old dog").name == "old dog"
+
+
+def test_a_concept_whose_thumbnail_is_gone_can_be_renamed(empty_bank):
+    added = empty_bank.add(concept("dog", thumbnail=Image.new("RGB", (9, 9))))
+    (empty_bank.folder / added.thumbnail).unlink()
+    assert empty_bank.rename("dog", "cat").thumbnail == ""
+
+
+def test_a_file_that_could_not_be_deleted_is_not_written_again(empty_bank, monkeypatch):
+    """On Windows, where somebody has it open."""
+    first = empty_bank.add(concept("dog"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+        empty_bank.remove("dog")
+    assert (empty_bank.folder / first.file).is_file()
+    assert empty_bank.add(concept("dog")).file != first.file

@@ -157,6 +157,9 @@ MISTAKES = {
     "unknown concept to generate": (["generate", "--concept", "cat"], "no concept 'cat'"),
     "prompt without a place": (["evaluate", "--prompt", "a photo"], "needs {{}} once"),
     "prompt with another place": (["evaluate", "--prompt", "{{}} in {{where}}"], "needs {{}} once"),
+    "seed too large": (["generate", "--seed", str(2**64)], "--seed"),
+    "output that is a folder": (["compose", "--concept", "dog", "--out", "{empty}.safetensors"], "it is a folder"),
+    "output inside a file": (["evaluate", "--metric", "identity", "--out", "{broken}/a.png/x"], "Cannot write"),
     "no such bank": (["list", "--bank", "{empty}"], "no bank"),
     "no command": ([], "required"),
     "unknown command": (["fly"], "invalid choice"),
@@ -170,6 +173,7 @@ def test_a_mistake_gets_one_line_and_status_2_and_changes_nothing(
     empty, broken = tmp_path / "empty", tmp_path / "broken"
     empty.mkdir()
     broken.mkdir()
+    empty.with_suffix(".safetensors").mkdir()
     (broken / "a.png").write_bytes(b"\x89PNG rubbish")
     command, message = MISTAKES[mistake]
     defaults = {
@@ -290,3 +294,12 @@ def test_inspect_prints_a_row_and_a_forecast_for_every_concept(base_folder, two_
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[-1] for line in lines if len(line) == 4 and line[0] in ("dog", "cat")][1] == "0.00%"
     assert sum(line[0] in ("dog:", "cat:") for line in lines) == 2
+
+
+def test_without_the_packages_of_the_command_line_the_user_is_told_which(bank, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    for name in [name for name in sys.modules if name.startswith(("diffusers.", "seqlora_core.bases"))]:
+        monkeypatch.delitem(sys.modules, name)
+    command = ["generate", "--base", "mini", "--prompt", "x", "--out", str(tmp_path / "x.png")]
+    assert main(command) == 2
+    assert "pip install" in capsys.readouterr().err

@@ -252,15 +252,19 @@ class Bank:
         """Give a concept another name; its token stays what it was trained with.
 
         Raises:
-            UserError: there is no such concept, or the new name is bad or taken.
+            UserError: there is no such concept, the new name is bad or taken, or a training is running: one that is to
+                replace the concept looks for it by its name.
         """
         new_name = names.check_name(new_name)
-        with self._changing():
+        with storage.locked(self.folder / ".training.lock", _refuse_while_training), self._changing():
             old = self.concept(name)
             taken = self.manifest.find(new_name)
             if taken is not None and taken is not old:
                 raise UserError(f"The bank already has a concept {taken.name!r}: choose another name.")
-            thumbnail = (self.folder / PurePosixPath(old.thumbnail)).read_bytes() if old.thumbnail else b""
+            thumbnail = b""
+            if old.thumbnail:
+                with contextlib.suppress(OSError):  # no more than decoration
+                    thumbnail = (self.folder / PurePosixPath(old.thumbnail)).read_bytes()
             renamed = dataclasses.replace(old, name=new_name)
             renamed = self._write_concept(renamed, self._load_one(old), thumbnail)
             self._publish(tuple(renamed if other is old else other for other in self.concepts))
@@ -274,8 +278,11 @@ class Bank:
             yield
 
     def _write_concept(self, record: Concept, adapters: Mapping[str, Adapter], thumbnail: bytes) -> Concept:
-        """Write a concept's files under names that no other concept has; until `_publish` nobody knows of them."""
-        slug = names.slug(record.name, {PurePosixPath(concept.file).stem for concept in self.concepts})
+        """Write a concept's files under names that no other file has; until `_publish` nobody knows of them."""
+        taken = {PurePosixPath(concept.file).stem for concept in self.concepts}
+        # Of concepts that are gone, too: Windows keeps a file as long as somebody has it open.
+        taken |= {path.stem for path in (self.folder / "concepts").glob("*.safetensors")}
+        slug = names.slug(record.name, taken)
         record = dataclasses.replace(
             record,
             file=f"concepts/{slug}.safetensors",
@@ -304,6 +311,10 @@ class Bank:
             # A file that is open elsewhere on Windows, or gone already, is no longer part of the bank either way.
             with contextlib.suppress(OSError):
                 (self.folder / PurePosixPath(relative)).unlink()
+
+
+def _refuse_while_training() -> None:
+    raise UserError("A training is running in this bank: rename the concept when it is done.")
 
 
 def _read_manifest(folder: Path) -> Manifest:

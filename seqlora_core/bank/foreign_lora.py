@@ -177,12 +177,12 @@ def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict:
     """PEFT keeps alpha apart from the tensors: diffusers in the file's metadata, PEFT itself in a file beside it."""
     try:
         if "lora_adapter_metadata" in metadata:
-            found = json.loads(metadata["lora_adapter_metadata"])
+            found = dict(json.loads(metadata["lora_adapter_metadata"]))
             return {key.removeprefix("unet."): value for key, value in found.items() if key.startswith("unet.")}
         beside = path.parent / "adapter_config.json"
         if path.stem == "adapter_model" and beside.is_file():
-            return json.loads(beside.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+            return dict(json.loads(beside.read_text("utf-8")))
+    except (TypeError, ValueError, OSError) as error:
         raise UserError(f"The settings that belong to {path.name} cannot be read: {error}") from error
     return {}
 

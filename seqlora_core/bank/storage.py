@@ -38,6 +38,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be written later.
+
+    Raises:
+        Unwritable: the file could not be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        probe = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Unwritable(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
 def _replace(source: Path, target: Path) -> None:
     for attempt in range(_REPLACE_ATTEMPTS):
         try:

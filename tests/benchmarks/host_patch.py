@@ -147,7 +147,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "bank"
-        base, layers = pack("nodes.host").identify(make_model())
+        base, layers = pack("nodes.host").identify(make_model(), "random weights")
         fill(Bank.open_or_create(folder, BaseIdentity(base.name, base.fingerprint), layers), arguments.concepts)
         runs = {"one patch": [], "chained": []}
         for _ in range(arguments.runs):

@@ -27,7 +27,7 @@ def base_directory(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("comfy")
     pack = folder / "custom_nodes" / "seqlora"
     shutil.copytree(ROOT, pack, ignore=shutil.ignore_patterns(".git", *not_installed()))
-    shutil.copy(Path(__file__).parent / "unusable_vae.py", pack.parent)
+    shutil.copy(Path(__file__).parent / "stand_ins.py", pack.parent)
     for subject in ("dog", "cat", "backpack"):
         (folder / "input").mkdir(exist_ok=True)
         shutil.copy(PHOTOS / subject / "00.jpg", folder / "input" / f"{subject}.jpg")

@@ -12,6 +12,15 @@ def loader() -> dict:
     return {"base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "small.safetensors"}}}
 
 
+def unet_alone(host, dtype: str = "default") -> dict:
+    """Another copy of the loader's UNet."""
+    folder = host.folder / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "small.safetensors").exists():
+        (folder / "small.safetensors").hardlink_to(host.folder / "models" / "checkpoints" / "small.safetensors")
+    return {"class_type": "UNETLoader", "inputs": {"unet_name": "small.safetensors", "weight_dtype": dtype}}
+
+
 def training(subject: str, **changes) -> dict:
     return {
         f"photo-{subject}": {"class_type": "LoadImage", "inputs": {"image": f"{subject}.jpg"}},

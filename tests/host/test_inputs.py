@@ -63,3 +63,38 @@ def test_the_bank_s_name_may_come_from_another_node(host, lora):
     assert "nothing was trained" in text(host.run(prompt), "train-dog")
     logs = sorted(host.folder.glob("server-*.log"), key=lambda path: path.stat().st_mtime)
     assert "object has no attribute" not in Path(logs[-1]).read_text("utf-8", errors="replace")
+
+
+def test_a_text_for_every_picture_of_a_list_is_a_caption_of_its_own(host, lora):
+    nodes = {
+        "folder": {"class_type": "SeqLoRALoadImageFolder", "inputs": {"folder": "cat photos"}},
+        "captioner": {"class_type": "TestsCaptioner", "inputs": {"image": ["folder", 0]}},
+    }
+    changes = {"bank_name": "inputs", "concept_name": "captioned", "captions": ["captioner", 0], "steps": 1}
+    with pytest.raises(NodeError, match=r"\d captions for 1 pictures"):
+        host.run({**loader(), **nodes, **training("cat", **changes)})
+    prompt = {**loader(), **nodes, **training("cat", **changes, images=["folder", 0])}
+    assert "captioned learned" in text(host.run(prompt), "train-cat")
+
+
+def test_a_merged_model_is_the_same_when_it_was_merged_again(host, lora):
+    half = {"model1": ["base", 0], "model2": ["lora", 0], "ratio": 0.5}
+    nodes = {
+        "lora": {"class_type": "LoraLoaderModelOnly", "inputs": lora},
+        "merge": {"class_type": "ModelMergeSimple", "inputs": half},
+    }
+    changes = {"bank_name": "merged", "model": ["merge", 0], "steps": 1}
+    prompt = {**loader(), **nodes, **training("dog", **changes)}
+    assert "dog learned" in text(host.run(prompt), "train-dog")
+    host.run({**loader(), **training("cat", bank_name="merged", steps=1)})  # the host forgets the merge
+    assert "nothing was trained" in text(host.run(prompt), "train-dog")
+
+
+def test_names_of_banks_and_folders_may_come_through_outputs_of_any_type(host, lora):
+    def named(kind: str, name: str, value: str) -> dict:
+        switch = {"class_type": "TestsSwitch", "inputs": {"text": value}}
+        return {"switch": switch, "node": {"class_type": kind, "inputs": {name: ["switch", 0]}}}
+
+    show = {"show": {"class_type": "PreviewAny", "inputs": {"source": ["node", 1]}}}
+    assert "sksdog dog" in text(host.run({**named("SeqLoRABankLoader", "bank_name", "inputs"), **show}), "show")
+    host.run({**named("SeqLoRALoadImageFolder", "folder", "cat photos"), **show})

@@ -272,6 +272,51 @@ def test_wrong_selections_get_a_clear_error(host, trained, concepts, message):
         draw(host, ["compose", 0], "x", composed(concepts))
 
 
+def test_what_nodes_have_to_say_is_shown_on_them(host, trained):
+    """The front end shows progress texts; those of the API's "text" it shows on nodes of its own alone."""
+    bank = composed("")["bank"]
+
+    def shown(kind: str, **inputs) -> str:
+        return host.texts({**loader(), "bank": bank, "act": {"class_type": kind, "inputs": inputs}})[-1]
+
+    assert host.texts({**loader(), **training("dog", concept_name="said", steps=1)})[-1].startswith("said learned.")
+    of_bank = {"bank": ["bank", 0]}
+    assert "largest overlap" in shown("SeqLoRAInspectBank", **of_bank)
+    assert "Wrote" in shown("SeqLoRAExportConcept", **of_bank, concept_name="said", file_name="said")
+    assert "is now" in shown("SeqLoRARenameConcept", **of_bank, concept_name="said", new_name="told")
+    assert "Removed told" in shown("SeqLoRARemoveConcept", **of_bank, concept_name="told")
+
+
+def test_a_bank_names_the_file_of_its_base(host, trained):
+    assert manifest(host)["base"]["name"] == "small.safetensors"
+
+
+def test_a_bank_that_was_deleted_is_made_again_and_a_file_that_was_put_back_is_seen(host, trained):
+    folder = host.folder / "models" / "seqlora" / "brief"
+    prompt = {**loader(), **training("dog", bank_name="brief", steps=1)}
+    host.run(prompt)
+    shutil.rmtree(folder)
+    assert "dog learned" in text(host.run(prompt), "train-dog")
+    nodes = composed("", "brief")
+    show = {**loader(), **nodes, "show": {"class_type": "PreviewAny", "inputs": {"source": ["bank", 1]}}}
+    file = folder / Bank.open(folder).concept("dog").file
+    away = file.replace(file.with_suffix(".away"))
+    assert "missing" in text(host.run(show), "show")
+    away.replace(file)
+    assert "missing" not in text(host.run(show), "show")
+
+
+def test_a_connected_bank_leaves_nothing_to_do_at_the_next_queue(host, trained):
+    def cached() -> list[str]:
+        entry = host.wait(host.queue(prompt))
+        return next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
+
+    changes = {"bank": ["bank", 0], "bank_name": "", "concept_name": "connected", "steps": 1}
+    prompt = {"bank": composed("")["bank"], **loader(), **training("cat", **changes)}
+    cached(), cached()  # learned; found in the bank
+    assert "train-cat" in cached()
+
+
 def test_a_bank_of_another_base_or_with_a_damaged_file_is_refused_by_name(host, trained):
     folder = host.folder / "models" / "seqlora" / "spoilt"
     shutil.copytree(host.folder / "models" / "seqlora" / "pets", folder)

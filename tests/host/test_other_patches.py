@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from banks import occupy
-from graphs import composed, loader, picture, text, training
+from graphs import composed, loader, picture, text, training, unet_alone
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -154,13 +154,7 @@ def test_concepts_act_under_attention_patches_of_other_nodes(host, bank, kind):
 
 
 def test_weights_of_eight_bits_are_trained_on_in_place(host):
-    folder = host.folder / "models" / "diffusion_models"
-    folder.mkdir(exist_ok=True)
-    (folder / "small.safetensors").hardlink_to(host.folder / "models" / "checkpoints" / "small.safetensors")
-    unet = {
-        "class_type": "UNETLoader",
-        "inputs": {"unet_name": "small.safetensors", "weight_dtype": "fp8_e4m3fn"},
-    }
+    unet = unet_alone(host, "fp8_e4m3fn")
     trained = training("dog", alpha=0.1, bank_name="eight bits", model=["unet", 0])
     assert "learned" in text(host.run({**loader(), "unet": unet, **trained}), "train-dog")
     nodes = composed("dog", "eight bits")

@@ -1,0 +1,91 @@
+"""Custom nodes for the tests: what other machines, other nodes and mistakes do to a graph."""
+
+import comfy.ldm.modules.attention as attention
+import torch
+
+
+class Anything(str):
+    """A type that fits every input, as nodes for switches and loops have it."""
+
+    def __ne__(self, other) -> bool:
+        return False
+
+
+class UnusableVae:
+    """A VAE that fails, to see what happens before anything is encoded."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self):
+        return (self,)
+
+    def encode(self, pixels):
+        raise RuntimeError("a picture was encoded")
+
+
+class MovedWeights:
+    """Weights in the state that the host leaves them in where it moves them to a graphics card for a training."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "move"
+    CATEGORY = "tests"
+
+    def move(self, model):
+        with torch.inference_mode(False):
+            model.model.diffusion_model._apply(lambda tensor: tensor.clone())
+        return (model,)
+
+
+@attention.wrap_attn
+def attention_flash(*args, **kwargs):
+    """Without a derivative, as the host's own of that name."""
+    with torch.no_grad():
+        return attention.attention_pytorch(*args, **kwargs)
+
+
+class SamplingAttention:
+    """Gives the host another attention, or takes it away again."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"on": ("BOOLEAN",)}})
+    RETURN_TYPES = ()
+    FUNCTION = "switch"
+    CATEGORY = "tests"
+    OUTPUT_NODE = True
+    before = attention.optimized_attention
+
+    def switch(self, on):
+        attention.optimized_attention = attention_flash if on else SamplingAttention.before
+        return ()
+
+
+class Captioner:
+    """One text for each picture."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",)}})
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "describe"
+    CATEGORY = "tests"
+
+    def describe(self, image):
+        return (f"skscat cat,\n{image.shape[2]} wide",)
+
+
+class Switch:
+    """A text through an output of any type."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING",)}})
+    RETURN_TYPES = (Anything("*"),)
+    FUNCTION = "give"
+    CATEGORY = "tests"
+
+    def give(self, text):
+        return (text,)
+
+
+NODE_CLASS_MAPPINGS = {
+    f"Tests{node.__name__}": node for node in (UnusableVae, MovedWeights, SamplingAttention, Captioner, Switch)
+}
