@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-# A direction counts as new when this much of it is left after projection; below it is rounding of float32 files.
-RANK_TOLERANCE = 1e-4
+# A direction counts as new when this much of it is left after projection: ten times what float32 files round, and less
+# than the overlap that is still called orthogonal.
+RANK_TOLERANCE = 5e-6
 CONTRAST_FLOOR = 0.1
 _SETTLED = 1e-6
 _BLOCK = 64

@@ -146,3 +146,13 @@ def test_what_a_card_s_fast_products_left_of_occupied_directions_is_removed_at_t
     rough = B + 2e-5 * Q[:, :4].float()  # what TF32 leaves
     assert float((Q.mT @ rough.double()).abs().max()) > 1e-5
     assert float((Q.mT @ subspace.settled(rough, Q).double()).abs().max()) < 1e-7
+
+
+def test_a_later_basis_is_orthogonal_to_columns_that_are_all_but_parallel():
+    """As imported ones may be: what sets them apart is small, and a direction of its own."""
+    U = torch.linalg.qr(torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    B = torch.stack([U[:, 0], U[:, 0] + 5e-5 * U[:, 1]], dim=1).float()
+    Q = subspace.occupied([B], 12)
+    later = subspace.project(U[:, 1:2] + U[:, 2:], Q)
+    overlap = (B.double() / B.norm(dim=0)).mT @ (later / later.norm())
+    assert float(overlap.abs().max()) < 1e-6

@@ -123,7 +123,7 @@ def _differentiable(chosen: Callable[..., Tensor], *args, **kwargs) -> Tensor:
     """
     if not (torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()):
         chosen = attention.attention_basic
-    elif any(kind in chosen.__name__ for kind in ("flash", "sage")):
+    elif any(kind in getattr(chosen, "__name__", "") for kind in ("flash", "sage")):
         chosen = attention.attention_pytorch
     return chosen(*args, **kwargs)
 

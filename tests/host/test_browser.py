@@ -73,5 +73,8 @@ def test_a_workflow_runs_from_the_browser(page, host, pictures, name):
     saved = f"{GRAPH}.find(node => node.type === 'SaveImage').imgs?.length"
     wait_until(lambda: page.evaluate(f"Boolean({saved})") or own_errors(page, host), "no picture came")
     page.screenshot(host.folder / f"{name}-ran.png")
+    trainings = f"{GRAPH}.filter(node => node.type === 'SeqLoRATrainConcept')"
+    told = f"{trainings}.map(node => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value)"
+    assert all("Final loss" in str(text) for text in page.evaluate(told))
     assert own_errors(page, host) == []
     assert page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length") in (None, 0)
