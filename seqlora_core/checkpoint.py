@@ -31,7 +31,7 @@ class Checkpoint:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     passes: int = 0
-    loss_scale: float = 1.0
+    loss_scale: float | None = None  # unknown in files of the version before
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, prefix: str) -> dict[str, Tensor]:

@@ -265,6 +265,7 @@ def _check_png(path: str) -> Path:
 
 def _save_picture(picture: Image.Image, out: Path) -> None:
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror}.") from error

@@ -179,7 +179,8 @@ class _Run:
         self.step = 0
         if saved:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
-            self.objective.passes, self.objective.loss_scale = saved.passes, saved.loss_scale
+            self.objective.passes = saved.passes
+            self.objective.loss_scale = saved.loss_scale or self.objective.loss_scale
             for prefix, optimizer in (("lower.", self.lower), ("upper.", self.upper)):
                 optimizer.load_state_tensors(saved.part(prefix))
             self.average.load_state_tensors(saved.part("average."), device)

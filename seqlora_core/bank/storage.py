@@ -39,16 +39,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder of a file that is to be written later.
+    """Whether a file can be written later, in a folder that is there or can be made; leaves nothing behind.
 
     Raises:
-        Unwritable: the file could not be written.
+        Unwritable: it cannot.
     """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    probe = folder / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        probe = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
