@@ -159,3 +159,17 @@ def test_who_gives_no_prompts_to_keep_is_told(denoiser, bank):
         learn(denoiser, bank, name, data, monitor, steps=1, **settings)
         told[name] = any("prompts to keep" in message for message in monitor.messages)
     assert told == {"without": True, "with": False, "needless": False}
+
+
+@pytest.mark.parametrize("when", range(3))
+def test_a_stop_is_heard_while_the_inputs_of_a_concept_are_read(denoiser, bank, when):
+    class Asked(StopAfter):
+        asked = 0
+
+        def cancelled(self) -> bool:
+            self.asked += 1
+            return self.asked > when
+
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", monitor=(monitor := Asked(9)), init="spectral")
+    assert monitor.done == 0

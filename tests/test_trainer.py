@@ -177,35 +177,6 @@ def test_a_stopped_training_resumes_to_exactly_the_uninterrupted_tensors(denoise
     assert not bank.checkpoint_path("part").exists()
 
 
-def test_a_training_that_cannot_be_stored_is_resumed_at_its_end(denoiser, bank, monkeypatch):
-    def disk_full(*_, **__):
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Bank, "add", disk_full)
-        with pytest.raises(OSError, match="no space"):
-            learn(denoiser, bank, "a", random_concept(4), steps=3)
-    stop = StopAfter(4)
-    learn(denoiser, bank, "a", random_concept(4), stop, options=Options(resume=True), steps=3)
-    assert stop.done == 0
-    assert any("Resuming at step 3 of 3" in message for message in stop.messages)
-    assert bank.refresh().concept("a").metrics["steps"] == 3
-
-
-@pytest.mark.parametrize("when", range(3))
-def test_a_stop_is_heard_while_the_inputs_of_a_concept_are_read(denoiser, bank, when):
-    class Asked(StopAfter):
-        asked = 0
-
-        def cancelled(self) -> bool:
-            self.asked += 1
-            return self.asked > when
-
-    with pytest.raises(Cancelled):
-        learn(denoiser, bank, "a", monitor=(monitor := Asked(9)), init="spectral")
-    assert monitor.done == 0
-
-
 def test_half_precision_needs_no_autocast_where_there_is_none(monkeypatch):
     """DirectML: torch says that there is one of its kind of device, and fails to enter it."""
     device = torch.device("privateuseone")
