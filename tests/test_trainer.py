@@ -177,7 +177,7 @@ def test_a_stopped_training_resumes_to_exactly_the_uninterrupted_tensors(denoise
     assert not bank.checkpoint_path("part").exists()
 
 
-def test_half_precision_needs_no_autocast_where_there_is_none(monkeypatch):
+def test_half_precision_needs_no_autocast_where_there_is_none():
     """DirectML: torch says that there is one of its kind of device, and fails to enter it."""
     device = torch.device("privateuseone")
     denoiser = SimpleNamespace(device=device, predict_noise=lambda noisy, timesteps, text: noisy)

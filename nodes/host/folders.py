@@ -41,9 +41,10 @@ def bank_state(name: str | None) -> str:
     A name that another node gives is None here, since the host asks before that node runs: then it differs every time.
     So it does for a bank that is not there, or what made one would be taken for done after the bank was deleted.
     """
-    if name is None or not Bank.exists(bank_folder(name)):
+    folder = None if name is None else bank_folder(name)
+    if folder is None or not Bank.exists(folder):
         return secrets.token_hex()
-    bank = Bank.open(bank_folder(name))
+    bank = Bank.open(folder)
     files = [bank.folder / concept.file for concept in bank.concepts]
     return f"{bank.manifest.id}/{bank.manifest.generation}/{files_state(file for file in files if file.is_file())}"
 

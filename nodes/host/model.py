@@ -148,19 +148,18 @@ def _ordinary_weights(module: nn.Module) -> Iterator[None]:
 
     The stand-ins share the memory of the originals, which are put back untouched.
     """
-    lent: list[tuple[dict, str, Tensor]] = []
+    lent: list[tuple[dict, str, Tensor, Tensor]] = []
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and _ordinary(tensor) is not tensor:
-                    lent.append((tensors, name, tensor))
+                if tensor is not None and (view := _ordinary(tensor)) is not tensor:
+                    lent.append((tensors, name, tensor, view))
     try:
-        for tensors, name, tensor in lent:
-            view = _ordinary(tensor)
+        for tensors, name, tensor, view in lent:
             tensors[name] = nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
         yield
     finally:
-        for tensors, name, tensor in lent:
+        for tensors, name, tensor, _ in lent:
             tensors[name] = tensor
 
 

@@ -44,6 +44,7 @@ ORDERS = (1, 2)
 SATURATED = Recipe("seqlora", {"layers": "all", "rank": 4})
 SATURATED_COUNT = 32  # the narrowest layers are full after 20, the next after 28
 SLOWLY_SATURATED = Recipe("seqlora", {"layers": "all"})
+# Those that have to be tuned anew, which takes longer than all that they measure, are parts of their own.
 BY_GRADIENT = [variant for variant in VARIANTS if variant.factor == "optimizer"]
 AS_PUBLISHED = [variant for variant in VARIANTS if variant.recipe.alias == "published"]
 ABLATION = [variant for variant in VARIANTS if variant not in (*BY_GRADIENT, *AS_PUBLISHED)]
@@ -202,22 +203,9 @@ def _plain_base_job(experiment: Experiment) -> Job:
     return experiment.job("plain", PLAIN_BASE, experiment.out / "results" / "plain", make)
 
 
-def ablation_jobs(experiment: Experiment) -> list[Job]:
+def ablation_jobs(experiment: Experiment, variants: Sequence[Variant]) -> list[Job]:
     """One setting changed at a time, at 16 concepts (Table 4)."""
-    return _rows_of_table_4(experiment, ABLATION)
 
-
-def published_jobs(experiment: Experiment) -> list[Job]:
-    """The row of Table 4 for the paper's own algorithm; it has to be tuned anew."""
-    return _rows_of_table_4(experiment, AS_PUBLISHED)
-
-
-def optimizer_jobs(experiment: Experiment) -> list[Job]:
-    """The row of Table 4 that has to be tuned anew, which takes longer than all it measures."""
-    return _rows_of_table_4(experiment, BY_GRADIENT)
-
-
-def _rows_of_table_4(experiment: Experiment, variants: Sequence[Variant]) -> list[Job]:
     def make(variant: Variant, run: Run) -> dict:
         return {"factor": variant.factor, "value": variant.value, **measure(System(OURS, variant.recipe), run, MIDDLE)}
 
@@ -329,10 +317,14 @@ class Part:
         return [system.recipe for system in systems] if self.of_systems else list(self.recipes)
 
 
+def _part_of_table_4(variants: Sequence[Variant]) -> Part:
+    return Part(lambda experiment: ablation_jobs(experiment, variants), [variant.recipe for variant in variants])
+
+
 PARTS = {
     "main": Part(main_jobs),
-    "ablation": Part(ablation_jobs, [variant.recipe for variant in ABLATION]),
-    "published": Part(published_jobs, [variant.recipe for variant in AS_PUBLISHED]),
+    "ablation": _part_of_table_4(ABLATION),
+    "published": _part_of_table_4(AS_PUBLISHED),
     "defaults": Part(default_jobs, []),
     "subsets": Part(subset_jobs),
     "others": Part(other_jobs),
@@ -340,7 +332,7 @@ PARTS = {
     "rivals": Part(rival_jobs),
     "saturation": Part(saturation_jobs, [SATURATED]),
     "forecast": Part(forecast_jobs),
-    "optimizer": Part(optimizer_jobs, [variant.recipe for variant in BY_GRADIENT]),
+    "optimizer": _part_of_table_4(BY_GRADIENT),
 }
 
 

@@ -133,12 +133,11 @@ def _grid(concepts: Sequence[MiniConcept], columns: dict) -> Image.Image | None:
     Args:
         columns: title -> (folder of the run, concept's name -> its sheet).
     """
-    rows, found = [], False
+    rows = []
     for concept in concepts:
         drawn = [kept_pictures(folder, sheet(concept.name), concept.name) for folder, sheet in columns.values()]
-        found = found or any(drawn)
         rows.append((concept.name, [list(concept.references[:1]), *(pictures[:1] for pictures in drawn)]))
-    if not found:
+    if not any(pictures for _, (_, *drawn) in rows for pictures in drawn):
         return None
     return figures.few_colours(picture_grid(["reference", *columns], rows, cell=_CELL))
 

@@ -167,9 +167,9 @@ class Tuning:
 
     def _score(self, recipe: Recipe, alpha: float, beta: float) -> float:
         run = self._open_run(recipe, alpha, beta)
+        if recipe.tuned_for == "final":
+            return final(run)
         try:
-            if recipe.tuned_for == "final":
-                return final(run)
             return fmean(alone(run, concept) for concept in run.learn(min(ALONE, self._concepts)))
         except TrainingDiverged:
             return -1.0
