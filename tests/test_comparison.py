@@ -133,6 +133,14 @@ def test_rivals_with_a_setting_of_ours_stand_below_the_same_run_without_it():
     ]
 
 
+def test_what_the_ablation_leaves_open_stands_below_the_default_with_the_mean_of_its_seeds():
+    pairs = [{"alpha": alpha, "beta": 0.01, "score": score} for alpha, score in ((0.1, 0.50), (0.032, 0.52))]
+    steps = {"method": "seqlora", "alpha": 0.032, "beta": 0.01, "finals": pairs}
+    trained = [{"factor": "average", "value": "0", "seed": seed, "final": seed / 250} for seed in (100, 101)]
+    rows = tables.contested(trained, [{"method": "lora"}, steps]).rows
+    assert rows == [["as by default", "", 0.52], ["average", "0", pytest.approx(0.402)]]
+
+
 def test_what_is_lacking_is_split_by_the_distance_of_prompts():
     ours, single = summarize(
         [result("SeqLoRA", [0.9, 0.1, 0.4, 0.8], [0.0] * 4), result("LoRA, averaged", [0.9] * 4, [0.0] * 4)]

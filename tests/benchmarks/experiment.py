@@ -3,10 +3,11 @@
     python tests/benchmarks/experiment.py --out DIR [--only PART ...] [--counts N ...] [--seeds S ...] [--results DIR]
 
 The parts: `tuning` (step sizes of every method; before each part where they are missing), `main` (all systems at 8, 16,
-32 and 48 concepts; three seeds at 16), `ablation`, `published` (the paper's algorithm without what is ours), `defaults`
-(of `train`), `subsets`, `others` (pictures of other things), `order`, `rivals` (with single settings of SeqLoRA),
-`saturation`, `forecast`, `optimizer` (plain gradient steps, with step sizes of their own), and `tables`, which writes
-what is there so far into DIR/tables, or into the folder given with --results; any part ends with it.
+32 and 48 concepts; three seeds at 16), `ablation`, `choices` (what that leaves open, on the concepts that decide step
+sizes), `published` (the paper's algorithm without what is ours), `defaults` (of `train`), `subsets`, `others` (pictures
+of other things), `order`, `rivals` (with single settings of SeqLoRA), `saturation`, `forecast`, `optimizer` (plain
+gradient steps, with step sizes of their own), and `tables`, which writes what is there so far into DIR/tables, or into
+the folder given with --results; any part ends with it.
 
 A run that was stopped goes on with the same command: concepts that were trained and pictures that were scored are in
 DIR and not made again.  Start the command several times to use several cores; each process takes what no other is at.

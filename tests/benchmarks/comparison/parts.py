@@ -20,6 +20,7 @@ from .others import measure_others
 from .recipes import (
     ALTERNATING,
     CHANGED_RIVALS,
+    CONTESTED,
     DEFAULTS,
     OURS,
     PLAIN_BASE,
@@ -34,7 +35,7 @@ from .recipes import (
 )
 from .runs import Run, draw, read_json, write_json
 from .subsets import measure_subsets
-from .tuning import CONCEPTS, SEED, START, Tuning, final
+from .tuning import CONCEPTS, DECIDING_SEEDS, SEED, START, Tuning, final
 from .work import Job
 
 OF_TABLE = 32  # step sizes are chosen on those beyond; the row of 48 has them all
@@ -43,7 +44,6 @@ SEED_OF_ALL = 0  # the others are for the main table at 16 alone
 ORDERS = (1, 2)
 SATURATED = Recipe("seqlora", {"layers": "all", "rank": 4})
 SATURATED_COUNT = 32  # the narrowest layers are full after 20, the next after 28
-SLOWLY_SATURATED = Recipe("seqlora", {"layers": "all"})
 # Those that have to be tuned anew, which takes longer than all that they measure, are parts of their own.
 BY_GRADIENT = [variant for variant in VARIANTS if variant.factor == "optimizer"]
 AS_PUBLISHED = [variant for variant in VARIANTS if variant.recipe.alias == "published"]
@@ -76,7 +76,7 @@ class Experiment:
     def __init__(self, base: Base, out: Path, scope: Scope, monitor: Monitor) -> None:
         self.base, self.out, self.scope, self.monitor = base, out, scope, monitor
         self.concepts = mini_concepts()
-        self.tuning = Tuning(out / "tuning", self._trial, self._deciding, scope.tuning_concepts)
+        self.tuning = Tuning(out / "tuning", self._trial, self.deciding, scope.tuning_concepts)
         self._check_same_experiment()
 
     @property
@@ -123,12 +123,13 @@ class Experiment:
         """The run of these settings."""
         return Run(self.base, self.out / "runs", config, concepts, self.monitor)
 
-    def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
-        return self._open(recipe, SEED, self.tuned_on, alpha, beta)
-
-    def _deciding(self, recipe: Recipe, alpha: float, beta: float, seed: int) -> Run:
+    def deciding(self, recipe: Recipe, alpha: float, beta: float, seed: int) -> Run:
+        """The run of a recipe on the concepts that decide between settings which are near to each other."""
         concepts = self.concepts[OF_TABLE:][: 2 * self.scope.tuning_concepts]
         return self._open(recipe, seed, concepts, alpha, beta)
+
+    def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
+        return self._open(recipe, SEED, self.tuned_on, alpha, beta)
 
     def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
         return self.open(recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers), concepts)
@@ -260,14 +261,27 @@ def rival_jobs(experiment: Experiment) -> list[Job]:
     return jobs
 
 
-def saturation_jobs(experiment: Experiment) -> list[Job]:
-    """All layers, until none has room: rank 4 with 32 concepts, and rank 2 with all of them."""
+def choice_jobs(experiment: Experiment) -> list[Job]:
+    """What the ablation leaves open, on the concepts and the seeds that step sizes are decided by."""
+
+    def make(variant: Variant, run: Run) -> dict:
+        return {"factor": variant.factor, "value": variant.value, "seed": run.config.seed, "final": final(run)}
+
     jobs = []
-    for recipe, count in ((SATURATED, SATURATED_COUNT), (SLOWLY_SATURATED, len(experiment.concepts))):
-        run = experiment.run(recipe, SEED_OF_ALL)
-        name, system = f"rank {run.config.rank}", System(OURS, recipe)
-        jobs.append(experiment.job("saturation", name, run.folder, measure, system, run, count))
+    for variant in CONTESTED:
+        chosen = experiment.tuning.choice(variant.recipe)
+        for seed in DECIDING_SEEDS:
+            run = experiment.deciding(variant.recipe, chosen["alpha"], chosen["beta"], seed)
+            name = f"{variant.factor} {variant.value} {seed}"
+            jobs.append(experiment.job("choices", name, run.folder, make, variant, run))
     return jobs
+
+
+def saturation_jobs(experiment: Experiment) -> list[Job]:
+    """All layers, until none has room."""
+    run = experiment.run(SATURATED, SEED_OF_ALL)
+    system = System(OURS, SATURATED)
+    return [experiment.job("saturation", OURS, run.folder, measure, system, run, SATURATED_COUNT)]
 
 
 def subset_jobs(experiment: Experiment) -> list[Job]:
@@ -324,6 +338,7 @@ def _part_of_table_4(variants: Sequence[Variant]) -> Part:
 PARTS = {
     "main": Part(main_jobs),
     "ablation": _part_of_table_4(ABLATION),
+    "choices": Part(choice_jobs, [SEQLORA, *(variant.recipe for variant in CONTESTED)]),
     "published": _part_of_table_4(AS_PUBLISHED),
     "defaults": Part(default_jobs, []),
     "subsets": Part(subset_jobs),

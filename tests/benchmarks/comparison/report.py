@@ -55,7 +55,11 @@ def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -
         made.append(tables.orders(results["order"], results["main"]))
     if results["rivals"]:
         made.append(tables.rivals(results["rivals"], results["main"]))
-    others = {"ablation": tables.ablation, "defaults": tables.defaults, "subsets": tables.subsets}
+    if results["ablation"]:
+        made.append(tables.ablation(results["ablation"]))
+    if results["choices"]:
+        made.append(tables.contested(results["choices"], choices))
+    others = {"defaults": tables.defaults, "subsets": tables.subsets}
     others |= {"others": tables.others, "saturation": tables.saturation, "forecast": tables.forecasts}
     made += [table(results[part]) for part, table in others.items() if results[part]]
     return [*made, tables.tuning(choices)]
@@ -73,9 +77,8 @@ def _figures(experiment: Experiment, results: Results) -> dict[str, Image.Image]
         for result in results["forecast"]:
             if result["system"] == OURS:
                 made["crosstalk"] = crosstalk_map(list(result["crosstalk"]), list(result["crosstalk"].values()))
-    if results["saturation"]:
-        series = {f"rank {result['config']['rank']}": _by_place(result) for result in results["saturation"]}
-        made["saturation"] = figures.curves(series, "place in the order of training", "identity right after training")
+    for result in results["saturation"]:
+        made["saturation"] = figures.curves(_by_place(result), "place in the order of training", "identity")
     return made
 
 
@@ -151,5 +154,6 @@ def _forecast_points(result: dict) -> list[tuple[float, float]]:
     return [(math.log10(max(value, _LEAST_FORECAST)), result["forgetting"][name]) for name, value in expected]
 
 
-def _by_place(result: dict) -> list[tuple[float, float]]:
-    return [(place, score) for place, score in enumerate(result["scores"]["initial"].values(), start=1)]
+def _by_place(result: dict) -> dict[str, list[tuple[float, float]]]:
+    lines = {"right after training": "initial", "in the end": "final", "alone": "single"}
+    return {title: list(enumerate(result["scores"][key].values(), start=1)) for title, key in lines.items()}

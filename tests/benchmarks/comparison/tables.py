@@ -1,17 +1,20 @@
 """The paper's Tables 1a, 1b, 3 and 4 in its form, and those of the other parts."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from seqlora_core.config import TrainingConfig
 
 from .recipes import (
     CHANGED_RIVALS,
     COMPARED,
+    CONTESTED,
     DEFAULTS,
     OURS,
     OWN,
     PLAIN_BASE,
     RIVAL,
+    SEQLORA,
     SINGLE_LORA,
     SYSTEMS,
     VARIANTS,
@@ -163,6 +166,22 @@ def ablation(results: Sequence[dict]) -> Table:
     columns = ["factor", "value", "final", "right after training", "alone", "forgetting", "against the first"]
     columns += ["alpha", "beta", "passes", "s a concept"]
     return Table("ablation", "Ablation at 16 concepts (Table 4)", columns, rows)
+
+
+def contested(results: Sequence[dict], choices: Sequence[dict]) -> Table:
+    """What the ablation leaves open, by what is left of the concepts that decide between near step sizes.
+
+    Args:
+        choices: of step sizes; the default's figure is in there.
+    """
+    own = next((choice for choice in choices if choice["method"] == SEQLORA.tuning), {})
+    rows = [["as by default", "", pair["score"]] for pair in own.get("finals", ()) if _chosen(own, pair)]
+    for variant in CONTESTED:
+        finals = [r["final"] for r in results if (r["factor"], r["value"]) == (variant.factor, variant.value)]
+        if finals:
+            rows.append([variant.factor, variant.value, fmean(finals)])
+    columns = ["factor", "value", "identity of 16, two seeds"]
+    return Table("choices", "Settings near to the default, on the concepts that decide step sizes", columns, rows)
 
 
 def _passes(config: Mapping[str, object]) -> int:
