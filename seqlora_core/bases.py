@@ -1,5 +1,7 @@
 """Base models for the command line: a single-file SD1.5 checkpoint or a diffusers folder, loaded with diffusers."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,15 @@ class Base:
     def denoiser(self) -> DiffusersDenoiser:
         """The UNet for the trainer."""
         return DiffusersDenoiser(self.pipeline.unet, self.pipeline.scheduler.alphas_cumprod)
+
+    def appearance(self) -> str:
+        """A hash of all that decides its pictures; its identity tells attention weights apart alone."""
+        pipeline = self.pipeline
+        modules = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+        weights = {f"{name}.{key}": w for name, module in modules.items() for key, w in module.state_dict().items()}
+        schedule = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+        facts = [fingerprint(weights), type(pipeline.scheduler).__name__, schedule, pipeline.tokenizer.get_vocab()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def check_resolution(self, pixels: int) -> None:
         """Raises UserError where the UNet cannot halve an image of that side evenly."""

@@ -298,6 +298,7 @@ def _bank_to_import_into(args: Namespace) -> Bank:
 
 def evaluate_bank(args: Namespace) -> None:
     """Draw all concepts of a bank after several stages, and score them."""
+    from .devices import resolve_device
     from .evaluation.metrics import load_metrics
     from .evaluation.protocol import Drawing, Evaluation
     from .evaluation.report import write_report
@@ -309,7 +310,7 @@ def evaluate_bank(args: Namespace) -> None:
         raise UserError("The bank has no concept yet: train one first.")
     drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance)
     check_writable(Path(args.out) / "report.json")
-    metrics = load_metrics(args.metric, args.base)
+    metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
     references = _references(args, bank)
     base = _load_bank_base(args, bank)
     drawing = replace(drawing, size=args.size or base.native_size)

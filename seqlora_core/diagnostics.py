@@ -11,6 +11,7 @@ crosstalk of all concepts learned after it together: small numbers predict littl
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
@@ -64,14 +65,13 @@ class Diagnosis:
     def crosstalk(self, layer: str | None = None) -> Tensor:
         """[k, k]: the effect of j (column) on i (row) relative to i's own, in one layer or in all of them together."""
         effects = self.effects[layer] if layer else sum(self.effects.values())
-        return effects / effects.diagonal()[:, None].clamp_min(torch.finfo(effects.dtype).tiny)
+        return _relative(effects, effects.diagonal()[:, None])
 
     def forecast(self) -> dict[str, float]:
         """Concept -> the crosstalk of all later concepts together, over all layers."""
         own = sum(self.effects.values()).diagonal()
         disturbance = sum(self.later.values())
-        ratios = disturbance / own.clamp_min(torch.finfo(own.dtype).tiny)
-        return dict(zip(self.concepts, ratios.tolist(), strict=True))
+        return dict(zip(self.concepts, _relative(disturbance, own).tolist(), strict=True))
 
     def sentences(self) -> list[str]:
         """One line a concept."""
@@ -90,12 +90,12 @@ class Diagnosis:
         return lines
 
     def as_dict(self) -> dict:
-        """JSON-ready values: totals a concept, pairs, and every layer."""
+        """JSON-ready values: totals a concept, pairs, and every layer; None where there is no own effect to compare."""
         forecast, table = self.forecast(), self.crosstalk()
         return {
             "concepts": [self._concept(name, forecast[name]) for name in self.concepts],
             "crosstalk": {
-                name: {other: table[i, j].item() for j, other in enumerate(self.concepts) if j != i}
+                name: {other: _json(table[i, j].item()) for j, other in enumerate(self.concepts) if j != i}
                 for i, name in enumerate(self.concepts)
             },
             "layers": {layer: self._layer(layer) for layer in self.effects},
@@ -105,7 +105,7 @@ class Diagnosis:
         energies = self.energies[name].values()
         return {
             "name": name,
-            "forecast": forecast,
+            "forecast": _json(forecast),
             "captured_share": mean(energy.captured_share for energy in energies),
             "effective_rank": median(energy.effective_rank for energy in energies),
         }
@@ -115,11 +115,20 @@ class Diagnosis:
         return {
             name: {
                 **dataclasses.asdict(self.energies[name][layer]),
-                "crosstalk": {other: table[i, j].item() for j, other in enumerate(self.concepts) if j != i},
+                "crosstalk": {other: _json(table[i, j].item()) for j, other in enumerate(self.concepts) if j != i},
             }
             for i, name in enumerate(self.concepts)
             if layer in self.energies[name]
         }
+
+
+def _relative(effects: Tensor, own: Tensor) -> Tensor:
+    """Infinite where a concept has no effect of its own, and 0 where nobody has any."""
+    return torch.nan_to_num(effects / own, nan=0.0, posinf=math.inf)
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @torch.no_grad()

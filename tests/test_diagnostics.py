@@ -63,6 +63,16 @@ def test_a_layer_that_a_concept_does_not_adapt_counts_as_disturbed_only():
     assert list(found.energies["a"]) == ["layer"]
 
 
+def test_a_layer_without_an_effect_of_its_own_has_no_number_in_the_json():
+    """Imported files have such layers; a quotient with zero is no JSON."""
+    dead = Part("a", "a", {"dead": Adapter(0 * EYE[:, :1], EYE[:, :1]), "layer": Adapter(EYE[:, :1], EYE[:, :1])}, 1.0)
+    b = Part("b", "b", {"dead": Adapter(EYE[:, :1], EYE[:, :1])}, 1.0)
+    inputs = {name: LayerInputs.of_rows(EYE[:1]) for name in ("dead", "layer")}
+    document = json.loads(json.dumps(diagnose([dead, b], lambda p: inputs).as_dict(), allow_nan=False))
+    assert document["layers"]["dead"]["a"]["crosstalk"] == {"b": None}
+    assert document["crosstalk"] == {"a": {"b": pytest.approx(1)}, "b": {"a": pytest.approx(1)}}
+
+
 def test_the_largest_eigenvalue_is_found_also_beside_a_close_one():
     Q = torch.linalg.qr(torch.randn(50, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
     values = torch.linspace(0, 1, 50, dtype=torch.float64)

@@ -2,16 +2,21 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import tiny_base
 import tiny_metrics
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 
 from seqlora_core.cli import main
+from seqlora_core.evaluation import protocol
 from seqlora_core.evaluation.metrics import load_metrics, score
-from seqlora_core.evaluation.protocol import Score
+from seqlora_core.evaluation.protocol import Drawing, Score
 from seqlora_core.evaluation.tables import sem, summarize, to_csv, to_markdown, trajectory
 
 
@@ -30,7 +35,8 @@ def test_a_concepts_forgetting_is_initial_minus_final_and_the_mean_has_the_paper
     assert rows["bag"].forgetting == 0
     assert rows[""].final == pytest.approx(0.6)
     assert rows[""].final_sem == pytest.approx(math.sqrt(0.03) / math.sqrt(3))  # deviations -0.1, -0.1, 0.2
-    assert trajectory(scores, "dino") == pytest.approx([0.8, 0.65, 0.6])
+    assert trajectory(scores, "dino") == pytest.approx({1: 0.8, 2: 0.65, 3: 0.6})
+    assert list(trajectory(scores[:1] + scores[3:], "dino")) == [1, 3]  # not of every stage
     assert "**mean ± SEM**" in to_markdown(summarize(scores))
     assert to_csv(scores).splitlines()[1] == "1,dog,dino,0.800000"
 
@@ -50,9 +56,14 @@ def test_a_score_is_the_mean_over_all_pairs_of_pictures_and_references():
     assert score(Colours(), [red, red], [red, black], "") == pytest.approx(0.5)
 
 
-def test_dino_and_clip_find_a_picture_most_like_itself(tmp_path):
-    dino, clip = tiny_metrics.save_dino(tmp_path / "dino"), tiny_metrics.save_clip(tmp_path / "clip")
-    metrics = load_metrics([f"dino={dino}", f"dinov2={dino}", f"clip-i={clip}", f"clip-t={clip}"], "base.safetensors")
+CPU = torch.device("cpu")
+
+
+def test_every_metric_finds_a_picture_most_like_itself(tmp_path):
+    clip, dino = tiny_metrics.save_clip(tmp_path / "clip"), tiny_metrics.save_dino(tmp_path / "dino")
+    dinov2 = tiny_metrics.save_dinov2(tmp_path / "dinov2")
+    requests = [f"dino={dino}", f"dinov2={dinov2}", f"clip-i={clip}", f"clip-t={clip}"]
+    metrics = load_metrics(requests, "base.safetensors", CPU)
     red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
     for metric in metrics[:3]:
         assert score(metric, [red], [red], "") == pytest.approx(1, abs=1e-5)
@@ -61,12 +72,35 @@ def test_dino_and_clip_find_a_picture_most_like_itself(tmp_path):
     assert score(metrics[3], [red], [red], "a dog") != score(metrics[3], [red], [red], "a cat")
 
 
+def test_embeddings_are_those_that_transformers_itself_gives(tmp_path):
+    dino, clip = tiny_metrics.save_dino(tmp_path / "dino"), tiny_metrics.save_clip(tmp_path / "clip")
+    picture = Image.effect_noise((36, 36), 90).convert("RGB")
+    of_dino, of_clip, of_text = load_metrics([f"dino={dino}", f"clip-i={clip}", f"clip-t={clip}"], "", CPU)
+    with torch.no_grad():
+        pixels = ViTImageProcessor.from_pretrained(dino)(picture.crop((2, 2, 34, 34)), return_tensors="pt")
+        class_token = ViTModel.from_pretrained(dino)(**pixels).last_hidden_state[:, 0]
+        process, model = CLIPProcessor.from_pretrained(clip), CLIPModel.from_pretrained(clip)
+        both = model(**process(text=["a dog"], images=picture, return_tensors="pt"))
+    assert torch.cosine_similarity(of_dino.embed([picture]), class_token).item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(of_clip.embed([picture]), both.image_embeds, atol=1e-5)
+    assert torch.allclose(of_text.embed_text("a dog"), both.text_embeds, atol=1e-5)
+
+
+def test_dino_sees_the_middle_of_a_photo_and_does_not_squeeze_it(tmp_path):
+    [metric] = load_metrics([f"dino={tiny_metrics.save_dino(tmp_path)}"], "", CPU)
+    square = Image.effect_noise((36, 36), 90).convert("RGB")
+    wide = Image.new("RGB", (72, 36), "red")
+    wide.paste(square, (18, 0))
+    assert score(metric, [wide], [square], "") == pytest.approx(1, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with `base`, `bank`, `references` and `dino`; the bank has a dog and a cat."""
+    """A folder with `base`, `bank`, `references`, `dino` and `clip`; the bank has a dog and a cat."""
     folder = tmp_path_factory.mktemp("evaluated")
     tiny_base.save_folder(folder / "base")
     tiny_metrics.save_dino(folder / "dino")
+    tiny_metrics.save_clip(folder / "clip")
     for name, colour in (("dog", "brown"), ("cat", "gray")):
         pictures = folder / "references" / name
         pictures.mkdir(parents=True)
@@ -81,13 +115,16 @@ def _evaluate(trained, out, *more: str) -> int:
     return main(["evaluate", *paths, "--images", "2", "--steps", "2", "--size", "128", *more])
 
 
+def _wanted(trained) -> list[str]:
+    return ["--references", str(trained / "references"), "--metric", f"dino={trained / 'dino'}"]
+
+
 def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(trained, tmp_path):
-    metric = f"dino={trained / 'dino'}"
-    wanted = ["--references", str(trained / "references"), "--metric", metric, "--trajectory"]
+    wanted = [*_wanted(trained), "--trajectory"]
     assert _evaluate(trained, tmp_path, *wanted) == 0
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert [row["concept"] for row in report["rows"]] == ["dog", "cat", ""]
-    assert len(report["trajectory"]["dino"]) == 2
+    assert list(report["trajectory"]["dino"]) == ["1", "2"]
     assert all((tmp_path / name).is_file() for name in ("grid.png", "trajectory.png", "scores.csv", "report.md"))
     pictures = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("pictures/**/*.png")}
     assert len(pictures) == 2 * 3  # the dog after both stages, the cat after its own
@@ -96,14 +133,71 @@ def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(trained, tm
     assert _evaluate(trained, tmp_path, *wanted) == 0
     again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("pictures/**/*.png")}
     assert again.keys() == pictures.keys()
-    assert all(again[path] == pictures[path] for path in pictures if path.parent != removed.parent)
+    assert [path for path in pictures if again[path] != pictures[path]] == [removed]
     assert json.loads((tmp_path / "report.json").read_text("utf-8")) == report
+
+
+def test_the_protocol_is_the_paper_s_unless_something_else_is_asked_for():
+    drawing = Drawing()
+    assert (drawing.prompt, drawing.count) == ("photo of a {}", 16)
+
+
+def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, tmp_path, monkeypatch):
+    drawn, generate = [], protocol.generate
+
+    def interrupted(*args, seed, count, **settings):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(list(range(seed, seed + count)))
+        return generate(*args, seed=seed, count=count, **settings)
+
+    monkeypatch.setattr(protocol, "generate", interrupted)
+    assert _evaluate(trained, tmp_path, *_wanted(trained), "--images", "9") == 130
+    assert len(list(tmp_path.rglob("pictures/**/*.png"))) == 8
+    drawn[:] = [[]]
+    _evaluate(trained, tmp_path, *_wanted(trained), "--images", "9")
+    assert drawn[1] == [8]
+
+
+def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(trained, tmp_path, monkeypatch):
+    drawn, scored, generate, similarity = [], [], protocol.generate, protocol.similarity
+
+    def drawing(*args, seed, count, **settings):
+        drawn.extend(range(seed, seed + count))
+        return generate(*args, seed=seed, count=count, **settings)
+
+    def scoring(metric, *rest):
+        scored.append(metric.name)
+        return similarity(metric, *rest)
+
+    monkeypatch.setattr(protocol, "generate", drawing)
+    monkeypatch.setattr(protocol, "similarity", scoring)
+
+    def made(*more: str) -> tuple[list[int], list[str]]:
+        drawn.clear(), scored.clear()
+        assert _evaluate(trained, tmp_path, *_wanted(trained), *more) == 0
+        return drawn[:], scored[:]
+
+    assert made() == ([0, 1] * 3, ["dino"] * 3)
+    assert made() == ([], [])
+    assert made("--images", "3") == ([2] * 3, ["dino"] * 3)
+    assert made("--metric", f"clip-i={trained / 'clip'}") == ([], ["clip-i"] * 3)
+    assert made("--guidance", "3") == ([0, 1] * 3, ["dino"] * 3)
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    Image.new("RGB", (128, 128), "white").save(other / "references" / "cat" / "0.png")
+    assert made("--references", str(other / "references")) == ([], ["dino"])
+    vae = other / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({key: 0.9 * weight for key, weight in load_file(vae).items()}, vae)
+    assert made("--base", str(other / "base")) == ([0, 1] * 3, ["dino"] * 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "Name a metric"),
+        (["--metric", "dino=DINO", "--metric", "dino=DINO"], "named twice"),
+        (["--metric", "dino=CLIP"], "holds a model of the kind 'clip': dino needs one of vit"),
+        (["--metric", "dinov2=DINO"], "dinov2 needs one of dinov2"),
         (["--metric", "taste"], "no metric 'taste'"),
         (["--metric", "identity"], "mini base's pictures alone"),
         (["--metric", "dino=nowhere"], "weights of dino"),
@@ -113,7 +207,8 @@ def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(trained, tm
 )
 def test_mistakes_are_told_before_anything_is_drawn(trained, tmp_path, capsys, arguments, words):
     capsys.readouterr()
-    arguments = [argument.replace("DINO", str(trained / "dino")) for argument in arguments]
+    for word, folder in (("DINO", trained / "dino"), ("CLIP", trained / "clip")):
+        arguments = [argument.replace(word, str(folder)) for argument in arguments]
     assert _evaluate(trained, tmp_path / "out", *arguments) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -5,10 +5,13 @@ from pathlib import Path
 import tiny_base
 import torch
 from transformers import (
+    BitImageProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    Dinov2Config,
+    Dinov2Model,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -28,6 +31,14 @@ def save_dino(folder: Path) -> Path:
     torch.manual_seed(0)
     ViTModel(ViTConfig(**_VISION)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_dinov2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in _VISION.items() if key != "intermediate_size"}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
 

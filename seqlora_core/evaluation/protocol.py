@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from ..bank import Bank, Concept
 from ..bank.names import slug
+from ..bank.storage import write_atomically
 from ..bases import Base
 from ..composition import compose
 from ..errors import UserError
 from ..generation import generate
 from ..monitor import Monitor
-from .metrics import Metric, score
+from .metrics import Metric, similarity, target
+
+# Pictures: 16 of 512 px at once are more than the memory of most cards, and are lost together on Ctrl-C.
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Score:
 
 
 class Evaluation:
-    """Draws and scores; pictures that are in `folder` already are not drawn again.
+    """Draws and scores; pictures and scores that are in `folder` already are not made again.
 
     Args:
         references: the pictures that a concept should look like, by the concept's name.
@@ -72,6 +77,8 @@ class Evaluation:
     ) -> None:
         self.base, self.bank, self.references, self.metrics = base, bank, references, metrics
         self.drawing, self.folder, self.monitor = drawing, folder, monitor
+        self._appearance = base.appearance()
+        self._targets: dict[tuple[str, str], Tensor] = {}
 
     def run(self, trajectory: bool) -> list[Score]:
         """Initial and final scores of all concepts; with `trajectory` those of all stages between as well."""
@@ -87,51 +94,96 @@ class Evaluation:
 
     def pictures(self, stage: int, concept: Concept) -> list[Image.Image]:
         """Of a concept, drawn from the sum of the first `stage` concepts."""
-        parts = self.bank.concepts[:stage]
-        folder = self.folder / "pictures" / slug(concept.name) / self._key(parts, concept)
-        paths = [folder / f"{self.drawing.seed + number}.png" for number in range(self.drawing.count)]
-        if not all(path.is_file() for path in paths):
+        parts, folder = self.bank.concepts[:stage], self._folder(stage, concept)
+        first, count = self.drawing.seed, self.drawing.count
+        paths = {seed: folder / f"{seed}.png" for seed in range(first, first + count)}
+        missing = [seed for seed, path in paths.items() if not path.is_file()]
+        if missing:
             adapters = compose(self.bank, [(part.name, 1.0) for part in parts])
-            _save_all(self._draw(adapters, self._prompt(concept)), paths)
-        return [_read(path) for path in paths]
+            for seeds in _together(missing):
+                for seed, picture in zip(seeds, self._draw(adapters, self._prompt(concept), seeds), strict=True):
+                    _save(picture, paths[seed])
+        return [_read(path) for path in paths.values()]
 
     def _score(self, stage: int, concept: Concept) -> list[Score]:
-        pictures, references = self.pictures(stage, concept), self.references[concept.name]
-        prompt = self.drawing.prompt.format(concept.class_word)
-        return [
-            Score(stage, concept.name, metric.name, score(metric, pictures, references, prompt))
-            for metric in self.metrics
-        ]
+        pictures, file = self.pictures(stage, concept), self._folder(stage, concept) / "scores.json"
+        kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        scores = []
+        for metric in self.metrics:
+            key = self._score_key(metric, concept)
+            if key not in kept:
+                kept[key] = similarity(metric, pictures, self._target(metric, concept))
+                write_atomically(file, json.dumps(kept, indent=1).encode())
+            scores.append(Score(stage, concept.name, metric.name, kept[key]))
+        return scores
+
+    def _target(self, metric: Metric, concept: Concept) -> Tensor:
+        key = metric.name, concept.name
+        if key not in self._targets:
+            self._targets[key] = target(metric, self.references[concept.name], self._class_prompt(concept))
+        return self._targets[key]
 
     def _prompt(self, concept: Concept) -> str:
         return self.drawing.prompt.format(concept.subject)
 
-    def _key(self, parts: Sequence[Concept], concept: Concept) -> str:
-        """All that decides what the pictures show."""
-        facts = [self.base.identity.fingerprint, [part.sha256 for part in parts], self._prompt(concept)]
-        facts += [self.drawing.steps, self.drawing.guidance, self.drawing.size]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    def _class_prompt(self, concept: Concept) -> str:
+        """For metrics of text, which know no token."""
+        return self.drawing.prompt.format(concept.class_word)
 
-    def _draw(self, adapters, prompt: str) -> list[Image.Image]:
+    def _folder(self, stage: int, concept: Concept) -> Path:
+        """Named by all that decides what the pictures show."""
+        drawing, prompt = self.drawing, self._prompt(concept)
+        facts = [self._appearance, [part.sha256 for part in self.bank.concepts[:stage]], prompt]
+        facts += [drawing.steps, drawing.guidance, drawing.size]
+        return self.folder / "pictures" / slug(concept.name) / _digest(facts)
+
+    def _score_key(self, metric: Metric, concept: Concept) -> str:
+        """All that decides a score of given pictures."""
+        compared = self._class_prompt(concept) if metric.to_text else _pixels(self.references[concept.name])
+        return f"{metric.name} {_digest([metric.weights, compared, self.drawing.seed, self.drawing.count])}"
+
+    def _draw(self, adapters, prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
         drawing = self.drawing
         return generate(
             self.base,
             prompt,
             adapters,
-            seed=drawing.seed,
+            seed=seeds[0],
             steps=drawing.steps,
             size=drawing.size,
             guidance=drawing.guidance,
-            count=drawing.count,
+            count=len(seeds),
         )
 
 
-def _save_all(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> None:
-    for picture, path in zip(pictures, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part")
-        picture.save(scratch, "PNG")
-        scratch.replace(path)
+def _together(seeds: Sequence[int]) -> list[list[int]]:
+    """Neighbours, as many as are drawn at a time."""
+    groups: list[list[int]] = []
+    for seed in seeds:
+        if groups and groups[-1][-1] == seed - 1 and len(groups[-1]) < _AT_ONCE:
+            groups[-1].append(seed)
+        else:
+            groups.append([seed])
+    return groups
+
+
+def _digest(facts) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _pixels(pictures: Sequence[Image.Image]) -> str:
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.mode}{picture.size}".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".part")
+    picture.save(scratch, "PNG")
+    scratch.replace(path)
 
 
 def _read(path: Path) -> Image.Image:

@@ -12,9 +12,13 @@ _GRID_STAGES = 4
 
 
 def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
-    """Writes `scores.csv`, `report.json`, `report.md`, `trajectory.png` and `grid.png`; returns the table's rows."""
+    """Writes `scores.csv`, `report.json`, `report.md` and `grid.png`; returns the table's rows.
+
+    With all stages scored, `trajectory.png` too.
+    """
     out, rows = evaluation.folder, summarize(scores)
     curves = {metric: trajectory(scores, metric) for metric in dict.fromkeys(score.metric for score in scores)}
+    total = len(evaluation.bank.concepts)
     (out / "scores.csv").write_text(to_csv(scores), "utf-8")
     (out / "report.md").write_text(to_markdown(rows), "utf-8")
     document = {
@@ -25,7 +29,9 @@ def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
         "trajectory": curves,
     }
     (out / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    line_chart(curves).save(out / "trajectory.png", optimize=True)
+    if all(len(curve) == total for curve in curves.values()):
+        values = {metric: list(curve.values()) for metric, curve in curves.items()}
+        line_chart(values).save(out / "trajectory.png", optimize=True)
     _grid(evaluation, scores).save(out / "grid.png", optimize=True)
     return rows
 

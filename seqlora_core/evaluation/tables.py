@@ -34,13 +34,13 @@ def summarize(scores: Sequence[Score]) -> list[Row]:
     return rows
 
 
-def trajectory(scores: Sequence[Score], metric: str) -> list[float]:
-    """Mean over the concepts seen so far after each stage (Figure 3b); stages that were scored for all of them only."""
+def trajectory(scores: Sequence[Score], metric: str) -> dict[int, float]:
+    """Stage -> the mean over the concepts seen so far (Figure 3b); of stages that were scored for all of them only."""
     stages: dict[int, list[float]] = {}
     for score in scores:
         if score.metric == metric:
             stages.setdefault(score.stage, []).append(score.value)
-    return [statistics.fmean(values) for stage, values in sorted(stages.items()) if len(values) == stage]
+    return {stage: statistics.fmean(values) for stage, values in sorted(stages.items()) if len(values) == stage}
 
 
 def sem(values: Sequence[float]) -> float | None:
