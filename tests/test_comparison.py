@@ -1,5 +1,6 @@
 """The experiment: equal passes, tables with known answers, and work that is shared and never done twice."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,9 @@ from filelock import FileLock
 from PIL import Image
 
 from seqlora_core.errors import UserError
+from seqlora_core.fusion import FusionSettings
 from seqlora_core.layers import Adapter, attached, find_layers, layer_shapes
+from seqlora_core.methods import METHODS
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ORDINARY, ConceptSpec
@@ -273,6 +276,14 @@ def test_a_concept_is_trained_once_whatever_is_asked_for_later(run):
     assert again.learn(3)[:1] == first
     assert [concept.name for concept in again.learn(3)] == ["one", "three", "fifth"]
     assert again.learn(2) == again.learn(3)[:2]
+
+
+def test_a_changed_default_of_a_method_is_another_run_and_other_settings_another_fusion(run, monkeypatch):
+    changed = dataclasses.replace(METHODS["seqlora"], crosstalk=0.5)
+    monkeypatch.setitem(METHODS, "seqlora", changed)
+    assert Run(run.base, run.folder.parent, run.config, run.concepts, Monitor()).folder != run.folder
+    other = dataclasses.replace(SYSTEMS[0], settings=FusionSettings(iterations=7))
+    assert other.composition != SYSTEMS[0].composition
 
 
 def test_an_interrupted_sheet_goes_on_with_the_pictures_that_are_missing(run, monkeypatch):

@@ -44,6 +44,7 @@ def measure(system: System, run: Run, count: int, trajectory: bool = False) -> d
         "fusion_megabytes": sheet.get("fusion_megabytes", 0.0),
         "run": run.folder.name,
         "config": run.config.as_dict(),
+        "method": run.own_settings,
     }
 
 
@@ -72,7 +73,7 @@ def final_sheet(system: System, run: Run, learned: Sequence[Concept]) -> dict:
 
 def final_name(system: System, count: int) -> str:
     """The sheet of a system's pictures in the end."""
-    return stage_name(count) if system.sequential else f"{system.fusion}-{system.strength:g}/{count:03d}"
+    return stage_name(count) if system.sequential else f"{system.composition}/{count:03d}"
 
 
 def stage_name(stage: int) -> str:

@@ -38,7 +38,7 @@ def measure_others(system: System, run: Run, count: int) -> dict:
                 alike[str(size)] = _alike(_pictures(run.base, names, run.config.seed), own)
         return {"system": system.name, "seed": run.config.seed, "alike": alike}
 
-    return run.kept(f"others/{system.fusion}-{system.strength:g}", make)
+    return run.kept(f"others/{system.composition}", make)
 
 
 def _pictures(base: Base, names: Sequence[str], seed: int) -> list[list[Image.Image]]:

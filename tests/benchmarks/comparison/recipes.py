@@ -3,8 +3,10 @@
 Every recipe spends the same number of forward-backward passes on a concept, whatever a step of it costs.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from seqlora_core.config import TrainingConfig
 from seqlora_core.fusion import FusionSettings
@@ -92,6 +94,12 @@ class System:
         The others are put together anew for every set of concepts, and each concept is as good as it is alone before.
         """
         return self.fusion == "sum" and self.strength == 1.0
+
+    @property
+    def composition(self) -> str:
+        """Names how concepts are put together, by all that decides it."""
+        settings = json.dumps(asdict(self.settings), sort_keys=True).encode()
+        return f"{self.fusion}-{self.strength:g}-{hashlib.sha256(settings).hexdigest()[:8]}"
 
 
 SEQLORA = Recipe("seqlora")

@@ -16,6 +16,7 @@ from .parts import MIDDLE, PARTS, Experiment, read_results
 from .recipes import OURS, SYSTEMS
 from .runs import kept_pictures, read_json
 from .summary import Table, summarize
+from .tuning import ALONE
 
 _CELL = 56  # pixels of a picture in a grid
 _LEAST_FORECAST = 1e-6
@@ -34,7 +35,8 @@ def write_report(experiment: Experiment, folder: Path) -> None:
     scope = experiment.scope
     head = (
         f"Concepts of the mini base; layers: {scope.layers}; {scope.passes} forward-backward passes a concept; step "
-        f"sizes chosen on {scope.tuning_concepts} concepts beyond the 32nd, twice as many where these do not decide.\n"
+        f"sizes chosen on {scope.tuning_concepts} concepts beyond the 32nd, twice as many where these do not decide; "
+        f"of LoRAs that fusions start from on {min(ALONE, scope.tuning_concepts)} of them, each alone.\n"
     )
     (folder / "report.md").write_text("\n".join([head, *(table.to_markdown() for table in made)]), "utf-8")
     for name, picture in _figures(experiment, results).items():

@@ -26,6 +26,7 @@ from seqlora_core.fusion.from_base import BaseSource
 from seqlora_core.generation import generate
 from seqlora_core.images import Reference, template_prompts
 from seqlora_core.layers import Adapter, find_layers
+from seqlora_core.methods import METHODS
 from seqlora_core.mini import MiniConcept
 from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ConceptSpec, prompts_to_keep
@@ -34,6 +35,7 @@ from seqlora_core.trainer import Options, train_concept
 from .recipes import System
 
 PICTURES, SAMPLER_STEPS, GUIDANCE = 16, 16, 4.0
+_OF_METHOD = ("base", "init", "coordinates", "crosstalk", "ridge", "average")
 KEPT = 2  # pictures of each concept and sheet that are kept to look at
 
 Adapters = Mapping[str, Adapter]
@@ -51,10 +53,15 @@ class Run:
         self, base: Base, out: Path, config: TrainingConfig, concepts: Sequence[MiniConcept], monitor: Monitor
     ) -> None:
         self.base, self.config, self.concepts, self.monitor = base, config, list(concepts), monitor
-        facts = json.dumps([config.as_dict(), [concept.name for concept in concepts]])
+        facts = json.dumps([config.as_dict(), self.own_settings, [concept.name for concept in concepts]])
         self.folder = out / f"{config.method}-{config.seed}-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._loaded: dict[str, dict[str, Adapter]] = {}
+
+    @property
+    def own_settings(self) -> dict:
+        """What the method does where the configuration leaves it open: a changed default is another run."""
+        return {name: getattr(METHODS[self.config.method], name) for name in _OF_METHOD}
 
     @property
     def bank(self) -> Bank:
@@ -65,7 +72,11 @@ class Run:
         """Trains what is missing of the first `count` concepts; returns their records."""
         bank = self.bank
         if not bank.concepts:
-            facts = {"config": self.config.as_dict(), "order": [concept.name for concept in self.concepts]}
+            facts = {
+                "config": self.config.as_dict(),
+                "method": self.own_settings,
+                "order": [concept.name for concept in self.concepts],
+            }
             write_json(self.folder / "run.json", facts)
         for number in range(len(bank.concepts), count):
             self._train(bank, self.concepts[number], f"{number + 1}/{count}")

@@ -67,4 +67,4 @@ def _composed(system: System, run: Run, subset: Sequence[Concept]):
 
 def _name(system: System, subset: Sequence[Concept]) -> str:
     members = "+".join(slug(concept.name) for concept in subset)
-    return f"subsets/{system.fusion}-{system.strength:g}/{members}"
+    return f"subsets/{system.composition}/{members}"

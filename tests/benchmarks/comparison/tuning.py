@@ -162,7 +162,7 @@ class Tuning:
         print(f"{system.fusion}: step size {size(best)}", flush=True)
 
     def _fused(self, system: System, run: Run, learned: Sequence[Concept]) -> dict[str, float]:
-        name = f"tuning/{system.fusion}-{system.settings.step_size:g}"
+        name = f"tuning/{system.composition}"
         return run.sheet(name, learned, lambda: put_together(run.base, system, run.parts(learned)))["scores"]
 
     def _score(self, recipe: Recipe, alpha: float, beta: float) -> float:
