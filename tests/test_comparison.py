@@ -94,6 +94,7 @@ def test_what_decides_between_near_pairs_is_work_for_several_processes(tmp_path,
     expected = [(size, 0.01, seed) for size in (0.01, 0.032) for seed in tuning.DECIDING_SEEDS]
     assert choices.deciding_runs(ALTERNATING) == expected
     assert choices.deciding_runs(Recipe("lora", tuned_for="single")) == []
+    assert choices.deciding_runs(Recipe("seqlora", decided=False)) == []
 
 
 def test_step_sizes_of_seqlora_are_chosen_once_and_as_it_trains_by_default():

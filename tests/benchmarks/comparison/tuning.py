@@ -73,6 +73,10 @@ def decide(chosen: dict, trial: Trial) -> dict:
     return {**chosen, "alpha": best["alpha"], "beta": best["beta"], "finals": finals}
 
 
+def _is_decided(recipe: Recipe) -> bool:
+    return recipe.decided and recipe.tuned_for == "final"
+
+
 def _climb(figure: Callable[[int], float], start: int, bounds: tuple[int, int]) -> int:
     """The point from which neither side is better."""
     best = start
@@ -121,14 +125,14 @@ class Tuning:
 
     def deciding_runs(self, recipe: Recipe) -> list[Run]:
         """The runs that decide between pairs which the walk cannot tell apart."""
-        near = near_pairs(self.walk(recipe)) if recipe.tuned_for == "final" else []
+        near = near_pairs(self.walk(recipe)) if _is_decided(recipe) else []
         return [run for pair in near for run in self._deciding_runs(recipe, pair["alpha"], pair["beta"])]
 
     def tune(self, recipe: Recipe) -> None:
         """Chooses, unless that was done."""
         if self.choice(recipe) is None:
             chosen = self.walk(recipe)
-            if recipe.tuned_for == "final":
+            if _is_decided(recipe):
                 chosen = decide(chosen, lambda *pair: fmean(map(final, self._deciding_runs(recipe, *pair))))
             write_json(self._path(recipe.tuning), {"method": recipe.tuning, **chosen})
             print(f"{recipe.tuning}: alpha {chosen['alpha']}, beta {chosen['beta']}", flush=True)
