@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,8 @@ def train_concept(
             monitor.message(describe_full_layers(plan.full, config.rank))
         run = _Run(denoiser, encoded, bank, plan, layers, monitor, options)
         concept = run.train()
-        bank.checkpoint_path(spec.name).unlink(missing_ok=True)
+        with suppress(OSError):  # a scanner may hold it; the concept is in the bank, and the file is of no use any more
+            bank.checkpoint_path(spec.name).unlink(missing_ok=True)
     return concept
 
 
@@ -256,7 +257,7 @@ class _Run:
             self.seconds = seconds_before + now - started
             left = (now - started) / (self.step - first) * (self.config.steps - self.step)
             if now - last_saved >= self.options.checkpoint_seconds:
-                self._checkpoint().save(path)
+                self._save(path)
                 last_saved = now
             self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
             if self.options.preview_every and self.step % self.options.preview_every == 0:
@@ -278,8 +279,18 @@ class _Run:
             yield
         except BaseException:
             if self.step and self.between_steps:
-                self._checkpoint().save(path)
+                self._save(path)
             raise
+
+    def _save(self, path: Path) -> None:
+        """Write a checkpoint; one that cannot be written is no reason to lose the training."""
+        try:
+            self._checkpoint().save(path)
+        except OSError as error:
+            self.monitor.message(
+                f"The checkpoint {path} cannot be written ({error.strerror or error}), so a training that stops now "
+                "does not resume here: free some space, or close what holds the file."
+            )
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"A.{name}": a for name, a in zip(self.layers, self.lower.parameters, strict=True)}

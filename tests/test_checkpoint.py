@@ -1,6 +1,7 @@
 """The file of an unfinished training."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from conftest import random_concept
 from safetensors.torch import save_file
 from test_trainer import StopAfter, learn
 
-from seqlora_core.bank import Bank
+from seqlora_core.bank import Bank, storage
 from seqlora_core.checkpoint import Checkpoint
 from seqlora_core.config import TrainingConfig
-from seqlora_core.errors import UserError
+from seqlora_core.errors import Cancelled, UserError
 from seqlora_core.trainer import Options
 
 
@@ -46,3 +47,52 @@ def test_a_training_that_cannot_be_stored_is_resumed_at_its_end(denoiser, bank, 
     assert stop.done == 0
     assert any("Resuming at step 3 of 3" in message for message in stop.messages)
     assert bank.refresh().concept("a").metrics["steps"] == 3
+
+
+@pytest.fixture
+def locked_checkpoints(monkeypatch) -> list:
+    """Checkpoints that a virus scanner does not let anybody write or delete; the paths that were to be deleted."""
+    real, asked = Path.unlink, []
+
+    def fail(*_):
+        raise PermissionError(13, "used by another process")
+
+    def unlink(path, missing_ok=False):
+        if path.parent.name == "checkpoints":
+            asked.append(path)
+            fail()
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Checkpoint, "save", fail)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    return asked
+
+
+def test_a_training_whose_checkpoints_cannot_be_written_or_deleted_goes_on_and_tells(
+    denoiser, bank, locked_checkpoints
+):
+    monitor, data = StopAfter(99), random_concept(4)
+    learn(denoiser, bank, "a", data, monitor, Options(checkpoint_seconds=1e-9), steps=3)
+    assert bank.refresh().concept("a").metrics["steps"] == 3
+    assert any("cannot be written (used by another process)" in message for message in monitor.messages)
+    assert locked_checkpoints
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
+def test_a_stop_without_a_checkpoint_says_so_and_is_still_that_stop(denoiser, bank, locked_checkpoints, error):
+    stop = StopAfter(2, error)
+    with pytest.raises(RuntimeError if error else Cancelled):
+        learn(denoiser, bank, "a", random_concept(4), stop)
+    assert "cannot be written" in stop.messages[-1]
+
+
+def test_a_concept_that_cannot_be_written_is_told_where_its_checkpoint_cannot_either(
+    denoiser, bank, locked_checkpoints, monkeypatch
+):
+    def disk_full(*_):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(storage, "write_atomically", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        learn(denoiser, bank, "a", random_concept(4), steps=2)
+    assert bank.refresh().concepts == ()
