@@ -87,12 +87,30 @@ def test_all_128_layers_of_sd15_are_found(base_folder):
         (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "a LoRA"),
         (lambda t: {"something.else": torch.zeros(1)}, "not a checkpoint"),
         (lambda t: {"model.diffusion_model.double_blocks.0.x": torch.zeros(1)}, "Flux"),
+        (lambda t: t | {"v_pred": torch.tensor([])}, "v-prediction"),
     ],
 )
 def test_other_single_files_are_refused_by_name(base_file, tmp_path, change, what):
     save_file(change(load_file(base_file)), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=what):
         load_base(str(tmp_path / "other.safetensors"))
+
+
+def test_a_file_that_is_said_to_predict_velocity_is_refused(base_file, tmp_path):
+    weights, path = load_file(base_file), tmp_path / "base.safetensors"
+    save_file(weights, path, {"modelspec.prediction_type": "v"})
+    with pytest.raises(UserError, match="v-prediction"):
+        load_base(str(path))
+    save_file(weights, path, {"modelspec.prediction_type": "epsilon"})
+    settings = "model:\n  params:\n    parameterization: {}  # the loss\n    linear_start: 0.00085\n"
+    path.with_suffix(".yaml").write_text(settings.format('"v"'), "utf-8")
+    with pytest.raises(UserError, match="v-prediction"):
+        load_base(str(path))
+    path.with_suffix(".yaml").write_text(settings.format("eps"), "utf-8")
+    tokenizer = str(base_file.parent / "tokenizer")
+    assert (
+        load_base(str(path), tokenizer=tokenizer).identity.fingerprint == load_base(str(base_file)).identity.fingerprint
+    )
 
 
 @pytest.mark.parametrize(
