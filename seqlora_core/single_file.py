@@ -18,6 +18,7 @@ from .errors import UserError
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."
 _TEXT = "cond_stage_model.transformer.text_model."
+_OLDER_TEXT = re.compile(r"cond_stage_model\.transformer\.(?=(?:embeddings|encoder|final_layer_norm)\.)")
 _HEADS = 8  # in every attention layer of SD1.5; shapes cannot tell
 _CLIP_HEAD_WIDTH = 64
 _PROMPT_TOKENS = 77
@@ -35,15 +36,19 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
     """
     from diffusers import StableDiffusionPipeline
 
-    shapes, metadata = _read_header(path)
+    named, metadata = _read_header(path)
+    shapes = {_OLDER_TEXT.sub(_TEXT, key): shape for key, shape in named.items()}
     _refuse_others(path, shapes, metadata)
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), shapes)
         try:
+            known = any(key.startswith(_TEXT) for key in named)  # to diffusers
+            parts = {} if known else {"text_encoder": _older_text_encoder(path, shapes)}
             return StableDiffusionPipeline.from_single_file(
                 str(path),
                 config=folder,
                 tokenizer=_load_tokenizer(tokenizer, path),
+                **parts,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
@@ -118,6 +123,18 @@ def _load_tokenizer(folder: str | None, checkpoint: Path) -> Any:
         ) from error
     tokenizer.model_max_length = min(tokenizer.model_max_length, _PROMPT_TOKENS)  # those two files do not say it
     return tokenizer
+
+
+def _older_text_encoder(path: Path, shapes: Shapes) -> Any:
+    """The text encoder of a checkpoint whose names for its weights are those of the first releases."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_config(shapes)))
+    with safe_open(path, framework="pt") as file:
+        weights = {_OLDER_TEXT.sub("", key): file.get_tensor(key) for key in file.keys() if _OLDER_TEXT.match(key)}  # noqa: SIM118
+    # Some releases of transformers have a level "text_model" of their own.
+    encoder.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in encoder.state_dict()})
+    return encoder
 
 
 def _write_configs(folder: Path, shapes: Shapes) -> None:

@@ -31,6 +31,16 @@ def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_fil
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_single_file_with_the_first_names_of_the_text_encoder_is_the_same_model(base_file, tmp_path):
+    older = {key.replace(".transformer.text_model.", ".transformer."): w for key, w in load_file(base_file).items()}
+    older["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(older, tmp_path / "older.safetensors")
+    first = load_base(str(base_file))
+    second = load_base(str(tmp_path / "older.safetensors"), tokenizer=str(base_file.parent / "tokenizer"))
+    assert first.appearance() == second.appearance()
+    assert torch.equal(first.encode_prompt("photo of a sksdog dog"), second.encode_prompt("photo of a sksdog dog"))
+
+
 @pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
 def test_single_files_with_fewer_levels_load(tmp_path, channels, per_level):
     attending = len(channels) - 1
