@@ -138,6 +138,7 @@ def _load_folder(path: Path) -> Any:
             raise UserError(f"{path} holds a {kind}, not a Stable Diffusion 1.5 pipeline: give an SD1.5 base.")
         return StableDiffusionPipeline.from_pretrained(
             path,
+            variant=_only_variant(path / "unet"),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -145,6 +146,13 @@ def _load_folder(path: Path) -> Any:
         )
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"The diffusers folder {path} cannot be loaded: {_first_line(error)}") from error
+
+
+def _only_variant(folder: Path) -> str | None:
+    """The one variant, such as "fp16", that a model's weights are there in; None where diffusers needs no telling."""
+    name, ending = "diffusion_pytorch_model", ".safetensors"
+    variants = [path.name[len(name) + 1 : -len(ending)] for path in folder.glob(f"{name}.*{ending}")]
+    return variants[0] if len(variants) == 1 and not (folder / f"{name}{ending}").is_file() else None
 
 
 def _check_supported(pipeline: Any, base: str) -> None:

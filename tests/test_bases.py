@@ -1,6 +1,7 @@
 """Base models: both forms, their identity, and what is refused by name."""
 
 import json
+import shutil
 
 import pytest
 import tiny_base
@@ -39,6 +40,13 @@ def test_a_single_file_with_the_first_names_of_the_text_encoder_is_the_same_mode
     second = load_base(str(tmp_path / "older.safetensors"), tokenizer=str(base_file.parent / "tokenizer"))
     assert first.appearance() == second.appearance()
     assert torch.equal(first.encode_prompt("photo of a sksdog dog"), second.encode_prompt("photo of a sksdog dog"))
+
+
+def test_a_folder_with_the_weights_of_one_variant_alone_is_the_same_model(base_folder, tmp_path):
+    copy = shutil.copytree(base_folder, tmp_path / "copy")
+    for file in list(copy.glob("*/*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load_base(str(copy)).appearance() == load_base(str(base_folder)).appearance()
 
 
 @pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
@@ -132,8 +140,6 @@ def test_a_file_that_is_said_to_predict_velocity_is_refused(base_file, tmp_path)
     ],
 )
 def test_other_folders_are_refused_by_name(base_folder, tmp_path, part, change, what):
-    import shutil
-
     copy = shutil.copytree(base_folder, tmp_path / "copy")
     config = json.loads((copy / part).read_text("utf-8"))
     (copy / part).write_text(json.dumps({**config, **change}), "utf-8")
