@@ -98,7 +98,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
         base: "mini" (the one that is shipped), a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers
             folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
-        dtype: of the UNet's frozen weights; VAE and text encoder stay in float32 (under autocast while sampling).
+        dtype: of the UNet's frozen weights; VAE and text encoder stay in float32.
         tokenizer: a folder with CLIP's tokenizer, for single files on machines without network.
 
     Raises:
@@ -116,13 +116,14 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
             f"There is no base model at {base}: give mini, a .safetensors checkpoint or a diffusers folder."
         )
     _check_supported(pipeline, base)
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        module.requires_grad_(False).eval().to(target, torch.float32)
     layers = find_layers(pipeline.unet)
     identity = BaseIdentity(
         "mini" if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
     )
-    pipeline.unet.to(getattr(torch, dtype))  # after the fingerprint, which looks at the weights as published
+    # After the fingerprint, which looks at the weights as published, and straight to the precision that stays.
+    whole = ((module, torch.float32) for module in (pipeline.vae, pipeline.text_encoder))
+    for module, precision in ((pipeline.unet, getattr(torch, dtype)), *whole):
+        module.requires_grad_(False).eval().to(target, precision)
     return Base(pipeline, identity, layer_shapes(layers), target)
 
 

@@ -6,7 +6,9 @@ import shutil
 import pytest
 import tiny_base
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from seqlora_core.bases import load_base
 from seqlora_core.config import TrainingConfig
@@ -77,6 +79,24 @@ def test_a_float16_file_of_the_same_weights_has_the_same_fingerprint(base_file, 
 def test_lower_precision_weights_train_with_the_fingerprint_of_the_published_ones(base_folder):
     base = load_base(str(base_folder), dtype="bfloat16")
     assert next(base.pipeline.unet.parameters()).dtype == torch.bfloat16
+    assert base.identity.fingerprint == load_base(str(base_folder)).identity.fingerprint
+
+
+def test_the_unet_goes_to_its_device_in_the_precision_that_stays(base_folder, monkeypatch):
+    """A card that holds it in half precision may not hold it in float32."""
+    seen = set()
+
+    def to(module, *args, **kwargs):
+        moved = nn.Module.to(module, *args, **kwargs)
+        weight = next(module.parameters())
+        seen.add((weight.device.type, weight.dtype))
+        return moved
+
+    monkeypatch.setattr("seqlora_core.bases.resolve_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(UNet2DConditionModel, "to", to)
+    base = load_base(str(base_folder), dtype="bfloat16")
+    assert {dtype for device, dtype in seen if device == "meta"} == {torch.bfloat16}
+    monkeypatch.undo()
     assert base.identity.fingerprint == load_base(str(base_folder)).identity.fingerprint
 
 
