@@ -15,6 +15,7 @@ from . import subspace
 from .activations import capture_inputs, input_group
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
+from .bank.fingerprint import fingerprint
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
 from .config import TrainingConfig
@@ -170,6 +171,7 @@ class _Run:
         A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
         along = [directions[name].float().to(device) for name in self.layers] if stepped and directions else None
+        self.directions = fingerprint(directions) if along else ""
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip, along)
         self.average = TailAverage(self.plan.first_averaged)
         self.adapters: dict[str, Adapter] = {}
@@ -182,9 +184,23 @@ class _Run:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
             self.objective.passes = saved.passes
             self.objective.loss_scale = saved.loss_scale or self.objective.loss_scale
-            for prefix, optimizer in (("lower.", self.lower), ("upper.", self.upper)):
-                optimizer.load_state_tensors(saved.part(prefix))
+            self.lower.load_state_tensors(saved.part("lower."))
+            self.upper.load_state_tensors(self._upper_state(saved))
             self.average.load_state_tensors(saved.part("average."), device)
+
+    def _upper_state(self, saved: Checkpoint) -> dict[str, Tensor]:
+        """That of the upper optimizer, unless it is in other coordinates than this run's.
+
+        They are made anew; inputs that are rounded otherwise turn some of them around, and mix those that matter alike.
+        """
+        state = saved.part("upper.")
+        if not state or saved.directions in (None, self.directions):
+            return state
+        self.monitor.message(
+            "The optimizer of the basis begins anew, because its coordinates came out otherwise than before the stop: "
+            "another device, another number of threads and another version round otherwise."
+        )
+        return {}
 
     def _covariances(self) -> dict[str, Tensor]:
         """Of what every layer reads for the new concept, where that matters."""
@@ -307,6 +323,7 @@ class _Run:
             passes=self.objective.passes,
             loss_scale=self.objective.loss_scale,
             tensors=tensors,
+            directions=self.directions,
         )
 
     def _factors(self) -> tuple[list[Tensor], list[Tensor]]:

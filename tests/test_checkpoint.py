@@ -1,14 +1,17 @@
 """The file of an unfinished training."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_concept
-from safetensors.torch import save_file
-from test_trainer import StopAfter, learn
+from safetensors import safe_open
+from safetensors.torch import load, save, save_file
+from test_trainer import StopAfter, equal, factors, learn
 
+from seqlora_core import subspace
 from seqlora_core.bank import Bank, storage
 from seqlora_core.checkpoint import Checkpoint
 from seqlora_core.config import TrainingConfig
@@ -96,3 +99,53 @@ def test_a_concept_that_cannot_be_written_is_told_where_its_checkpoint_cannot_ei
     with pytest.raises(OSError, match="no space"):
         learn(denoiser, bank, "a", random_concept(4), steps=2)
     assert bank.refresh().concepts == ()
+
+
+class TestContrastiveCoordinates:
+    """A stopped training in coordinates that are made anew when it resumes."""
+
+    @pytest.fixture
+    def resumed(self, denoiser, bank):
+        """change of the checkpoint's file -> what a stopped training ends with, and what it says on the way."""
+        data = dataclasses.replace(
+            random_concept(4), keep=torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
+        )
+        path = bank.checkpoint_path("a")
+        with pytest.raises(Cancelled):
+            learn(denoiser, bank, "a", data, StopAfter(3), steps=6)
+        stopped = path.read_bytes()
+
+        def resume(change=lambda record, tensors: None) -> tuple[dict, str]:
+            path.write_bytes(stopped)
+            with safe_open(path, "pt") as file:
+                record, tensors = json.loads(file.metadata()["seqlora.checkpoint"]), load(stopped)
+            change(record, tensors)
+            path.write_bytes(save(tensors, {"seqlora.checkpoint": json.dumps(record)}))
+            monitor = StopAfter(99)
+            learn(denoiser, bank, "a", data, monitor, Options(resume=True), steps=6)
+            adapters = factors(bank, "a")
+            bank.remove("a")
+            return adapters, " ".join(monitor.messages)
+
+        return resume
+
+    def test_directions_that_turned_around_meanwhile_matter_no_more_than_a_new_optimizer(self, resumed, monkeypatch):
+        def without_memory(record, tensors):
+            for name in [name for name in tensors if name.startswith("upper.")]:
+                del tensors[name]
+
+        remembered, told = resumed()
+        assert "begins anew" not in told
+        expected, _ = resumed(without_memory)
+        real = subspace.contrastive_directions
+        monkeypatch.setattr(subspace, "contrastive_directions", lambda *given: -real(*given))
+        turned, told = resumed()
+        assert "begins anew" in told
+        assert equal(turned, expected)
+        assert not equal(turned, remembered)
+
+    def test_a_checkpoint_of_the_version_before_resumes_as_it_did(self, resumed):
+        unchanged, _ = resumed()
+        old, told = resumed(lambda record, tensors: record.pop("directions"))
+        assert equal(old, unchanged)
+        assert "begins anew" not in told
