@@ -54,12 +54,21 @@ class Base:
 
     def appearance(self) -> str:
         """A hash of all that decides its pictures; its identity tells attention weights apart alone."""
-        pipeline = self.pipeline
-        modules = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
-        weights = {f"{name}.{key}": w for name, module in modules.items() for key, w in module.state_dict().items()}
-        schedule = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-        facts = [fingerprint(weights), type(pipeline.scheduler).__name__, schedule, pipeline.tokenizer.get_vocab()]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        scheduler = self.pipeline.scheduler
+        schedule = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        weights = self._fingerprint("unet", "vae", "text_encoder")
+        return _digest([weights, type(scheduler).__name__, schedule, self.pipeline.tokenizer.get_vocab()])
+
+    def encoding(self) -> str:
+        """A hash of all that decides what images and prompts are encoded as, but for rounding."""
+        weights, vae = self._fingerprint("vae", "text_encoder"), self.pipeline.vae.config
+        return _digest([weights, vae.scaling_factor, self.pipeline.tokenizer.get_vocab()])
+
+    def _fingerprint(self, *parts: str) -> str:
+        modules = {part: getattr(self.pipeline, part) for part in parts}
+        return fingerprint(
+            {f"{part}.{key}": w for part, module in modules.items() for key, w in module.state_dict().items()}
+        )
 
     def check_resolution(self, pixels: int) -> None:
         """Raises UserError where the UNet cannot halve an image of that side evenly."""
@@ -171,6 +180,10 @@ def _check_supported(pipeline: Any, base: str) -> None:
         problem = f"a model with {pipeline.scheduler.config.prediction_type} prediction"
     if problem:
         raise UserError(f"{base} is {problem}, which SeqLoRA cannot train on: give a Stable Diffusion 1.5 base.")
+
+
+def _digest(facts: list) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _first_line(error: Exception) -> str:

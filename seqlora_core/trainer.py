@@ -145,6 +145,8 @@ class _Run:
         if not (self.options.resume and path.is_file()):
             return None
         saved = Checkpoint.load(path)
+        if saved.identity.get("data") == self.data.encoded_fingerprint():  # as the version before has it
+            saved.identity["data"] = self.identity["data"]
         try:
             saved.check_same_training(self.config, self.identity, path)
         except UserError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_training_that_cannot_be_stored_is_resumed_at_its_end(denoiser, bank, 
     assert stop.done == 0
     assert any("Resuming at step 3 of 3" in message for message in stop.messages)
     assert bank.refresh().concept("a").metrics["steps"] == 3
+
+
+def test_a_checkpoint_that_tells_data_apart_by_its_tensors_as_the_version_before_did_resumes(denoiser, bank):
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", random_concept(4), StopAfter(2))
+    for seed in (5, 4):
+        data = dataclasses.replace(random_concept(seed), source="hash of the pictures")
+        with pytest.raises(UserError, match="its data") if seed == 5 else nullcontext():
+            learn(denoiser, bank, "a", data, options=Options(resume=True))
+    assert bank.refresh().concept("a").metrics["data"] == "hash of the pictures"
 
 
 @pytest.fixture
