@@ -54,12 +54,21 @@ class Base:
 
     def appearance(self) -> str:
         """A hash of all that decides its pictures; its identity tells attention weights apart alone."""
-        pipeline = self.pipeline
-        modules = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
-        weights = {f"{name}.{key}": w for name, module in modules.items() for key, w in module.state_dict().items()}
-        schedule = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-        facts = [fingerprint(weights), type(pipeline.scheduler).__name__, schedule, pipeline.tokenizer.get_vocab()]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        scheduler = self.pipeline.scheduler
+        schedule = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+        weights = self._fingerprint("unet", "vae", "text_encoder")
+        return _digest([weights, type(scheduler).__name__, schedule, self.pipeline.tokenizer.get_vocab()])
+
+    def encoding(self) -> str:
+        """A hash of all that decides what images and prompts are encoded as, but for rounding."""
+        weights, vae = self._fingerprint("vae", "text_encoder"), self.pipeline.vae.config
+        return _digest([weights, vae.scaling_factor, self.pipeline.tokenizer.get_vocab()])
+
+    def _fingerprint(self, *parts: str) -> str:
+        modules = {part: getattr(self.pipeline, part) for part in parts}
+        return fingerprint(
+            {f"{part}.{key}": w for part, module in modules.items() for key, w in module.state_dict().items()}
+        )
 
     def check_resolution(self, pixels: int) -> None:
         """Raises UserError where the UNet cannot halve an image of that side evenly."""
@@ -98,7 +107,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
         base: "mini" (the one that is shipped), a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers
             folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
-        dtype: of the UNet's frozen weights; VAE and text encoder stay in float32 (under autocast while sampling).
+        dtype: of the UNet's frozen weights; VAE and text encoder stay in float32.
         tokenizer: a folder with CLIP's tokenizer, for single files on machines without network.
 
     Raises:
@@ -116,13 +125,14 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
             f"There is no base model at {base}: give mini, a .safetensors checkpoint or a diffusers folder."
         )
     _check_supported(pipeline, base)
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        module.requires_grad_(False).eval().to(target, torch.float32)
     layers = find_layers(pipeline.unet)
     identity = BaseIdentity(
         "mini" if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
     )
-    pipeline.unet.to(getattr(torch, dtype))  # after the fingerprint, which looks at the weights as published
+    # After the fingerprint, which looks at the weights as published, and straight to the precision that stays.
+    whole = ((module, torch.float32) for module in (pipeline.vae, pipeline.text_encoder))
+    for module, precision in ((pipeline.unet, getattr(torch, dtype)), *whole):
+        module.requires_grad_(False).eval().to(target, precision)
     return Base(pipeline, identity, layer_shapes(layers), target)
 
 
@@ -138,6 +148,7 @@ def _load_folder(path: Path) -> Any:
             raise UserError(f"{path} holds a {kind}, not a Stable Diffusion 1.5 pipeline: give an SD1.5 base.")
         return StableDiffusionPipeline.from_pretrained(
             path,
+            variant=_only_variant(path / "unet"),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -145,6 +156,13 @@ def _load_folder(path: Path) -> Any:
         )
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"The diffusers folder {path} cannot be loaded: {_first_line(error)}") from error
+
+
+def _only_variant(folder: Path) -> str | None:
+    """The one variant, such as "fp16", that a model's weights are there in; None where diffusers needs no telling."""
+    name, ending = "diffusion_pytorch_model", ".safetensors"
+    variants = [path.name[len(name) + 1 : -len(ending)] for path in folder.glob(f"{name}.*{ending}")]
+    return variants[0] if len(variants) == 1 and not (folder / f"{name}{ending}").is_file() else None
 
 
 def _check_supported(pipeline: Any, base: str) -> None:
@@ -162,6 +180,10 @@ def _check_supported(pipeline: Any, base: str) -> None:
         problem = f"a model with {pipeline.scheduler.config.prediction_type} prediction"
     if problem:
         raise UserError(f"{base} is {problem}, which SeqLoRA cannot train on: give a Stable Diffusion 1.5 base.")
+
+
+def _digest(facts: list) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ class Checkpoint:
         identity: what must be the same for a resumed training to be the same training: the data's fingerprint, the
             concept, the bank's concepts before it.
         tensors: factors and optimizer state by name.
+        directions: a hash of the coordinates that the upper optimizer's state is in; empty for the basis's own.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Checkpoint:
     passes: int = 0
     loss_scale: float | None = None  # unknown in files of the version before
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    directions: str | None = None  # unknown in files of the version before
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""
@@ -48,6 +50,7 @@ class Checkpoint:
             "seconds": self.seconds,
             "passes": self.passes,
             "loss_scale": self.loss_scale,
+            "directions": self.directions,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(record)}))

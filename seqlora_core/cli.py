@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from . import commands
 from .config import (
     COORDINATES,
@@ -76,6 +78,16 @@ _HELP = {
 
 
 _EXTRA = ("diffusers", "transformers")  # which the nodes do without
+_OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the name moved in torch 2.5
+# What takes less of a graphics card's memory, by the option that a command may have.
+_LESS_MEMORY = {
+    "gradient_checkpointing": "--gradient-checkpointing",
+    "batch_size": "a smaller --batch-size",
+    "resolution": "a smaller --resolution",
+    "size": "a smaller --size",
+    "dtype": "--dtype bfloat16 or float16",
+    "device": "--device cpu",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except _OutOfMemory:
+        remedies = ", ".join(remedy for option, remedy in _LESS_MEMORY.items() if hasattr(args, option))
+        print(f"error: The graphics card has too little memory for this: try {remedies}.", file=sys.stderr)
         return 1
 
 

@@ -1,5 +1,6 @@
 """Images and captions through the frozen VAE and text encoder of a base, once, before training."""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,19 @@ def encode_concept(
     """
     window = None if config.crop == "center" else config.resolution // base.latent_scale
     prompts = torch.stack([base.encode_prompt(prompt) for prompt in keep]) if keep else None
-    return EncodedConcept(_examples(base, references, config), _examples(base, prior, config), window, prompts)
+    examples = _examples(base, references, config)
+    return EncodedConcept(examples, _examples(base, prior, config), window, prompts, _source(base, references, prior))
+
+
+def _source(base: Base, *kinds: Sequence[Reference]) -> str:
+    """A hash of what is encoded, and by what; settings aside, which a training knows itself."""
+    digest = hashlib.sha256(base.encoding().encode())
+    for references in kinds:
+        digest.update(f"{len(references)} images".encode())
+        for reference in references:
+            digest.update(repr((reference.image.size, reference.prompts)).encode())
+            digest.update(reference.image.tobytes())
+    return digest.hexdigest()
 
 
 def _examples(base: Base, references: Sequence[Reference], config: TrainingConfig) -> list[Example]:

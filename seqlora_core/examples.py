@@ -36,8 +36,8 @@ class EncodedConcept:
             it (the smallest of the batch's sizes, where they differ).
         keep: [K, tokens, d] text embeddings of prompts whose pictures should stay as they are (see `crosstalk`, which
             needs no images of them); None where there are none.
-        source: a hash of the images and captions before they were encoded, where the encoding itself may differ from
-            run to run (a host's VAE samples); empty to go by the tensors.
+        source: a hash of the images and captions before they were encoded, since the encoding itself may differ from
+            run to run (a host's VAE samples) and from machine to machine (rounding); empty to go by the tensors.
 
     Raises:
         UserError: there is no example, or a tensor has the wrong shape or a value that is not finite.
@@ -63,8 +63,10 @@ class EncodedConcept:
 
     def fingerprint(self) -> str:
         """A hash of the concept's own data, so that a training can tell whether it is the same as another's."""
-        if self.source:
-            return self.source
+        return self.source or self.encoded_fingerprint()
+
+    def encoded_fingerprint(self) -> str:
+        """A hash of the tensors."""
         digest = hashlib.sha256()
         for example in (*self.examples, *self.prior):
             for tensor in (example.mean, example.std, example.prompts, example.mask):

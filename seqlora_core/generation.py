@@ -1,9 +1,11 @@
 """Pictures from a base with composed concepts, and what its layers read while it makes them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from PIL import Image
+from torch import nn
 
 from .activations import LayerInputs, capture_inputs
 from .bases import Base
@@ -65,9 +67,27 @@ def inputs_while_sampling(
 def _run_pipeline(base: Base, prompt: str, adapters: Mapping[str, Adapter] | None, seeds, **settings):
     layers = find_layers(base.pipeline.unet)
     on_device = {name: Adapter(A.to(base.device), B.to(base.device)) for name, (A, B) in (adapters or {}).items()}
-    unet_dtype = base.pipeline.unet.dtype
     base.pipeline.set_progress_bar_config(disable=True)
-    with attached(layers, on_device), torch.autocast(base.device.type, unet_dtype, enabled=unet_dtype != torch.float32):
+    with attached(layers, on_device), _autocast(base.pipeline.unet, base.device):
         # Noise from the CPU, so that a seed means the same picture on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return base.pipeline(prompt, generator=generators, **settings).images
+
+
+@contextmanager
+def _autocast(unet: nn.Module, device: torch.device) -> Iterator[None]:
+    """While the block lasts, a half-precision UNet takes and gives float32, in which all that is around it computes.
+
+    Several VAEs that people use overflow in float16 and draw black pictures.
+    """
+    if unet.dtype == torch.float32:
+        yield
+        return
+    unet.forward = torch.autocast(device.type, unet.dtype)(unet.forward)
+    # Some samplers give latents in the precision of the noise, and so would hand them to the VAE.
+    last = unet.conv_out.register_forward_hook(lambda layer, inputs, noise: noise.float())
+    try:
+        yield
+    finally:
+        last.remove()
+        del unet.forward  # the class's own shows again

@@ -54,6 +54,7 @@ def import_lora(
             "kept": _norm(outside) / _norm(lora.adapters),
             "least_kept": _least_kept(lora.adapters, outside),
             "left_out": lora.left_out,
+            "partly": lora.partly,
             "share": lora.share,
             "alpha_known": lora.alpha_known,
         }
@@ -84,6 +85,11 @@ def describe_import(bank: Bank, concept: Concept) -> str:
         lines.append(
             f"Left out, because a bank holds attention layers only: {', '.join(left_out)} layers. "
             f"What was taken makes {facts['share']:.0%} of the file's change of the UNet."
+        )
+    if partly := facts.get("partly", 0):  # which concepts of the version before do not have
+        lines.append(
+            f"Left out in {partly} attention layers as well: changes of their biases, or of whole weights beside the "
+            "factors, which are no sums of directions."
         )
     if not facts["alpha_known"]:
         lines.append("The file does not tell its alpha; it was taken as the rank, as other tools do.")

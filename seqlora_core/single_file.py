@@ -18,9 +18,11 @@ from .errors import UserError
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."
 _TEXT = "cond_stage_model.transformer.text_model."
+_OLDER_TEXT = re.compile(r"cond_stage_model\.transformer\.(?=(?:embeddings|encoder|final_layer_norm)\.)")
 _HEADS = 8  # in every attention layer of SD1.5; shapes cannot tell
 _CLIP_HEAD_WIDTH = 64
 _PROMPT_TOKENS = 77
+_VELOCITY_SETTING = re.compile(r"""^\s*parameterization:\s*["']?v["']?\s*(?:#.*)?$""", re.MULTILINE)
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,15 +36,19 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
     """
     from diffusers import StableDiffusionPipeline
 
-    shapes = _read_shapes(path)
-    _refuse_others(path, shapes)
+    named, metadata = _read_header(path)
+    shapes = {_OLDER_TEXT.sub(_TEXT, key): shape for key, shape in named.items()}
+    _refuse_others(path, shapes, metadata)
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), shapes)
         try:
+            known = any(key.startswith(_TEXT) for key in named)  # to diffusers
+            parts = {} if known else {"text_encoder": _older_text_encoder(path, shapes)}
             return StableDiffusionPipeline.from_single_file(
                 str(path),
                 config=folder,
                 tokenizer=_load_tokenizer(tokenizer, path),
+                **parts,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
@@ -52,19 +58,21 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
             raise UserError(f"{path} cannot be loaded as a Stable Diffusion 1.5 checkpoint: {error}") from error
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_header(path: Path) -> tuple[Shapes, Mapping[str, str]]:
+    """The shape of every tensor, and what the file says about itself."""
     if path.suffix.lower() != ".safetensors":
         raise UserError(
             f"{path} is not a .safetensors file: convert the checkpoint first (other formats can run code)."
         )
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return shapes, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file: download it again.") from error
 
 
-def _refuse_others(path: Path, shapes: Shapes) -> None:
+def _refuse_others(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> None:
     first = shapes.get(f"{_UNET}input_blocks.0.0.weight", ())
     problem = None
     if any(key.startswith("conditioner.embedders.") for key in shapes):
@@ -86,10 +94,20 @@ def _refuse_others(path: Path, shapes: Shapes) -> None:
         problem = f"a model with {first[1]} input channels"
     elif not any(key.startswith(_TEXT) for key in shapes) or not any(key.startswith(_VAE) for key in shapes):
         problem = "a checkpoint without text encoder or VAE"
+    elif _predicts_velocity(path, shapes, metadata):
+        problem = "a v-prediction model"
     if problem:
         raise UserError(
             f"{path} is {problem}, which SeqLoRA cannot train on: give a full Stable Diffusion 1.5 checkpoint."
         )
+
+
+def _predicts_velocity(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> bool:
+    """Whether anything says so: its weights look like others, and would be trained to predict noise."""
+    if "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v"):
+        return True
+    settings = path.with_suffix(".yaml")
+    return settings.is_file() and bool(_VELOCITY_SETTING.search(settings.read_text("utf-8", errors="replace")))
 
 
 def _load_tokenizer(folder: str | None, checkpoint: Path) -> Any:
@@ -105,6 +123,18 @@ def _load_tokenizer(folder: str | None, checkpoint: Path) -> Any:
         ) from error
     tokenizer.model_max_length = min(tokenizer.model_max_length, _PROMPT_TOKENS)  # those two files do not say it
     return tokenizer
+
+
+def _older_text_encoder(path: Path, shapes: Shapes) -> Any:
+    """The text encoder of a checkpoint whose names for its weights are those of the first releases."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_config(shapes)))
+    with safe_open(path, framework="pt") as file:
+        weights = {_OLDER_TEXT.sub("", key): file.get_tensor(key) for key in file.keys() if _OLDER_TEXT.match(key)}  # noqa: SIM118
+    # Some releases of transformers have a level "text_model" of their own.
+    encoder.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in encoder.state_dict()})
+    return encoder
 
 
 def _write_configs(folder: Path, shapes: Shapes) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from . import subspace
 from .activations import capture_inputs, input_group
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
+from .bank.fingerprint import fingerprint
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
 from .config import TrainingConfig
@@ -92,7 +93,8 @@ def train_concept(
             monitor.message(describe_full_layers(plan.full, config.rank))
         run = _Run(denoiser, encoded, bank, plan, layers, monitor, options)
         concept = run.train()
-        bank.checkpoint_path(spec.name).unlink(missing_ok=True)
+        with suppress(OSError):  # a scanner may hold it; the concept is in the bank, and the file is of no use any more
+            bank.checkpoint_path(spec.name).unlink(missing_ok=True)
     return concept
 
 
@@ -143,6 +145,8 @@ class _Run:
         if not (self.options.resume and path.is_file()):
             return None
         saved = Checkpoint.load(path)
+        if saved.identity.get("data") == self.data.encoded_fingerprint():  # as the version before has it
+            saved.identity["data"] = self.identity["data"]
         try:
             saved.check_same_training(self.config, self.identity, path)
         except UserError:
@@ -169,6 +173,7 @@ class _Run:
         A, B = ([factor.to(device).contiguous() for factor in factors] for factors in (A, B))
         self.lower = FactorOptimizer(A, config.optimizer, config.alpha, config.clip)
         along = [directions[name].float().to(device) for name in self.layers] if stepped and directions else None
+        self.directions = fingerprint(directions) if along else ""
         self.upper = FactorOptimizer(B, config.optimizer, config.beta, config.clip, along)
         self.average = TailAverage(self.plan.first_averaged)
         self.adapters: dict[str, Adapter] = {}
@@ -181,9 +186,23 @@ class _Run:
             self.step, self.losses, self.seconds = saved.step, saved.losses, saved.seconds
             self.objective.passes = saved.passes
             self.objective.loss_scale = saved.loss_scale or self.objective.loss_scale
-            for prefix, optimizer in (("lower.", self.lower), ("upper.", self.upper)):
-                optimizer.load_state_tensors(saved.part(prefix))
+            self.lower.load_state_tensors(saved.part("lower."))
+            self.upper.load_state_tensors(self._upper_state(saved))
             self.average.load_state_tensors(saved.part("average."), device)
+
+    def _upper_state(self, saved: Checkpoint) -> dict[str, Tensor]:
+        """That of the upper optimizer, unless it is in other coordinates than this run's.
+
+        They are made anew; inputs that are rounded otherwise turn some of them around, and mix those that matter alike.
+        """
+        state = saved.part("upper.")
+        if not state or saved.directions in (None, self.directions):
+            return state
+        self.monitor.message(
+            "The optimizer of the basis begins anew, because its coordinates came out otherwise than before the stop: "
+            "another device, another number of threads and another version round otherwise."
+        )
+        return {}
 
     def _covariances(self) -> dict[str, Tensor]:
         """Of what every layer reads for the new concept, where that matters."""
@@ -256,7 +275,7 @@ class _Run:
             self.seconds = seconds_before + now - started
             left = (now - started) / (self.step - first) * (self.config.steps - self.step)
             if now - last_saved >= self.options.checkpoint_seconds:
-                self._checkpoint().save(path)
+                self._save(path)
                 last_saved = now
             self.monitor.stepped(StepReport(self.step, self.config.steps, self.losses[-1], left))
             if self.options.preview_every and self.step % self.options.preview_every == 0:
@@ -278,8 +297,18 @@ class _Run:
             yield
         except BaseException:
             if self.step and self.between_steps:
-                self._checkpoint().save(path)
+                self._save(path)
             raise
+
+    def _save(self, path: Path) -> None:
+        """Write a checkpoint; one that cannot be written is no reason to lose the training."""
+        try:
+            self._checkpoint().save(path)
+        except OSError as error:
+            self.monitor.message(
+                f"The checkpoint {path} cannot be written ({error.strerror or error}), so a training that stops now "
+                "does not resume here: free some space, or close what holds the file."
+            )
 
     def _checkpoint(self) -> Checkpoint:
         tensors = {f"A.{name}": a for name, a in zip(self.layers, self.lower.parameters, strict=True)}
@@ -296,6 +325,7 @@ class _Run:
             passes=self.objective.passes,
             loss_scale=self.objective.loss_scale,
             tensors=tensors,
+            directions=self.directions,
         )
 
     def _factors(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -251,6 +251,13 @@ def test_an_atomic_write_that_fails_leaves_the_old_content_and_no_litter(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_drive_that_is_not_there_is_named(tmp_path, monkeypatch):
+    """On Windows not even the root of such a path exists."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    with pytest.raises(storage.Unwritable, match=r"the drive .+ is not there"):
+        storage.check_writable(tmp_path / "out" / "x.png")
+
+
 def test_names_without_latin_letters_share_neither_a_checkpoint_nor_a_token(empty_bank):
     paths = {empty_bank.checkpoint_path(name) for name in ("猫", "犬", "My dog", "my-dog")}
     assert len(paths) == 4

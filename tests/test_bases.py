@@ -1,11 +1,14 @@
 """Base models: both forms, their identity, and what is refused by name."""
 
 import json
+import shutil
 
 import pytest
 import tiny_base
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from seqlora_core.bases import load_base
 from seqlora_core.config import TrainingConfig
@@ -29,6 +32,23 @@ def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_fil
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
     for a, b in zip(folder.encode_image(pixels), file.encode_image(pixels), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_single_file_with_the_first_names_of_the_text_encoder_is_the_same_model(base_file, tmp_path):
+    older = {key.replace(".transformer.text_model.", ".transformer."): w for key, w in load_file(base_file).items()}
+    older["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(older, tmp_path / "older.safetensors")
+    first = load_base(str(base_file))
+    second = load_base(str(tmp_path / "older.safetensors"), tokenizer=str(base_file.parent / "tokenizer"))
+    assert first.appearance() == second.appearance()
+    assert torch.equal(first.encode_prompt("photo of a sksdog dog"), second.encode_prompt("photo of a sksdog dog"))
+
+
+def test_a_folder_with_the_weights_of_one_variant_alone_is_the_same_model(base_folder, tmp_path):
+    copy = shutil.copytree(base_folder, tmp_path / "copy")
+    for file in list(copy.glob("*/*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load_base(str(copy)).appearance() == load_base(str(base_folder)).appearance()
 
 
 @pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
@@ -62,6 +82,24 @@ def test_lower_precision_weights_train_with_the_fingerprint_of_the_published_one
     assert base.identity.fingerprint == load_base(str(base_folder)).identity.fingerprint
 
 
+def test_the_unet_goes_to_its_device_in_the_precision_that_stays(base_folder, monkeypatch):
+    """A card that holds it in half precision may not hold it in float32."""
+    seen = set()
+
+    def to(module, *args, **kwargs):
+        moved = nn.Module.to(module, *args, **kwargs)
+        weight = next(module.parameters())
+        seen.add((weight.device.type, weight.dtype))
+        return moved
+
+    monkeypatch.setattr("seqlora_core.bases.resolve_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(UNet2DConditionModel, "to", to)
+    base = load_base(str(base_folder), dtype="bfloat16")
+    assert {dtype for device, dtype in seen if device == "meta"} == {torch.bfloat16}
+    monkeypatch.undo()
+    assert base.identity.fingerprint == load_base(str(base_folder)).identity.fingerprint
+
+
 def test_the_schedule_is_the_pipelines(base_folder):
     scheduler = load_base(str(base_folder)).pipeline.scheduler
     assert torch.allclose(scheduler.alphas_cumprod, sd15_alphas_cumprod(), atol=1e-6)
@@ -87,12 +125,30 @@ def test_all_128_layers_of_sd15_are_found(base_folder):
         (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "a LoRA"),
         (lambda t: {"something.else": torch.zeros(1)}, "not a checkpoint"),
         (lambda t: {"model.diffusion_model.double_blocks.0.x": torch.zeros(1)}, "Flux"),
+        (lambda t: t | {"v_pred": torch.tensor([])}, "v-prediction"),
     ],
 )
 def test_other_single_files_are_refused_by_name(base_file, tmp_path, change, what):
     save_file(change(load_file(base_file)), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=what):
         load_base(str(tmp_path / "other.safetensors"))
+
+
+def test_a_file_that_is_said_to_predict_velocity_is_refused(base_file, tmp_path):
+    weights, path = load_file(base_file), tmp_path / "base.safetensors"
+    save_file(weights, path, {"modelspec.prediction_type": "v"})
+    with pytest.raises(UserError, match="v-prediction"):
+        load_base(str(path))
+    save_file(weights, path, {"modelspec.prediction_type": "epsilon"})
+    settings = "model:\n  params:\n    parameterization: {}  # the loss\n    linear_start: 0.00085\n"
+    path.with_suffix(".yaml").write_text(settings.format('"v"'), "utf-8")
+    with pytest.raises(UserError, match="v-prediction"):
+        load_base(str(path))
+    path.with_suffix(".yaml").write_text(settings.format("eps"), "utf-8")
+    tokenizer = str(base_file.parent / "tokenizer")
+    assert (
+        load_base(str(path), tokenizer=tokenizer).identity.fingerprint == load_base(str(base_file)).identity.fingerprint
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,8 +160,6 @@ def test_other_single_files_are_refused_by_name(base_file, tmp_path, change, wha
     ],
 )
 def test_other_folders_are_refused_by_name(base_folder, tmp_path, part, change, what):
-    import shutil
-
     copy = shutil.copytree(base_folder, tmp_path / "copy")
     config = json.loads((copy / part).read_text("utf-8"))
     (copy / part).write_text(json.dumps({**config, **change}), "utf-8")

@@ -1,17 +1,22 @@
 """The file of an unfinished training."""
 
+import dataclasses
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_concept
-from safetensors.torch import save_file
-from test_trainer import StopAfter, learn
+from safetensors import safe_open
+from safetensors.torch import load, save, save_file
+from test_trainer import StopAfter, equal, factors, learn
 
-from seqlora_core.bank import Bank
+from seqlora_core import subspace
+from seqlora_core.bank import Bank, storage
 from seqlora_core.checkpoint import Checkpoint
 from seqlora_core.config import TrainingConfig
-from seqlora_core.errors import UserError
+from seqlora_core.errors import Cancelled, UserError
 from seqlora_core.trainer import Options
 
 
@@ -46,3 +51,112 @@ def test_a_training_that_cannot_be_stored_is_resumed_at_its_end(denoiser, bank, 
     assert stop.done == 0
     assert any("Resuming at step 3 of 3" in message for message in stop.messages)
     assert bank.refresh().concept("a").metrics["steps"] == 3
+
+
+def test_a_checkpoint_that_tells_data_apart_by_its_tensors_as_the_version_before_did_resumes(denoiser, bank):
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", random_concept(4), StopAfter(2))
+    for seed in (5, 4):
+        data = dataclasses.replace(random_concept(seed), source="hash of the pictures")
+        with pytest.raises(UserError, match="its data") if seed == 5 else nullcontext():
+            learn(denoiser, bank, "a", data, options=Options(resume=True))
+    assert bank.refresh().concept("a").metrics["data"] == "hash of the pictures"
+
+
+@pytest.fixture
+def locked_checkpoints(monkeypatch) -> list:
+    """Checkpoints that a virus scanner does not let anybody write or delete; the paths that were to be deleted."""
+    real, asked = Path.unlink, []
+
+    def fail(*_):
+        raise PermissionError(13, "used by another process")
+
+    def unlink(path, missing_ok=False):
+        if path.parent.name == "checkpoints":
+            asked.append(path)
+            fail()
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Checkpoint, "save", fail)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    return asked
+
+
+def test_a_training_whose_checkpoints_cannot_be_written_or_deleted_goes_on_and_tells(
+    denoiser, bank, locked_checkpoints
+):
+    monitor, data = StopAfter(99), random_concept(4)
+    learn(denoiser, bank, "a", data, monitor, Options(checkpoint_seconds=1e-9), steps=3)
+    assert bank.refresh().concept("a").metrics["steps"] == 3
+    assert any("cannot be written (used by another process)" in message for message in monitor.messages)
+    assert locked_checkpoints
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
+def test_a_stop_without_a_checkpoint_says_so_and_is_still_that_stop(denoiser, bank, locked_checkpoints, error):
+    stop = StopAfter(2, error)
+    with pytest.raises(RuntimeError if error else Cancelled):
+        learn(denoiser, bank, "a", random_concept(4), stop)
+    assert "cannot be written" in stop.messages[-1]
+
+
+def test_a_concept_that_cannot_be_written_is_told_where_its_checkpoint_cannot_either(
+    denoiser, bank, locked_checkpoints, monkeypatch
+):
+    def disk_full(*_):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(storage, "write_atomically", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        learn(denoiser, bank, "a", random_concept(4), steps=2)
+    assert bank.refresh().concepts == ()
+
+
+class TestContrastiveCoordinates:
+    """A stopped training in coordinates that are made anew when it resumes."""
+
+    @pytest.fixture
+    def resumed(self, denoiser, bank):
+        """change of the checkpoint's file -> what a stopped training ends with, and what it says on the way."""
+        data = dataclasses.replace(
+            random_concept(4), keep=torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
+        )
+        path = bank.checkpoint_path("a")
+        with pytest.raises(Cancelled):
+            learn(denoiser, bank, "a", data, StopAfter(3), steps=6)
+        stopped = path.read_bytes()
+
+        def resume(change=lambda record, tensors: None) -> tuple[dict, str]:
+            path.write_bytes(stopped)
+            with safe_open(path, "pt") as file:
+                record, tensors = json.loads(file.metadata()["seqlora.checkpoint"]), load(stopped)
+            change(record, tensors)
+            path.write_bytes(save(tensors, {"seqlora.checkpoint": json.dumps(record)}))
+            monitor = StopAfter(99)
+            learn(denoiser, bank, "a", data, monitor, Options(resume=True), steps=6)
+            adapters = factors(bank, "a")
+            bank.remove("a")
+            return adapters, " ".join(monitor.messages)
+
+        return resume
+
+    def test_directions_that_turned_around_meanwhile_matter_no_more_than_a_new_optimizer(self, resumed, monkeypatch):
+        def without_memory(record, tensors):
+            for name in [name for name in tensors if name.startswith("upper.")]:
+                del tensors[name]
+
+        remembered, told = resumed()
+        assert "begins anew" not in told
+        expected, _ = resumed(without_memory)
+        real = subspace.contrastive_directions
+        monkeypatch.setattr(subspace, "contrastive_directions", lambda *given: -real(*given))
+        turned, told = resumed()
+        assert "begins anew" in told
+        assert equal(turned, expected)
+        assert not equal(turned, remembered)
+
+    def test_a_checkpoint_of_the_version_before_resumes_as_it_did(self, resumed):
+        unchanged, _ = resumed()
+        old, told = resumed(lambda record, tensors: record.pop("directions"))
+        assert equal(old, unchanged)
+        assert "begins anew" not in told

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from seqlora_core.bank import Bank
@@ -303,3 +304,30 @@ def test_without_the_packages_of_the_command_line_the_user_is_told_which(bank, m
     command = ["generate", "--base", "mini", "--prompt", "x", "--out", str(tmp_path / "x.png")]
     assert main(command) == 2
     assert "pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "remedies"),
+    [
+        ("train", ["--gradient-checkpointing", "--batch-size", "--resolution", "--dtype", "--device cpu"]),
+        ("generate", ["--size", "--dtype", "--device cpu"]),
+    ],
+)
+def test_too_little_memory_on_the_card_gets_one_line_with_what_takes_less(
+    base_folder, pictures, tmp_path, monkeypatch, capsys, command, remedies
+):
+    def out_of_memory(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("seqlora_core.bases.load_base", out_of_memory)
+    generate = ["generate", "--base", str(base_folder), "--prompt", "x", "--out", str(tmp_path / "x.png")]
+    train = train_command(base_folder, tmp_path / "bank", pictures, "dog")
+    assert main({"train": train, "generate": generate}[command]) == 1
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: The graphics card has too little memory")
+    assert len(line.splitlines()) == 1
+    assert [
+        option
+        for option in ("--gradient-checkpointing", "--batch-size", "--resolution", "--size", "--dtype", "--device cpu")
+        if option in line
+    ] == remedies

@@ -142,6 +142,42 @@ def test_text_encoder_and_other_layers_are_left_out_and_counted(bank, tmp_path):
     assert "1 text encoder, 1 convolution, 1 other layers" in text
 
 
+def test_biases_and_norms_that_comfyui_s_own_tools_write_are_left_out_and_told(bank, tmp_path):
+    """Train LoRA, and Extract and Save Lora: factors of every weight, and differences of all that has one dimension."""
+    adapters, originals = random_adapters(bank), original_names(bank.manifest.layers)
+    names = {layer: f"diffusion_model.{originals[layer]}" for layer in adapters}
+    outputs = [layer for layer in adapters if layer.endswith("to_out.0")]  # the only ones with a bias
+    biases = {f"{names[layer]}.diff_b": torch.ones(bank.manifest.layers[layer].out) for layer in outputs}
+    alphas = {f"{name}.alpha": torch.tensor(1.0) for name in names.values()}
+    conv = "diffusion_model.input_blocks.1.0.in_layers.2"
+    more = {
+        f"{conv}.lora_up.weight": torch.randn(32, 2, 1, 1),
+        f"{conv}.lora_down.weight": torch.randn(2, 32, 3, 3),
+        f"{conv}.diff_b": torch.randn(32),
+        "diffusion_model.out.0.diff": torch.randn(32),
+        "diffusion_model.out.0.diff_b": torch.randn(32),
+    }
+    file = write(tmp_path / "x.safetensors", adapters, lambda layer: f"{names[layer]}.", **biases, **alphas, **more)
+    lora = foreign_lora.read(file, bank.manifest.layers)
+    for layer, adapter in adapters.items():
+        assert torch.allclose(update(lora.adapters[layer]), update(adapter) / adapter.A.shape[1], atol=1e-6)
+    assert (lora.left_out, lora.partly) == ({"text encoder": 0, "convolution": 1, "other": 1}, len(outputs))
+    assert lora.share < 1  # the convolution's factors count
+    text = describe_import(bank, import_lora(bank, file, SPEC))
+    assert "1 convolution, 1 other layers" in text
+    assert f"in {len(outputs)} attention layers as well: changes of their biases" in text
+
+
+def test_an_attention_layer_of_whose_change_only_the_bias_is_left_is_no_error(bank, tmp_path):
+    """The extraction leaves the factors of weights out that are the same in both models."""
+    adapters, layer = random_adapters(bank), "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    del adapters[layer]
+    bias = {f"{kohya(layer)}diff_b": torch.ones(bank.manifest.layers[layer].out)}
+    lora = foreign_lora.read(write(tmp_path / "x.safetensors", adapters, kohya, **bias), bank.manifest.layers)
+    assert lora.adapters.keys() == adapters.keys()
+    assert lora.left_out["other"] == 1
+
+
 def test_layers_that_change_nothing_take_no_room(bank, tmp_path):
     adapters = random_adapters(bank)
     empty = next(iter(adapters))
@@ -184,6 +220,7 @@ def refused(tmp_path, bank) -> dict:
         "another width": (file("o", **pair(name, few["up"], torch.randn(2, 5))), "does not fit"),
         "no layer matches": (file("n", **pair("transformer.single_blocks.0.x", square, square)), "no attention layer"),
         "DoRA": (file("dora", **good, **{f"{name}.dora_scale": torch.ones(3)}), "not a plain LoRA"),
+        "a whole difference": (file("diff", **{f"{name}.diff": few["up"]}), "not a plain LoRA"),
         "LoHa": (file("loha", **{f"{name}.hada_w1_a": square}), "not a plain LoRA"),
         "half of a pair": (file("half", **{f"{name}.lora_up.weight": few["up"]}), "not a plain LoRA"),
         "not finite": (file("nan", **pair(name, few["up"] * torch.nan, few["down"])), "not finite"),

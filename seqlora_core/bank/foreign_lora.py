@@ -23,6 +23,7 @@ _FACTOR = re.compile(
 )
 _OTHER_PART = re.compile(r"(?P<layer>.+?)\.(?P<part>alpha|[a-z_]+\d?(?:_[ab])?(?:\.weight)?)")
 _PARTS = {"up": "up", "B": "up", "down": "down", "A": "down", "mid": "mid", "alpha": "alpha"}
+_BESIDE_FACTORS = ("diff", "diff_b")  # what ComfyUI's own tools add to the weight, and to the bias
 _KINDS = ("text encoder", "convolution", "other")
 _TEXT_ENCODER = ("lora_te", "text_encoder", "text_model")
 _SECOND_TEXT_ENCODER = ("lora_te2", "text_encoder_2")
@@ -41,12 +42,14 @@ class ForeignLora:
         adapters: by canonical layer name, float32, the file's alpha multiplied into A; layers that change nothing are
             not among them.
         left_out: kind -> how many layers of it the file changes besides.
+        partly: how many of the adapters' layers the file changes by more than factors, which is left out, too.
         share: the adapters' part of the file's change of the UNet, |dW| over |dW of all its layers| (Frobenius norms).
         alpha_known: whether the file tells its alpha; without, it is taken as the rank, as other tools do.
     """
 
     adapters: dict[str, Adapter]
     left_out: dict[str, int]
+    partly: int
     share: float
     alpha_known: bool
 
@@ -59,7 +62,10 @@ def read(path: Path, layers: Mapping[str, LayerShape]) -> ForeignLora:
     """
     tensors, metadata = _load(path)
     parts, known = _group(tensors), _names(layers)
-    found = {name: known[_flat(name)] for name in parts if _flat(name) in known}
+    more = _take_out_more_than_factors(parts)
+    found = {
+        name: known[_flat(name)] for name, own in parts.items() if _flat(name) in known and own.keys() != {"diff_b"}
+    }
     if other := _other_model(parts, metadata, found, layers):
         raise UserError(f"{path.name} is a LoRA for {other}, not for Stable Diffusion 1.5: choose an SD1.5 LoRA.")
     settings = _peft_settings(path, metadata)
@@ -75,6 +81,7 @@ def read(path: Path, layers: Mapping[str, LayerShape]) -> ForeignLora:
     return ForeignLora(
         adapters=adapters,
         left_out={kind: counts[kind] for kind in _KINDS},
+        partly=sum(name in more for name, layer in found.items() if layer in adapters),
         share=_share(adapters.values(), filter(None, besides)),
         alpha_known=bool(settings) or all("alpha" in parts[name] for name in found),
     )
@@ -99,6 +106,17 @@ def _group(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         layer, part = (match["layer"], match["part"]) if match else (name, "unknown")
         parts.setdefault(layer, {})[_PARTS.get(part, part)] = tensor
     return parts
+
+
+def _take_out_more_than_factors(parts: Mapping[str, dict[str, Tensor]]) -> set[str]:
+    """Reduce layers that have both factors to those; returns the names of those that had more."""
+    changed = set()
+    for name, own in parts.items():
+        if {"up", "down"} <= own.keys() and (more := own.keys() & set(_BESIDE_FACTORS)):
+            changed.add(name)
+            for part in more:
+                del own[part]
+    return changed
 
 
 def _names(layers: Iterable[str]) -> dict[str, str]:

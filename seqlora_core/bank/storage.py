@@ -44,7 +44,9 @@ def check_writable(path: Path) -> None:
     Raises:
         Unwritable: it cannot.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if folder is None:  # Windows, for a drive that is not connected
+        raise Unwritable(f"Cannot write {path}: the drive {path.absolute().anchor} is not there; give another folder.")
     probe = folder / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         if path.is_dir():

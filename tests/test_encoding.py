@@ -1,0 +1,95 @@
+"""Images and captions, encoded: what counts as the same data."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from test_cli import train_command
+
+from seqlora_core.bank import Bank
+from seqlora_core.bases import Base, load_base
+from seqlora_core.cli import main
+from seqlora_core.config import TrainingConfig
+from seqlora_core.encoding import encode_concept
+from seqlora_core.images import Reference
+from seqlora_core.terminal import TerminalMonitor
+
+SIZE = (64, 80)
+
+
+def picture(*pixels: tuple[int, int]) -> Image.Image:
+    """A red one, with some pixels that are not."""
+    image = Image.new("RGB", SIZE, "red")
+    for pixel in pixels:
+        image.putpixel(pixel, (254, 0, 0))
+    return image
+
+
+@pytest.fixture
+def rounded_otherwise(monkeypatch):
+    """Encoders of a machine with another number of threads, or another card."""
+    encode_image, encode_prompt = Base.encode_image, Base.encode_prompt
+
+    def image(base, pixels):
+        mean, std = encode_image(base, pixels)
+        return mean * (1 + 1e-6), std
+
+    monkeypatch.setattr(Base, "encode_image", image)
+    monkeypatch.setattr(Base, "encode_prompt", lambda base, prompt: encode_prompt(base, prompt) * (1 + 1e-6))
+
+
+def test_a_stopped_training_resumes_where_encoding_rounds_otherwise_and_not_with_another_caption(
+    base_folder, tmp_path, monkeypatch, capsys, request
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    images = tmp_path / "images"
+    images.mkdir()
+    picture().save(images / "0.png")
+    command = train_command(base_folder, tmp_path / "bank", images, "dog", "--resume")
+    with monkeypatch.context() as patched:
+        patched.setattr(TerminalMonitor, "stepped", interrupt)
+        assert main(command) == 130
+    request.getfixturevalue("rounded_otherwise")
+    (images / "0.txt").write_text("a sksdog dog on grass", "utf-8")
+    assert main(command) == 2
+    assert "its data" in capsys.readouterr().err
+    (images / "0.txt").unlink()
+    assert main(command) == 0
+    assert Bank.open(tmp_path / "bank").concept("dog").metrics["steps"] == 2
+
+
+@pytest.fixture
+def fingerprints(base_folder):
+    """(references, images of the class) ... -> what their data is told apart by; `change` is made to the base."""
+
+    def of(*given, change=lambda pipeline: None) -> list[str]:
+        base = load_base(str(base_folder))
+        change(base.pipeline)
+        config = TrainingConfig(resolution=64)
+        return [encode_concept(base, images, config, prior).fingerprint() for images, prior in given]
+
+    return of
+
+
+def test_pictures_captions_and_encoders_make_the_data_and_where_a_file_lies_does_not(fingerprints):
+    one, other = (Reference(picture(*pixels), ("a dog",), "0.png") for pixels in ((), ((3, 4),)))
+    data = [
+        ([one], []),
+        ([other], []),
+        ([replace(one, image=one.image.transpose(Image.Transpose.ROTATE_90))], []),
+        ([replace(one, prompts=("a cat",))], []),
+        ([replace(one, prompts=("a dog", "a cat"))], []),
+        ([one, other], []),
+        ([other, one], []),
+        ([one], [other]),
+    ]
+    known = fingerprints(*data)
+    assert len(set(known)) == len(data)
+    assert fingerprints(([replace(one, source="moved/0.png")], [])) == known[:1]
+    for change in (
+        lambda pipeline: pipeline.vae.encoder.conv_in.weight.add_(0.1),
+        lambda pipeline: pipeline.text_encoder.get_input_embeddings().weight.add_(0.1),
+    ):
+        assert fingerprints(data[0], change=change) != known[:1]
