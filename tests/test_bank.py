@@ -213,6 +213,17 @@ def test_names_that_are_paths_or_lists_are_refused(bad):
         names.check_name(bad)
 
 
+@pytest.mark.parametrize("bad", ["con", "AUX", "nul.pets", "com1", "LPT9 .x", "com²", "pets.", "a/b"])
+def test_names_that_windows_does_not_take_are_refused_for_files_and_folders(bad):
+    with pytest.raises(UserError, match="The bank's name"):
+        names.check_file_name(bad, "bank's name")
+
+
+@pytest.mark.parametrize("good", [" console ", "com0", "my.pets", "aux lamp"])
+def test_names_that_only_resemble_those_are_taken(good):
+    assert names.check_file_name(good, "bank's name") == good.strip()
+
+
 @given(st.text(max_size=120), st.lists(st.sampled_from(["con", "concept", "a", "a-2"])))
 def test_slugs_are_file_names_on_every_system(name, taken):
     slug = names.slug(name, taken)

@@ -157,6 +157,9 @@ def test_inspecting_exporting_renaming_and_removing(host, trained):
     assert (host.folder / "models" / "loras" / "exported.safetensors").is_file()
     with pytest.raises(NodeError, match="exists and is another file"):
         act("SeqLoRAExportConcept", concept_name="backpack", file_name="exported")
+    for name, message in (("con", "file's name cannot be 'con'"), ("dog.", "cannot end with a dot")):
+        with pytest.raises(NodeError, match=message):
+            act("SeqLoRAExportConcept", concept_name="temporary", file_name=name)
     act("SeqLoRARenameConcept", concept_name="temporary", new_name="brief")
     act("SeqLoRARemoveConcept", concept_name="brief")
     assert {"temporary", "brief"}.isdisjoint(c["name"] for c in manifest(host)["concepts"])
@@ -245,6 +248,7 @@ WRONG = {
     "empty token": ({"concept_name": "n", "token": ""}, "token is empty"),
     "empty class word": ({"concept_name": "n", "class_word": ""}, "class word is empty"),
     "path as a bank": ({"concept_name": "n", "bank_name": "../../x"}, "not a path"),
+    "device as a bank": ({"concept_name": "n", "bank_name": "Aux"}, "bank's name cannot be 'Aux'"),
     "rank out of range": ({"concept_name": "n", "rank": 0}, "rank"),
     "unknown method": ({"concept_name": "n", "method": "magic"}, "method"),
     "captions that do not fit": ({"concept_name": "n", "captions": "one\ntwo\nthree"}, "3 captions for 1 pictures"),
