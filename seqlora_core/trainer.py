@@ -21,7 +21,7 @@ from .config import TrainingConfig
 from .crosstalk import KeptInputs, watch_kept
 from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
-from .errors import Cancelled, UserError
+from .errors import Cancelled
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers
 from .monitor import Monitor, StepReport, wait_for_others
@@ -143,12 +143,10 @@ class _Run:
         if not (self.options.resume and path.is_file()):
             return None
         saved = Checkpoint.load(path)
-        try:
-            saved.check_same_training(self.config, self.identity, path)
-        except UserError:
-            if self.options.restart_if_changed:
-                return None
-            raise
+        if self.options.restart_if_changed and (difference := saved.difference(self.config, self.identity)):
+            self.monitor.message(f"Beginning anew at step 0 instead of {saved.step}: {difference}.")
+            return None
+        saved.check_same_training(self.config, self.identity, path)
         self.monitor.message(f"Resuming at step {saved.step} of {self.config.steps}.")
         return saved
 

@@ -213,13 +213,14 @@ def test_a_concept_that_was_removed_meanwhile_is_trained_again(host, trained):
     assert "gone" in {concept["name"] for concept in manifest(host)["concepts"]}
 
 
-def test_a_cancelled_training_with_changed_settings_begins_anew(host, trained):
+def test_a_cancelled_training_with_changed_settings_begins_anew_and_says_so(host, trained):
     job = host.queue_and_wait_for_progress(
         {**loader(), **training("dog", concept_name="half", steps=8)}, "train-dog", 2
     )
     host.request("/interrupt", {})
     host.wait(job)
-    host.run({**loader(), **training("dog", concept_name="half", steps=2)})
+    texts = host.texts({**loader(), **training("dog", concept_name="half", steps=2)})
+    assert any(text.startswith("Beginning anew") and "steps was 8 and is now 2" in text for text in texts)
     assert next(c for c in manifest(host)["concepts"] if c["name"] == "half")["metrics"]["steps"] == 2
 
 
