@@ -21,8 +21,8 @@ class Checkpoint:
     """Everything that the next step depends on.
 
     Attributes:
-        identity: what must be the same for a resumed training to be the same training: the data's fingerprint, the
-            concept, the bank's concepts before it.
+        identity: what must be the same for a resumed training to be the same training: the base model's and the data's
+            fingerprints, the concept, the bank's concepts before it.
         tensors: factors and optimizer state by name.
     """
 

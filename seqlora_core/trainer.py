@@ -116,6 +116,7 @@ class _Run:
         self.earlier = sum_adapters(parts)
         self.seen: Tensor | None = None  # which pictures of a batch are seen with them; None for all
         self.identity = {
+            "base model": bank.manifest.base.fingerprint,
             "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
             "data": data.fingerprint(),
             "concepts before it": list(plan.concepts),

@@ -62,8 +62,28 @@ def test_factors_that_are_views_of_one_tensor_are_stored(empty_bank):
 
 
 def test_a_bank_refuses_another_base_and_names_both(empty_bank):
+    empty_bank.add(concept("a"))
     with pytest.raises(UserError, match=r"tiny \(ffffffff\).*other \(00000000\)"):
         Bank.open_or_create(empty_bank.folder, BaseIdentity("other", "0" * 32), LAYERS)
+
+
+def test_a_bank_without_concepts_takes_another_base_and_its_layers(empty_bank):
+    """As a first training that fails or is cancelled leaves it."""
+    other, narrower = BaseIdentity("other", "0" * 32), dict.fromkeys(LAYERS, LayerShape(12, 8))
+    taken = Bank.open_or_create(empty_bank.folder, other, narrower)
+    assert taken.manifest == Bank.open(empty_bank.folder).manifest
+    assert (taken.manifest.base, taken.manifest.layers) == (other, narrower)
+    assert taken.manifest.generation > empty_bank.manifest.generation
+    with pytest.raises(UserError, match=r"belongs to the base model other.*not to tiny"):
+        empty_bank.add(concept("a"))  # whoever opened it for the first base
+    assert not taken.refresh().concepts
+
+
+def test_a_bank_in_which_a_training_runs_stays_with_its_base_though_it_has_no_concept_yet(empty_bank):
+    other = BaseIdentity("other", "0" * 32)
+    with empty_bank.training(lambda: None), pytest.raises(UserError, match="belongs to the base model tiny"):
+        Bank.open_or_create(empty_bank.folder, other, LAYERS)
+    assert empty_bank.refresh().manifest.base == BASE
 
 
 def test_removing_frees_directions_and_deletes_the_files(empty_bank):

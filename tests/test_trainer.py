@@ -8,7 +8,7 @@ import tiny_base
 import torch
 from conftest import random_concept
 
-from seqlora_core.bank import Bank
+from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.composition import compose
 from seqlora_core.config import TrainingConfig
@@ -185,15 +185,20 @@ def test_half_precision_needs_no_autocast_where_there_is_none():
     assert objective.predict_noise([], [], torch.ones(1), torch.ones(1), torch.ones(1)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", ["settings", "data", "bank"])
+NAMED = {"settings": "rank", "data": "data", "bank": "concepts before", "base": "base model"}
+
+
+@pytest.mark.parametrize("change", NAMED)
 def test_resuming_another_training_is_refused_and_keeps_the_checkpoint(denoiser, bank, change):
     data = random_concept(4)
     with pytest.raises(Cancelled):
         learn(denoiser, bank, "a", data, StopAfter(2))
     if change == "bank":
         learn(denoiser, bank, "b")
+    if change == "base":
+        bank = Bank.open_or_create(bank.folder, BaseIdentity("other", "0" * 32), bank.manifest.layers)
     settings = {"rank": 3} if change == "settings" else {}
-    with pytest.raises(UserError, match={"settings": "rank", "data": "data", "bank": "concepts before"}[change]):
+    with pytest.raises(UserError, match=NAMED[change]):
         learn(
             denoiser,
             bank,
