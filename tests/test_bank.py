@@ -258,7 +258,9 @@ def test_an_exported_file_is_the_concepts_and_overwrites_nothing(empty_bank, tmp
     record = empty_bank.add(concept("a", 1))
     target = tmp_path / "loras" / "a.safetensors"
     assert empty_bank.export("A", target).read_bytes() == (empty_bank.folder / record.file).read_bytes()
+    written = target.stat().st_mtime_ns
     empty_bank.export("a", target)  # the same again changes nothing
+    assert target.stat().st_mtime_ns == written
     target.write_bytes(b"something else")
     with pytest.raises(UserError, match="another file"):
         empty_bank.export("a", target)

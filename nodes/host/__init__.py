@@ -12,6 +12,7 @@ from .folders import (
     lora_path,
     lora_state,
     register_model_folder,
+    written_lora_state,
 )
 from .interface import (
     NodeMonitor,
@@ -60,4 +61,5 @@ __all__ = [
     "schema",
     "told",
     "training_dtype",
+    "written_lora_state",
 ]

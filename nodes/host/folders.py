@@ -81,6 +81,12 @@ def lora_path(name: str) -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / f"{stem}.safetensors"
 
 
+def written_lora_state(name: str | None) -> str:
+    """As `bank_state`, for what is written to `lora_path`."""
+    path = None if name is None else lora_path(name)
+    return files_state([path]) if path and path.is_file() else secrets.token_hex()
+
+
 def lora_files() -> list[str]:
     """What stock LoRA loaders list, without pickles."""
     return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]

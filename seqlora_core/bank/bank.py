@@ -197,9 +197,10 @@ class Bank:
         concept = self.concept(name)
         self.load([concept])  # checks it
         content = (self.folder / PurePosixPath(concept.file)).read_bytes()
-        if target.exists() and target.read_bytes() != content:
+        if not target.exists():
+            storage.write_atomically(target, content)
+        elif target.read_bytes() != content:
             raise UserError(f"{target.name} exists and is another file: choose another name, or delete it first.")
-        storage.write_atomically(target, content)
         return target
 
     def occupied(self, without: str | None = None) -> dict[str, Tensor]:

@@ -75,6 +75,21 @@ def exported(host, trained) -> str:
     return "dog.safetensors"
 
 
+def test_an_exported_file_that_was_deleted_is_written_again(host, trained):
+    def state() -> tuple[bool, bool]:
+        """Whether the node has run, and whether its file is there."""
+        entry = host.wait(host.queue(prompt))
+        cached = next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
+        return "export" not in cached, file.is_file()
+
+    export = {"bank": ["bank", 0], "concept_name": "cat", "file_name": "deleted"}
+    prompt = {"bank": composed("")["bank"], "export": {"class_type": "SeqLoRAExportConcept", "inputs": export}}
+    file = host.folder / "models" / "loras" / "deleted.safetensors"
+    assert [state() for _ in range(3)] == [(True, True), (True, True), (False, True)]  # it meets its own file once
+    file.unlink()
+    assert state() == (True, True)
+
+
 def test_an_exported_concept_acts_the_same_through_the_stock_loader(host, trained, exported):
     ours = draw(host, ["compose", 0], "ours", composed("dog:0.8"))
     stock = {"model": ["base", 0], "clip": ["base", 1], "lora_name": exported}
