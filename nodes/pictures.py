@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..seqlora_core.images import fit, to_rgb
 
+LARGEST_RESOLUTION = 1024  # side of the squares that a training can use
+
 
 def to_pictures(batches: list[Tensor]) -> list[Image.Image]:
     """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""

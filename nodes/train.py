@@ -23,7 +23,7 @@ from ..seqlora_core.trainer import Options, train_concept
 from . import host
 from .bank import BankType
 from .graph import fingerprint, model_file
-from .pictures import to_image, to_pictures
+from .pictures import LARGEST_RESOLUTION, to_image, to_pictures
 
 
 class TrainConcept(io.ComfyNode):
@@ -97,7 +97,7 @@ def _concept_inputs() -> list[io.Input]:
             "resolution",
             default=512,
             min=64,
-            max=1024,
+            max=LARGEST_RESOLUTION,
             step=64,
             tooltip="Side of the square training crops, in pixels.",
         ),
