@@ -1,5 +1,6 @@
 """The adapter to ComfyUI, the one place that knows its insides."""
 
+from .encoders import encode, encode_prompts, reproducible
 from .folders import (
     bank_folder,
     bank_names,
@@ -25,12 +26,9 @@ from .model import (
     apply_adapters,
     check_bare,
     check_model,
-    encode,
-    encode_prompts,
     identify,
     ordinary_tensors,
     other_patches,
-    reproducible,
     training_dtype,
 )
 

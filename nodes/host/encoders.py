@@ -1,0 +1,58 @@
+"""Encoding pictures and prompts with the host's VAE and CLIP."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management as model_management
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...seqlora_core.examples import Example
+from ...seqlora_core.images import fit
+from ..pictures import latent_mask, to_image
+
+_LATENT_SCALE = 8
+_PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
+
+
+def encode(
+    model, clip, vae, pictures: list[Image.Image], masks: list[Tensor], prompts: list[tuple[str, ...]], resolution: int
+) -> list[Example]:
+    """Pictures, masks [H, W] and the prompts of each picture through the host's VAE and CLIP; hears Cancel."""
+    texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
+    examples = []
+    for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
+        with _as_in_sampling():
+            encoded = vae.encode(to_image(fit(picture, resolution, True, _LATENT_SCALE)))
+            latents = model.model.process_latent_in(encoded)[0].float().cpu()
+        mask = latent_mask(masks[index], resolution, _LATENT_SCALE) if masks else None
+        examples.append(Example(latents.clone(), torch.stack([texts[prompt] for prompt in own]), mask=mask))
+    return examples
+
+
+def encode_prompts(clip, prompts: list[str]) -> Tensor | None:
+    """Embeddings [P, 77, 768] of prompts through the host's CLIP; None for none."""
+    return torch.stack([_encode_prompt(clip, prompt) for prompt in prompts]) if prompts else None
+
+
+def _encode_prompt(clip, prompt: str) -> Tensor:
+    with _as_in_sampling():
+        windows = clip.encode_from_tokens(clip.tokenize(prompt))[0].float().cpu()  # [77 a window, 768]
+    return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it
+
+
+@contextmanager
+def _as_in_sampling() -> Iterator[None]:
+    """How the host uses its models otherwise, Cancel included; what comes out of it is to be cloned for a training."""
+    model_management.throw_exception_if_processing_interrupted()
+    with torch.inference_mode():
+        yield
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """The host's VAE draws from torch's global generators: give them a seed, and put back what they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
