@@ -208,11 +208,9 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
     spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
     pictures = to_pictures(images)
     prompts = caption_prompts(values.get("captions", ""), spec.subject, len(pictures))
-    if masks and len(masks) != len(pictures):
-        raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
-    base, layers = host.identify(model, model_file(node))
+    latent_masks = host.latent_masks(masks, pictures, config.resolution)
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
-    bank = Bank.open_or_create(folder, base, layers)
+    bank = Bank.open_or_create(folder, *host.identify(model, model_file(node)))
     source = fingerprint([images, masks, prompts, host.other_patches(model, clip)])
     if values["on_existing"] == "new version":
         spec = next_version(bank, spec, config, source)
@@ -229,7 +227,7 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
         def encoded() -> EncodedConcept:
             """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
             with host.reproducible(config.seed):
-                examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
+                examples = host.encode(model, clip, vae, pictures, latent_masks, prompts, config.resolution)
                 keep = host.encode_prompts(clip, prompts_to_keep(bank.refresh(), spec))
             in_memory.enter_context(denoiser.loaded())
             return EncodedConcept(examples, keep=keep, source=source)

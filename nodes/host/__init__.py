@@ -1,6 +1,11 @@
 """The adapter to ComfyUI, the one place that knows its insides."""
 
-from .encoders import encode, encode_prompts, reproducible
+from .encoders import (
+    encode,
+    encode_prompts,
+    latent_masks,
+    reproducible,
+)
 from .folders import (
     bank_folder,
     bank_names,
@@ -48,6 +53,7 @@ __all__ = [
     "identify",
     "image_folder",
     "image_folders",
+    "latent_masks",
     "lora_file",
     "lora_files",
     "lora_path",

@@ -1,4 +1,4 @@
-"""Encoding pictures and prompts with the host's VAE and CLIP."""
+"""The host's CLIP and VAE: what they must be, and encoding with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...seqlora_core.errors import UserError
 from ...seqlora_core.examples import Example
 from ...seqlora_core.images import fit
 from ..pictures import latent_mask, to_image
@@ -16,18 +17,38 @@ _LATENT_SCALE = 8
 _PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
 
 
+def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: int) -> list[Tensor]:
+    """MASKs [H, W] as the masks [1, h, w] of their pictures' latents; none for none.
+
+    Raises:
+        UserError: there is not one for each picture, or nothing of a picture would count.
+    """
+    if not masks:
+        return []
+    if len(masks) != len(pictures):
+        raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
+    made = [latent_mask(m, p.size, resolution, _LATENT_SCALE) for m, p in zip(masks, pictures, strict=True)]
+    for number, mask in enumerate(made, 1):
+        if not (mask > 0).any():
+            raise UserError(
+                f"Mask {number} of {len(made)} is empty in the middle square of its picture, so nothing of that would "
+                "count: paint the subject into it, or connect no masks."
+            )
+    return made
+
+
 def encode(
     model, clip, vae, pictures: list[Image.Image], masks: list[Tensor], prompts: list[tuple[str, ...]], resolution: int
 ) -> list[Example]:
-    """Pictures, masks [H, W] and the prompts of each picture through the host's VAE and CLIP; hears Cancel."""
+    """Pictures and the prompts of each through the host's VAE and CLIP, with their masks of latents; hears Cancel."""
     texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
     examples = []
     for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
         with _as_in_sampling():
             encoded = vae.encode(to_image(fit(picture, resolution, True, _LATENT_SCALE)))
             latents = model.model.process_latent_in(encoded)[0].float().cpu()
-        mask = latent_mask(masks[index], resolution, _LATENT_SCALE) if masks else None
-        examples.append(Example(latents.clone(), torch.stack([texts[prompt] for prompt in own]), mask=mask))
+        prompted = torch.stack([texts[prompt] for prompt in own])
+        examples.append(Example(latents.clone(), prompted, mask=masks[index] if masks else None))
     return examples
 
 

@@ -1,5 +1,7 @@
 """Custom nodes for the tests: what other machines, other nodes and mistakes do to a graph."""
 
+import copy
+
 import comfy.ldm.modules.attention as attention
 import torch
 
@@ -14,13 +16,15 @@ class Anything(str):
 class UnusableVae:
     """A VAE that fails, to see what happens before anything is encoded."""
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"vae": ("VAE",)}})
     RETURN_TYPES = ("VAE",)
     FUNCTION = "make"
     CATEGORY = "tests"
 
-    def make(self):
-        return (self,)
+    def make(self, vae):
+        vae = copy.copy(vae)
+        vae.encode = self.encode
+        return (vae,)
 
     def encode(self, pixels):
         raise RuntimeError("a picture was encoded")
@@ -86,6 +90,5 @@ class Switch:
         return (text,)
 
 
-NODE_CLASS_MAPPINGS = {
-    f"Tests{node.__name__}": node for node in (UnusableVae, MovedWeights, SamplingAttention, Captioner, Switch)
-}
+NODES = (UnusableVae, MovedWeights, SamplingAttention, Captioner, Switch)
+NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}

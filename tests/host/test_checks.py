@@ -3,7 +3,7 @@
 import pytest
 from banks import occupy
 from comfy_server import NodeError
-from graphs import loader, training
+from graphs import loader, text, training
 
 from seqlora_core.bank import Bank
 
@@ -18,8 +18,8 @@ def bank(host) -> Bank:
 
 
 def unencodable(**changes) -> dict:
-    vae = {"vae": {"class_type": "TestsUnusableVae", "inputs": {}}}
-    return {**loader(), **vae, **training("cat", bank_name="checks", vae=["vae", 0], **changes)}
+    vae = {"vae": {"class_type": "TestsUnusableVae", "inputs": {"vae": ["base", 2]}}}
+    return {**loader(), **vae, **training("cat", **{"bank_name": "checks", "vae": ["vae", 0], **changes})}
 
 
 def test_a_taken_name_is_refused_before_pictures_are_encoded(host, bank):
@@ -33,3 +33,30 @@ def test_a_rank_without_room_is_refused_before_pictures_are_encoded(host, bank):
     occupy(bank, "big", free=3)
     with pytest.raises(NodeError, match="No layer has room for rank 4: at most 3 directions are free"):
         host.run(unencodable(rank=4))
+
+
+UNUSABLE = {
+    "a mask of a photo without one": ({"masks": ["photo-cat", 1]}, "Mask 1 of 1 is empty"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_inputs_that_cannot_be_used_are_named_before_a_bank_is_made(host, case):
+    changes, message = UNUSABLE[case]
+    with pytest.raises(NodeError, match=message):
+        host.run(unencodable(bank_name="never made", **changes))
+    assert not (host.folder / "models" / "seqlora" / "never made").exists()
+
+
+def test_a_mask_of_another_shape_covers_its_whole_picture(host):
+    """Painted in its left quarter alone, which lies outside of its own middle square."""
+    nodes = {
+        "blank": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 200, "height": 100}},
+        "part": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 50, "height": 100}},
+        "mask": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": ["blank", 0], "source": ["part", 0], "x": 0, "y": 0, "operation": "add"},
+        },
+    }
+    trained = training("cat", bank_name="masked", masks=["mask", 0], steps=1)
+    assert "cat learned" in text(host.run({**loader(), **nodes, **trained}), "train-cat")
