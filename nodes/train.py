@@ -65,6 +65,7 @@ class TrainConcept(io.ComfyNode):
         model, masks = model[0], [mask for batch in lists.get("masks") or [] for mask in batch]
         host.check_model(model)
         host.check_bare(model)
+        host.check_encoders(clip[0], vae[0])
         with host.ordinary_tensors():
             bank, concept, news = _train(cls, model, clip[0], vae[0], images, masks, values)
             return _outputs(cls, model, bank, concept, news)
@@ -207,6 +208,8 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
     )
     spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
     pictures = to_pictures(images)
+    if not pictures:
+        raise UserError("There is no picture on the input images: connect at least one.")
     prompts = caption_prompts(values.get("captions", ""), spec.subject, len(pictures))
     latent_masks = host.latent_masks(masks, pictures, config.resolution)
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
@@ -221,6 +224,7 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
             f"The bank already has a concept {taken.name!r}, from other settings, pictures or LoRAs on the model: "
             "choose another concept_name, or on_existing 'replace' or 'new version'."
         )
+    host.check_texts(clip, prompts[0][0])
     denoiser = host.HostDenoiser(model)
     with ExitStack() as in_memory:
 

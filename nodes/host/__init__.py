@@ -1,6 +1,8 @@
 """The adapter to ComfyUI, the one place that knows its insides."""
 
 from .encoders import (
+    check_encoders,
+    check_texts,
     encode,
     encode_prompts,
     latent_masks,
@@ -46,7 +48,9 @@ __all__ = [
     "bank_names",
     "bank_state",
     "check_bare",
+    "check_encoders",
     "check_model",
+    "check_texts",
     "encode",
     "encode_prompts",
     "folder_state",

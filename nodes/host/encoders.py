@@ -13,8 +13,33 @@ from ...seqlora_core.examples import Example
 from ...seqlora_core.images import fit
 from ..pictures import latent_mask, to_image
 
-_LATENT_SCALE = 8
+_LATENT_SCALE, _LATENT_CHANNELS = 8, 4
+_TEXT_WIDTH = 768
 _PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
+
+
+def check_encoders(clip, vae) -> None:
+    """Raises UserError where there is no CLIP, no VAE, or one of another kind of latents."""
+    if clip is None:
+        raise UserError("No CLIP is on the input clip (some files have none): connect that of an SD1.5 checkpoint.")
+    if getattr(vae, "first_stage_model", None) is None:
+        raise UserError("No VAE is on the input vae (some files have none): connect that of an SD1.5 checkpoint.")
+    channels = getattr(vae, "latent_channels", _LATENT_CHANNELS)
+    if channels != _LATENT_CHANNELS:
+        raise UserError(
+            f"The VAE on the input vae makes latents of {channels} channels, and Stable Diffusion 1.5 has "
+            f"{_LATENT_CHANNELS}: connect an SD1.5 VAE."
+        )
+
+
+def check_texts(clip, prompt: str) -> None:
+    """Raises UserError where the UNet cannot read what CLIP makes of a prompt."""
+    width = _encode_prompt(clip, prompt).shape[-1]
+    if width != _TEXT_WIDTH:
+        raise UserError(
+            f"The CLIP on the input clip makes texts of width {width}, and Stable Diffusion 1.5 reads {_TEXT_WIDTH}: "
+            "connect an SD1.5 CLIP."
+        )
 
 
 def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: int) -> list[Tensor]:

@@ -30,6 +30,34 @@ class UnusableVae:
         raise RuntimeError("a picture was encoded")
 
 
+class Nothing:
+    """What loaders give of a file that lacks a part, and what is left of a list that was filtered."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = (Anything("*"), "IMAGE")
+    OUTPUT_IS_LIST = (False, True)
+    FUNCTION = "give"
+    CATEGORY = "tests"
+
+    def give(self):
+        return (None, [])
+
+
+class WideTexts:
+    """A CLIP whose texts are twice as wide, as those of other models are wider."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"clip": ("CLIP",)}})
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, clip):
+        clip = clip.clone()
+        encode = clip.encode_from_tokens
+        clip.encode_from_tokens = lambda tokens: torch.cat([encode(tokens)] * 2, dim=-1)
+        return (clip,)
+
+
 class MovedWeights:
     """Weights in the state that the host leaves them in where it moves them to a graphics card for a training."""
 
@@ -90,5 +118,5 @@ class Switch:
         return (text,)
 
 
-NODES = (UnusableVae, MovedWeights, SamplingAttention, Captioner, Switch)
+NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, SamplingAttention, Captioner, Switch)
 NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}
