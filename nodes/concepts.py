@@ -45,6 +45,11 @@ class ExportConcept(_ConceptNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, concept_name: str | None, file_name: str | None, **linked) -> str:
+        """Changes with the written file, so that one that was deleted is written again."""
+        return host.written_lora_state(concept_name if file_name == "" else file_name)
+
+    @classmethod
     def execute(cls, bank, concept_name: str, file_name: str) -> io.NodeOutput:
         path = bank.refresh().export(concept_name, host.lora_path(file_name or bank.concept(concept_name).name))
         return io.NodeOutput(path.name, ui=host.told(cls, f"Wrote {path}"))

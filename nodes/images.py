@@ -5,11 +5,11 @@ from comfy_api.latest import io
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.images import image_files, read_folder
 from . import host
-from .pictures import to_image
+from .pictures import LARGEST_RESOLUTION, to_image
 
 
 class LoadImageFolder(io.ComfyNode):
-    """Reads all pictures of a folder, each at its own size."""
+    """Reads all pictures of a folder, each at its own proportions."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,7 +28,7 @@ class LoadImageFolder(io.ComfyNode):
                     "images",
                     display_name="images",
                     is_output_list=True,
-                    tooltip="One picture after another, each at its own size.",
+                    tooltip="One picture after another, uncropped; scaled down where larger than training uses.",
                 ),
                 io.String.Output(
                     "captions",
@@ -53,7 +53,8 @@ class LoadImageFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        references = read_folder(host.image_folder(folder), "")
+        # The host keeps the outputs in memory, four bytes a value: those of a camera's pictures would be gigabytes.
+        references = read_folder(host.image_folder(folder), "", LARGEST_RESOLUTION)
         captions = [" ".join(reference.caption.split()) for reference in references]
         lines = "\n".join(captions) if all(captions) else ""
         return io.NodeOutput([to_image(reference.image) for reference in references], lines)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..seqlora_core.images import fit, to_rgb
 
+LARGEST_RESOLUTION = 1024  # side of the squares that a training can use
+
 
 def to_pictures(batches: list[Tensor]) -> list[Image.Image]:
     """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
@@ -18,9 +20,13 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
 
 
-def latent_mask(mask: Tensor, resolution: int, scale: int) -> Tensor:
-    """A MASK [H, W] as the mask [1, h, w] of the latents of its picture, which are `scale` times smaller."""
-    square = fit(_to_picture(mask), resolution, True, scale)
+def latent_mask(mask: Tensor, size: tuple[int, int], resolution: int, scale: int) -> Tensor:
+    """A MASK [H, W] of a picture of that size as the mask [1, h, w] of its latents, which are `scale` times smaller.
+
+    A MASK of another size covers the whole picture, as the host's own nodes have it.
+    """
+    covering = _to_picture(mask).resize(size, Image.Resampling.BILINEAR)
+    square = fit(covering, resolution, True, scale)
     side = resolution // scale
     return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
 

@@ -23,7 +23,7 @@ from ..seqlora_core.trainer import Options, train_concept
 from . import host
 from .bank import BankType
 from .graph import fingerprint, model_file
-from .pictures import to_image, to_pictures
+from .pictures import LARGEST_RESOLUTION, to_image, to_pictures
 
 
 class TrainConcept(io.ComfyNode):
@@ -65,6 +65,7 @@ class TrainConcept(io.ComfyNode):
         model, masks = model[0], [mask for batch in lists.get("masks") or [] for mask in batch]
         host.check_model(model)
         host.check_bare(model)
+        host.check_encoders(clip[0], vae[0])
         with host.ordinary_tensors():
             bank, concept, news = _train(cls, model, clip[0], vae[0], images, masks, values)
             return _outputs(cls, model, bank, concept, news)
@@ -97,7 +98,7 @@ def _concept_inputs() -> list[io.Input]:
             "resolution",
             default=512,
             min=64,
-            max=1024,
+            max=LARGEST_RESOLUTION,
             step=64,
             tooltip="Side of the square training crops, in pixels.",
         ),
@@ -207,12 +208,12 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
     )
     spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
     pictures = to_pictures(images)
+    if not pictures:
+        raise UserError("There is no picture on the input images: connect at least one.")
     prompts = caption_prompts(values.get("captions", ""), spec.subject, len(pictures))
-    if masks and len(masks) != len(pictures):
-        raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
-    base, layers = host.identify(model, model_file(node))
+    latent_masks = host.latent_masks(masks, pictures, config.resolution)
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
-    bank = Bank.open_or_create(folder, base, layers)
+    bank = Bank.open_or_create(folder, *host.identify(model, model_file(node)))
     source = fingerprint([images, masks, prompts, host.other_patches(model, clip)])
     if values["on_existing"] == "new version":
         spec = next_version(bank, spec, config, source)
@@ -223,13 +224,14 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
             f"The bank already has a concept {taken.name!r}, from other settings, pictures or LoRAs on the model: "
             "choose another concept_name, or on_existing 'replace' or 'new version'."
         )
+    host.check_texts(clip, prompts[0][0])
     denoiser = host.HostDenoiser(model)
     with ExitStack() as in_memory:
 
         def encoded() -> EncodedConcept:
             """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
             with host.reproducible(config.seed):
-                examples = host.encode(model, clip, vae, pictures, masks, prompts, config.resolution)
+                examples = host.encode(model, clip, vae, pictures, latent_masks, prompts, config.resolution)
                 keep = host.encode_prompts(clip, prompts_to_keep(bank.refresh(), spec))
             in_memory.enter_context(denoiser.loaded())
             return EncodedConcept(examples, keep=keep, source=source)

@@ -9,10 +9,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .bank.storage import write_atomically
-from .config import TrainingConfig
+from .config import SPARE_MEMORY, TrainingConfig
 from .errors import UserError
 
 _METADATA_KEY = "seqlora.checkpoint"
+_LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing
 
 
 @dataclass
@@ -20,8 +21,8 @@ class Checkpoint:
     """Everything that the next step depends on.
 
     Attributes:
-        identity: what must be the same for a resumed training to be the same training: the data's fingerprint, the
-            concept, the bank's concepts before it.
+        identity: what must be the same for a resumed training to be the same training: the base model's and the data's
+            fingerprints, the concept, the bank's concepts before it.
         tensors: factors and optimizer state by name.
         directions: a hash of the coordinates that the upper optimizer's state is in; empty for the basis's own.
     """
@@ -72,16 +73,22 @@ class Checkpoint:
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a readable checkpoint: delete it and train again.") from error
 
+    def difference(self, config: TrainingConfig, identity: dict) -> str | None:
+        """The first thing in which a training differs from this one, in words; None where it is the same."""
+        old, new = {**self.config.as_dict(), **self.identity}, {**config.as_dict(), **identity}
+        for name, value in new.items():
+            if name not in SPARE_MEMORY and old.get(name) != value:
+                shown = f"its {name} was {old.get(name)!r} and is now {value!r}"
+                return shown if len(repr(value)) <= _LONGEST_SHOWN else f"its {name} changed"
+        return None
+
     def check_same_training(self, config: TrainingConfig, identity: dict, path: Path) -> None:
         """Refuse to continue another training.
 
         Raises:
             UserError: names the first thing that differs.
         """
-        old, new = {**self.config.as_dict(), **self.identity}, {**config.as_dict(), **identity}
-        for name, value in new.items():
-            if old.get(name) != value:
-                raise UserError(
-                    f"Cannot resume {path}: its {name} was {old.get(name)!r} and is now {value!r}. "
-                    "Use the same settings and data, or train without resuming."
-                )
+        if difference := self.difference(config, identity):
+            raise UserError(
+                f"Cannot resume {path}: {difference}. Use the same settings and data, or train without resuming."
+            )

@@ -15,6 +15,7 @@ INITS = ("auto", "random", "spectral", "contrastive")
 COORDINATES = ("auto", "plain", "contrastive")
 TRAIN_ON = ("auto", "subsets", "accumulated", "bare")
 DTYPES = ("float32", "bfloat16", "float16")
+SPARE_MEMORY = ("gradient_checkpointing",)  # settings that take time for it, and change nothing that is computed
 LARGEST_SEED = 2**62  # pictures of one prompt count on from it, and torch has 64 bits
 
 
@@ -124,8 +125,9 @@ class TrainingConfig:
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def asks_for_the_same(self, other: "TrainingConfig") -> bool:
-        """Whether both settings make the same concept; in which precision is the machine's affair."""
-        return {**self.as_dict(), "dtype": other.dtype} == other.as_dict()
+        """Whether both settings make the same concept; in which precision and memory is the machine's affair."""
+        own, others = self.as_dict(), other.as_dict()
+        return all(own[name] == others[name] for name in own if name not in ("dtype", *SPARE_MEMORY))
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items())

@@ -34,11 +34,12 @@ class Reference:
     caption: str = ""
 
 
-def read_folder(folder: Path | str, subject: str) -> list[Reference]:
+def read_folder(folder: Path | str, subject: str, shorter_side: int | None = None) -> list[Reference]:
     """All images of a folder (not of those below it), sorted by name.
 
     Args:
         subject: "TOKEN CLASS", put into the templates of images that have no caption `.txt` beside them.
+        shorter_side: as the images are read, those with a longer one are scaled down to it.
 
     Raises:
         UserError: there is no such folder, no image in it, or one that cannot be read.
@@ -46,7 +47,7 @@ def read_folder(folder: Path | str, subject: str) -> list[Reference]:
     paths = image_files(folder)
     captions = [_caption(path) for path in paths]
     return [
-        Reference(read_image(path), (caption,) if caption else template_prompts(subject), str(path), caption)
+        Reference(_read(path, shorter_side), (caption,) if caption else template_prompts(subject), str(path), caption)
         for path, caption in zip(paths, captions, strict=True)
     ]
 
@@ -95,6 +96,14 @@ def _caption(path: Path) -> str:
         return caption_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The caption {caption_file} is not readable text: save it as UTF-8.") from error
+
+
+def _read(path: Path, shorter_side: int | None) -> Image.Image:
+    image = read_image(path)
+    least = min(image.size)
+    if shorter_side is None or least <= shorter_side:
+        return image
+    return image.resize(tuple(round(side * shorter_side / least) for side in image.size), Image.Resampling.LANCZOS)
 
 
 def read_image(path: Path) -> Image.Image:

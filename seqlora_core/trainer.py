@@ -22,7 +22,7 @@ from .config import TrainingConfig
 from .crosstalk import KeptInputs, watch_kept
 from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
-from .errors import Cancelled, UserError
+from .errors import Cancelled
 from .examples import EncodedConcept
 from .layers import Adapter, attached, find_layers
 from .monitor import Monitor, StepReport, wait_for_others
@@ -118,6 +118,7 @@ class _Run:
         self.earlier = sum_adapters(parts)
         self.seen: Tensor | None = None  # which pictures of a batch are seen with them; None for all
         self.identity = {
+            "base model": bank.manifest.base.fingerprint,
             "concept": [plan.spec.name, plan.spec.token, plan.spec.class_word],
             "data": data.fingerprint(),
             "concepts before it": list(plan.concepts),
@@ -145,14 +146,14 @@ class _Run:
         if not (self.options.resume and path.is_file()):
             return None
         saved = Checkpoint.load(path)
-        if saved.identity.get("data") == self.data.encoded_fingerprint():  # as the version before has it
+        # Files of the version before do not name the base, and have the data as it was encoded.
+        saved.identity.setdefault("base model", self.identity["base model"])
+        if saved.identity.get("data") == self.data.encoded_fingerprint():
             saved.identity["data"] = self.identity["data"]
-        try:
-            saved.check_same_training(self.config, self.identity, path)
-        except UserError:
-            if self.options.restart_if_changed:
-                return None
-            raise
+        if self.options.restart_if_changed and (difference := saved.difference(self.config, self.identity)):
+            self.monitor.message(f"Beginning anew at step 0 instead of {saved.step}: {difference}.")
+            return None
+        saved.check_same_training(self.config, self.identity, path)
         self.monitor.message(f"Resuming at step {saved.step} of {self.config.steps}.")
         return saved
 

@@ -62,8 +62,28 @@ def test_factors_that_are_views_of_one_tensor_are_stored(empty_bank):
 
 
 def test_a_bank_refuses_another_base_and_names_both(empty_bank):
+    empty_bank.add(concept("a"))
     with pytest.raises(UserError, match=r"tiny \(ffffffff\).*other \(00000000\)"):
         Bank.open_or_create(empty_bank.folder, BaseIdentity("other", "0" * 32), LAYERS)
+
+
+def test_a_bank_without_concepts_takes_another_base_and_its_layers(empty_bank):
+    """As a first training that fails or is cancelled leaves it."""
+    other, narrower = BaseIdentity("other", "0" * 32), dict.fromkeys(LAYERS, LayerShape(12, 8))
+    taken = Bank.open_or_create(empty_bank.folder, other, narrower)
+    assert taken.manifest == Bank.open(empty_bank.folder).manifest
+    assert (taken.manifest.base, taken.manifest.layers) == (other, narrower)
+    assert taken.manifest.generation > empty_bank.manifest.generation
+    with pytest.raises(UserError, match=r"belongs to the base model other.*not to tiny"):
+        empty_bank.add(concept("a"))  # whoever opened it for the first base
+    assert not taken.refresh().concepts
+
+
+def test_a_bank_in_which_a_training_runs_stays_with_its_base_though_it_has_no_concept_yet(empty_bank):
+    other = BaseIdentity("other", "0" * 32)
+    with empty_bank.training(lambda: None), pytest.raises(UserError, match="belongs to the base model tiny"):
+        Bank.open_or_create(empty_bank.folder, other, LAYERS)
+    assert empty_bank.refresh().manifest.base == BASE
 
 
 def test_removing_frees_directions_and_deletes_the_files(empty_bank):
@@ -213,6 +233,17 @@ def test_names_that_are_paths_or_lists_are_refused(bad):
         names.check_name(bad)
 
 
+@pytest.mark.parametrize("bad", ["con", "AUX", "nul.pets", "com1", "LPT9 .x", "com²", "pets.", "a/b"])
+def test_names_that_windows_does_not_take_are_refused_for_files_and_folders(bad):
+    with pytest.raises(UserError, match="The bank's name"):
+        names.check_file_name(bad, "bank's name")
+
+
+@pytest.mark.parametrize("good", [" console ", "com0", "my.pets", "aux lamp"])
+def test_names_that_only_resemble_those_are_taken(good):
+    assert names.check_file_name(good, "bank's name") == good.strip()
+
+
 @given(st.text(max_size=120), st.lists(st.sampled_from(["con", "concept", "a", "a-2"])))
 def test_slugs_are_file_names_on_every_system(name, taken):
     slug = names.slug(name, taken)
@@ -227,7 +258,9 @@ def test_an_exported_file_is_the_concepts_and_overwrites_nothing(empty_bank, tmp
     record = empty_bank.add(concept("a", 1))
     target = tmp_path / "loras" / "a.safetensors"
     assert empty_bank.export("A", target).read_bytes() == (empty_bank.folder / record.file).read_bytes()
+    written = target.stat().st_mtime_ns
     empty_bank.export("a", target)  # the same again changes nothing
+    assert target.stat().st_mtime_ns == written
     target.write_bytes(b"something else")
     with pytest.raises(UserError, match="another file"):
         empty_bank.export("a", target)

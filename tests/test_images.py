@@ -41,6 +41,13 @@ def test_formats_and_gray_images_are_read(tmp_path, suffix):
     assert reference.image.mode == "RGB"
 
 
+def test_large_images_can_be_scaled_down_as_they_are_read_and_small_ones_stay(tmp_path):
+    for name, size in (("a", (300, 201)), ("b", (64, 200)), ("c", (30, 90))):
+        gradient(*size).save(tmp_path / f"{name}.png")
+    assert [reference.image.size for reference in read_folder(tmp_path, "x", 64)] == [(96, 64), (64, 200), (30, 90)]
+    assert [reference.image.size for reference in read_folder(tmp_path, "x")] == [(300, 201), (64, 200), (30, 90)]
+
+
 def test_captions_beside_images_win_over_templates(tmp_path):
     for name in ("a", "b", "c"):
         gradient().save(tmp_path / f"{name}.png")

@@ -8,7 +8,7 @@ import tiny_base
 import torch
 from conftest import random_concept
 
-from seqlora_core.bank import Bank
+from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.composition import compose
 from seqlora_core.config import TrainingConfig
@@ -185,15 +185,20 @@ def test_half_precision_needs_no_autocast_where_there_is_none():
     assert objective.predict_noise([], [], torch.ones(1), torch.ones(1), torch.ones(1)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("change", ["settings", "data", "bank"])
+NAMED = {"settings": "rank", "data": "data", "bank": "concepts before", "base": "base model"}
+
+
+@pytest.mark.parametrize("change", NAMED)
 def test_resuming_another_training_is_refused_and_keeps_the_checkpoint(denoiser, bank, change):
     data = random_concept(4)
     with pytest.raises(Cancelled):
         learn(denoiser, bank, "a", data, StopAfter(2))
     if change == "bank":
         learn(denoiser, bank, "b")
+    if change == "base":
+        bank = Bank.open_or_create(bank.folder, BaseIdentity("other", "0" * 32), bank.manifest.layers)
     settings = {"rank": 3} if change == "settings" else {}
-    with pytest.raises(UserError, match={"settings": "rank", "data": "data", "bank": "concepts before"}[change]):
+    with pytest.raises(UserError, match=NAMED[change]):
         learn(
             denoiser,
             bank,
@@ -238,7 +243,8 @@ def test_what_is_already_trained_is_known_by_its_data_and_settings(denoiser, ban
     concept = train_concept(denoiser, data, bank, spec("a"), config)
     bank.refresh()
     assert already_trained(bank, spec("A"), config, "hash of the pictures") is None  # another token
-    for same in (config, dataclasses.replace(config, dtype="bfloat16")):  # as on another machine
+    for machine in ({}, {"dtype": "bfloat16"}, {"gradient_checkpointing": True}):
+        same = dataclasses.replace(config, **machine)
         assert already_trained(bank, spec("a"), same, "hash of the pictures") == concept
     assert already_trained(bank, spec("a"), config, "other pictures") is None
     assert already_trained(bank, spec("a"), TrainingConfig(steps=2, rank=2), "hash of the pictures") is None
@@ -257,11 +263,22 @@ def test_changed_settings_get_the_next_version_and_unchanged_ones_find_theirs(de
     assert next_version(bank, spec("a"), settings[1], "other pictures").name == "a v4"
 
 
-def test_a_changed_checkpoint_can_be_left_behind(denoiser, bank):
+def test_a_changed_checkpoint_can_be_left_behind_and_that_is_told(denoiser, bank):
     with pytest.raises(Cancelled):
         learn(denoiser, bank, "a", monitor=StopAfter(1))
-    learn(denoiser, bank, "a", options=Options(resume=True, restart_if_changed=True), rank=3)
+    watched = StopAfter(99)
+    learn(denoiser, bank, "a", monitor=watched, options=Options(resume=True, restart_if_changed=True), rank=3)
     assert bank.refresh().concept("a").rank == 3
+    assert "Beginning anew at step 0 instead of 1: its rank was 2 and is now 3." in watched.messages
+
+
+@pytest.mark.parametrize("restart_if_changed", [False, True])
+def test_a_training_that_ran_out_of_memory_is_resumed_with_gradient_checkpointing(denoiser, bank, restart_if_changed):
+    with pytest.raises(RuntimeError):
+        learn(denoiser, bank, "a", monitor=StopAfter(2, RuntimeError("out of memory")))
+    watched, options = StopAfter(99), Options(resume=True, restart_if_changed=restart_if_changed)
+    learn(denoiser, bank, "a", monitor=watched, options=options, gradient_checkpointing=True)
+    assert "Resuming at step 2 of 4." in watched.messages
 
 
 def test_a_cancelled_replacement_leaves_the_old_concept(denoiser, bank):

@@ -1,5 +1,13 @@
 """The adapter to ComfyUI, the one place that knows its insides."""
 
+from .encoders import (
+    check_encoders,
+    check_texts,
+    encode,
+    encode_prompts,
+    latent_masks,
+    reproducible,
+)
 from .folders import (
     bank_folder,
     bank_names,
@@ -12,6 +20,7 @@ from .folders import (
     lora_path,
     lora_state,
     register_model_folder,
+    written_lora_state,
 )
 from .interface import (
     NodeMonitor,
@@ -24,12 +33,9 @@ from .model import (
     apply_adapters,
     check_bare,
     check_model,
-    encode,
-    encode_prompts,
     identify,
     ordinary_tensors,
     other_patches,
-    reproducible,
     training_dtype,
 )
 
@@ -42,13 +48,16 @@ __all__ = [
     "bank_names",
     "bank_state",
     "check_bare",
+    "check_encoders",
     "check_model",
+    "check_texts",
     "encode",
     "encode_prompts",
     "folder_state",
     "identify",
     "image_folder",
     "image_folders",
+    "latent_masks",
     "lora_file",
     "lora_files",
     "lora_path",
@@ -60,4 +69,5 @@ __all__ = [
     "schema",
     "told",
     "training_dtype",
+    "written_lora_state",
 ]

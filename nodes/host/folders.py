@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ...seqlora_core.bank import Bank
-from ...seqlora_core.bank.names import check_name
+from ...seqlora_core.bank.names import check_file_name
 from ...seqlora_core.errors import UserError
 from ..graph import files_state
 
@@ -28,10 +28,10 @@ def bank_folder(name: str) -> Path:
     """Where a bank of that name lies, or will be made.
 
     Raises:
-        UserError: the name is a path, or empty.
+        UserError: the name is a path, empty, or no folder's on Windows.
     """
     roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    name = check_name(name, "bank's name")
+    name = check_file_name(name, "bank's name")
     return next((root / name for root in roots if Bank.exists(root / name)), roots[0] / name)
 
 
@@ -75,10 +75,16 @@ def lora_path(name: str) -> Path:
     """Where a LoRA of that name is written, so that stock loaders list it.
 
     Raises:
-        UserError: the name is a path, or empty.
+        UserError: the name is a path, empty, or no file's on Windows.
     """
-    stem = check_name(name, "file's name")
+    stem = check_file_name(name, "file's name")
     return Path(folder_paths.get_folder_paths("loras")[0]) / f"{stem}.safetensors"
+
+
+def written_lora_state(name: str | None) -> str:
+    """As `bank_state`, for what is written to `lora_path`."""
+    path = None if name is None else lora_path(name)
+    return files_state([path]) if path and path.is_file() else secrets.token_hex()
 
 
 def lora_files() -> list[str]:

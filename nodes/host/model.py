@@ -1,4 +1,4 @@
-"""The host's models: the loaded UNet as a denoiser, encoding by its VAE and CLIP, and patches."""
+"""The host's MODEL: what it must be, its UNet as a denoiser, and patches on it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,20 +8,14 @@ import comfy.model_management as model_management
 import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
-from PIL import Image
 from torch import Tensor, nn
 
 from ...seqlora_core.bank import BaseIdentity
 from ...seqlora_core.bank.fingerprint import fingerprint
 from ...seqlora_core.errors import UserError
-from ...seqlora_core.examples import Example
-from ...seqlora_core.images import fit
 from ...seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
-from ..pictures import latent_mask, to_image
 
 _UNET = "diffusion_model."
-_LATENT_SCALE = 8
-_PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
 _CONCEPTS = "seqlora_concepts"
 
 
@@ -211,40 +205,6 @@ def other_patches(model, clip) -> list[object]:
     return [clip.layer_idx, *patches]
 
 
-def encode(
-    model, clip, vae, pictures: list[Image.Image], masks: list[Tensor], prompts: list[tuple[str, ...]], resolution: int
-) -> list[Example]:
-    """Pictures, masks [H, W] and the prompts of each picture through the host's VAE and CLIP; hears Cancel."""
-    texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
-    examples = []
-    for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
-        with _as_in_sampling():
-            encoded = vae.encode(to_image(fit(picture, resolution, True, _LATENT_SCALE)))
-            latents = model.model.process_latent_in(encoded)[0].float().cpu()
-        mask = latent_mask(masks[index], resolution, _LATENT_SCALE) if masks else None
-        examples.append(Example(latents.clone(), torch.stack([texts[prompt] for prompt in own]), mask=mask))
-    return examples
-
-
-def encode_prompts(clip, prompts: list[str]) -> Tensor | None:
-    """Embeddings [P, 77, 768] of prompts through the host's CLIP; None for none."""
-    return torch.stack([_encode_prompt(clip, prompt) for prompt in prompts]) if prompts else None
-
-
-def _encode_prompt(clip, prompt: str) -> Tensor:
-    with _as_in_sampling():
-        windows = clip.encode_from_tokens(clip.tokenize(prompt))[0].float().cpu()  # [77 a window, 768]
-    return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it
-
-
-@contextmanager
-def _as_in_sampling() -> Iterator[None]:
-    """How the host uses its models otherwise, Cancel included; what comes out of it is to be cloned for a training."""
-    model_management.throw_exception_if_processing_interrupted()
-    with torch.inference_mode():
-        yield
-
-
 def apply_adapters(model, adapters: Mapping[str, Adapter]):
     """MODEL with one patch a layer; the given MODEL is not changed.
 
@@ -264,11 +224,3 @@ def apply_adapters(model, adapters: Mapping[str, Adapter]):
     if len(applied) != len(patches):
         raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")
     return patched
-
-
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """The host's VAE draws from torch's global generators: give them a seed, and put back what they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

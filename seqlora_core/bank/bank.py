@@ -68,7 +68,7 @@ class Bank:
 
     @classmethod
     def open_or_create(cls, folder: Path | str, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Bank":
-        """Open a bank and check that it belongs to `base`, or create an empty one.
+        """Open a bank and check that it belongs to `base`, or create an empty one; one without concepts takes any base.
 
         Raises:
             UserError: the bank was made with another base (names both), or its folder cannot be used.
@@ -83,12 +83,35 @@ class Bank:
                 if not cls.exists(folder):
                     _write_manifest(folder, Manifest(base, dict(layers)))
         bank = cls.open(folder)
+        if not bank.concepts and bank.manifest.base.fingerprint != base.fingerprint:
+            bank = bank._given_to(base, layers)
         bank.check_base(base)
         return bank
 
+    def _given_to(self, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Bank":
+        """This empty bank, which a training that failed has left behind, for another base.
+
+        Checkpoints stay: they name their base, so that only a training on that one resumes them.
+        """
+
+        def refuse() -> None:  # the training that holds the lock is making the first concept of the other base
+            self.check_base(base)
+
+        with storage.locked(self.folder / ".training.lock", refuse), storage.locked(self.folder / ".lock"):
+            manifest = _read_manifest(self.folder)
+            if not manifest.concepts:
+                _write_manifest(self.folder, manifest.with_base(base, layers))
+        return Bank.open(self.folder)
+
     def refresh(self) -> "Bank":
-        """Read the manifest again."""
-        self.manifest = _read_manifest(self.folder)
+        """Read the manifest again.
+
+        Raises:
+            UserError: the bank was empty, and meanwhile it was given to another base than the one at hand.
+        """
+        newest = Bank.open(self.folder)
+        newest.check_base(self.manifest.base)
+        self.manifest = newest.manifest
         return self
 
     def check_base(self, base: BaseIdentity) -> None:
@@ -174,9 +197,10 @@ class Bank:
         concept = self.concept(name)
         self.load([concept])  # checks it
         content = (self.folder / PurePosixPath(concept.file)).read_bytes()
-        if target.exists() and target.read_bytes() != content:
+        if not target.exists():
+            storage.write_atomically(target, content)
+        elif target.read_bytes() != content:
             raise UserError(f"{target.name} exists and is another file: choose another name, or delete it first.")
-        storage.write_atomically(target, content)
         return target
 
     def occupied(self, without: str | None = None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@
 import dataclasses
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import UserError
@@ -83,6 +84,10 @@ class Manifest:
     def with_concepts(self, concepts: tuple[Concept, ...]) -> "Manifest":
         """The next generation."""
         return dataclasses.replace(self, concepts=concepts, generation=self.generation + 1)
+
+    def with_base(self, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Manifest":
+        """The next generation, of another base."""
+        return dataclasses.replace(self, base=base, layers=dict(layers), generation=self.generation + 1)
 
     def find(self, name: str) -> Concept | None:
         """The concept of that name (names differ by more than case), or None."""

@@ -6,13 +6,14 @@ from collections.abc import Collection
 
 from ..errors import UserError
 
-_RESERVED_ON_WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+_RESERVED_ON_WINDOWS = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_RESERVED_ON_WINDOWS |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789¹²³"}
 _MAX_NAME = 100
 _MAX_SLUG = 60
 
 
 def check_name(name: str, what: str = "concept's name") -> str:
-    """A name without surrounding spaces, of a concept or whatever else has a file or folder of its own.
+    """A name without surrounding spaces, of a concept or whatever else has one in lists and messages.
 
     Raises:
         UserError: it is empty, too long, or holds a character with a meaning elsewhere (paths, `NAME:STRENGTH` lists).
@@ -26,6 +27,21 @@ def check_name(name: str, what: str = "concept's name") -> str:
     if bad or name in (".", ".."):
         shown = " ".join(map(repr, bad)) or repr(name)
         raise UserError(f"The {what} is not a path and cannot hold {shown}: use letters, digits, spaces, - and _.")
+    return name
+
+
+def check_file_name(name: str, what: str) -> str:
+    """As `check_name`, of what is a file or folder under just this name (a concept's file has its `slug`).
+
+    Raises:
+        UserError: as there, or Windows would not make it, or would make another.
+    """
+    name = check_name(name, what)
+    # A bank or an exported file may go to such a machine, and an ending does not free a reserved name.
+    if name.partition(".")[0].rstrip().casefold() in _RESERVED_ON_WINDOWS:
+        raise UserError(f"The {what} cannot be {name!r}, which Windows keeps for a device: choose another.")
+    if name.endswith("."):
+        raise UserError(f"The {what} cannot end with a dot, as {name!r} does, on Windows: leave it off.")
     return name
 
 

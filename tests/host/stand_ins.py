@@ -1,5 +1,7 @@
 """Custom nodes for the tests: what other machines, other nodes and mistakes do to a graph."""
 
+import copy
+
 import comfy.ldm.modules.attention as attention
 import torch
 
@@ -14,16 +16,46 @@ class Anything(str):
 class UnusableVae:
     """A VAE that fails, to see what happens before anything is encoded."""
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"vae": ("VAE",)}})
     RETURN_TYPES = ("VAE",)
     FUNCTION = "make"
     CATEGORY = "tests"
 
-    def make(self):
-        return (self,)
+    def make(self, vae):
+        vae = copy.copy(vae)
+        vae.encode = self.encode
+        return (vae,)
 
     def encode(self, pixels):
         raise RuntimeError("a picture was encoded")
+
+
+class Nothing:
+    """What loaders give of a file that lacks a part, and what is left of a list that was filtered."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = (Anything("*"), "IMAGE")
+    OUTPUT_IS_LIST = (False, True)
+    FUNCTION = "give"
+    CATEGORY = "tests"
+
+    def give(self):
+        return (None, [])
+
+
+class WideTexts:
+    """A CLIP whose texts are twice as wide, as those of other models are wider."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"clip": ("CLIP",)}})
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, clip):
+        clip = clip.clone()
+        encode = clip.encode_from_tokens
+        clip.encode_from_tokens = lambda tokens: torch.cat([encode(tokens)] * 2, dim=-1)
+        return (clip,)
 
 
 class MovedWeights:
@@ -86,6 +118,5 @@ class Switch:
         return (text,)
 
 
-NODE_CLASS_MAPPINGS = {
-    f"Tests{node.__name__}": node for node in (UnusableVae, MovedWeights, SamplingAttention, Captioner, Switch)
-}
+NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, SamplingAttention, Captioner, Switch)
+NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from comfy_server import NodeError
 from graphs import loader, text, training
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +76,20 @@ def test_a_text_for_every_picture_of_a_list_is_a_caption_of_its_own(host, lora):
         host.run({**loader(), **nodes, **training("cat", **changes)})
     prompt = {**loader(), **nodes, **training("cat", **changes, images=["folder", 0])}
     assert "captioned learned" in text(host.run(prompt), "train-cat")
+
+
+def test_pictures_of_a_folder_are_no_larger_than_a_training_can_use(host, lora):
+    folder = host.folder / "input" / "of a camera"
+    folder.mkdir()
+    for name, size in (("large", (3000, 2000)), ("long", (2000, 900))):
+        Image.new("RGB", size, "red").save(folder / f"{name}.png")
+    nodes = {
+        "folder": {"class_type": "SeqLoRALoadImageFolder", "inputs": {"folder": folder.name}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["folder", 0], "filename_prefix": "of-folder"}},
+    }
+    saved = host.run(nodes)["save"]["images"]
+    sizes = [Image.open(host.folder / "output" / picture["filename"]).size for picture in saved]
+    assert sizes == [(1536, 1024), (2000, 900)]
 
 
 def test_a_merged_model_is_the_same_when_it_was_merged_again(host, lora):

@@ -75,6 +75,21 @@ def exported(host, trained) -> str:
     return "dog.safetensors"
 
 
+def test_an_exported_file_that_was_deleted_is_written_again(host, trained):
+    def state() -> tuple[bool, bool]:
+        """Whether the node has run, and whether its file is there."""
+        entry = host.wait(host.queue(prompt))
+        cached = next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
+        return "export" not in cached, file.is_file()
+
+    export = {"bank": ["bank", 0], "concept_name": "cat", "file_name": "deleted"}
+    prompt = {"bank": composed("")["bank"], "export": {"class_type": "SeqLoRAExportConcept", "inputs": export}}
+    file = host.folder / "models" / "loras" / "deleted.safetensors"
+    assert [state() for _ in range(3)] == [(True, True), (True, True), (False, True)]  # it meets its own file once
+    file.unlink()
+    assert state() == (True, True)
+
+
 def test_an_exported_concept_acts_the_same_through_the_stock_loader(host, trained, exported):
     ours = draw(host, ["compose", 0], "ours", composed("dog:0.8"))
     stock = {"model": ["base", 0], "clip": ["base", 1], "lora_name": exported}
@@ -157,6 +172,9 @@ def test_inspecting_exporting_renaming_and_removing(host, trained):
     assert (host.folder / "models" / "loras" / "exported.safetensors").is_file()
     with pytest.raises(NodeError, match="exists and is another file"):
         act("SeqLoRAExportConcept", concept_name="backpack", file_name="exported")
+    for name, message in (("con", "file's name cannot be 'con'"), ("dog.", "cannot end with a dot")):
+        with pytest.raises(NodeError, match=message):
+            act("SeqLoRAExportConcept", concept_name="temporary", file_name=name)
     act("SeqLoRARenameConcept", concept_name="temporary", new_name="brief")
     act("SeqLoRARemoveConcept", concept_name="brief")
     assert {"temporary", "brief"}.isdisjoint(c["name"] for c in manifest(host)["concepts"])
@@ -210,13 +228,14 @@ def test_a_concept_that_was_removed_meanwhile_is_trained_again(host, trained):
     assert "gone" in {concept["name"] for concept in manifest(host)["concepts"]}
 
 
-def test_a_cancelled_training_with_changed_settings_begins_anew(host, trained):
+def test_a_cancelled_training_with_changed_settings_begins_anew_and_says_so(host, trained):
     job = host.queue_and_wait_for_progress(
         {**loader(), **training("dog", concept_name="half", steps=8)}, "train-dog", 2
     )
     host.request("/interrupt", {})
     host.wait(job)
-    host.run({**loader(), **training("dog", concept_name="half", steps=2)})
+    texts = host.texts({**loader(), **training("dog", concept_name="half", steps=2)})
+    assert any(text.startswith("Beginning anew") and "steps was 8 and is now 2" in text for text in texts)
     assert next(c for c in manifest(host)["concepts"] if c["name"] == "half")["metrics"]["steps"] == 2
 
 
@@ -245,6 +264,7 @@ WRONG = {
     "empty token": ({"concept_name": "n", "token": ""}, "token is empty"),
     "empty class word": ({"concept_name": "n", "class_word": ""}, "class word is empty"),
     "path as a bank": ({"concept_name": "n", "bank_name": "../../x"}, "not a path"),
+    "device as a bank": ({"concept_name": "n", "bank_name": "Aux"}, "bank's name cannot be 'Aux'"),
     "rank out of range": ({"concept_name": "n", "rank": 0}, "rank"),
     "unknown method": ({"concept_name": "n", "method": "magic"}, "method"),
     "captions that do not fit": ({"concept_name": "n", "captions": "one\ntwo\nthree"}, "3 captions for 1 pictures"),

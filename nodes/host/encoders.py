@@ -1,0 +1,104 @@
+"""The host's CLIP and VAE: what they must be, and encoding with them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management as model_management
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...seqlora_core.errors import UserError
+from ...seqlora_core.examples import Example
+from ...seqlora_core.images import fit
+from ..pictures import latent_mask, to_image
+
+_LATENT_SCALE, _LATENT_CHANNELS = 8, 4
+_TEXT_WIDTH = 768
+_PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
+
+
+def check_encoders(clip, vae) -> None:
+    """Raises UserError where there is no CLIP, no VAE, or one of another kind of latents."""
+    if clip is None:
+        raise UserError("No CLIP is on the input clip (some files have none): connect that of an SD1.5 checkpoint.")
+    if getattr(vae, "first_stage_model", None) is None:
+        raise UserError("No VAE is on the input vae (some files have none): connect that of an SD1.5 checkpoint.")
+    channels = getattr(vae, "latent_channels", _LATENT_CHANNELS)
+    if channels != _LATENT_CHANNELS:
+        raise UserError(
+            f"The VAE on the input vae makes latents of {channels} channels, and Stable Diffusion 1.5 has "
+            f"{_LATENT_CHANNELS}: connect an SD1.5 VAE."
+        )
+
+
+def check_texts(clip, prompt: str) -> None:
+    """Raises UserError where the UNet cannot read what CLIP makes of a prompt."""
+    width = _encode_prompt(clip, prompt).shape[-1]
+    if width != _TEXT_WIDTH:
+        raise UserError(
+            f"The CLIP on the input clip makes texts of width {width}, and Stable Diffusion 1.5 reads {_TEXT_WIDTH}: "
+            "connect an SD1.5 CLIP."
+        )
+
+
+def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: int) -> list[Tensor]:
+    """MASKs [H, W] as the masks [1, h, w] of their pictures' latents; none for none.
+
+    Raises:
+        UserError: there is not one for each picture, or nothing of a picture would count.
+    """
+    if not masks:
+        return []
+    if len(masks) != len(pictures):
+        raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
+    made = [latent_mask(m, p.size, resolution, _LATENT_SCALE) for m, p in zip(masks, pictures, strict=True)]
+    for number, mask in enumerate(made, 1):
+        if not (mask > 0).any():
+            raise UserError(
+                f"Mask {number} of {len(made)} is empty in the middle square of its picture, so nothing of that would "
+                "count: paint the subject into it, or connect no masks."
+            )
+    return made
+
+
+def encode(
+    model, clip, vae, pictures: list[Image.Image], masks: list[Tensor], prompts: list[tuple[str, ...]], resolution: int
+) -> list[Example]:
+    """Pictures and the prompts of each through the host's VAE and CLIP, with their masks of latents; hears Cancel."""
+    texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
+    examples = []
+    for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
+        with _as_in_sampling():
+            encoded = vae.encode(to_image(fit(picture, resolution, True, _LATENT_SCALE)))
+            latents = model.model.process_latent_in(encoded)[0].float().cpu()
+        prompted = torch.stack([texts[prompt] for prompt in own])
+        examples.append(Example(latents.clone(), prompted, mask=masks[index] if masks else None))
+    return examples
+
+
+def encode_prompts(clip, prompts: list[str]) -> Tensor | None:
+    """Embeddings [P, 77, 768] of prompts through the host's CLIP; None for none."""
+    return torch.stack([_encode_prompt(clip, prompt) for prompt in prompts]) if prompts else None
+
+
+def _encode_prompt(clip, prompt: str) -> Tensor:
+    with _as_in_sampling():
+        windows = clip.encode_from_tokens(clip.tokenize(prompt))[0].float().cpu()  # [77 a window, 768]
+    return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it
+
+
+@contextmanager
+def _as_in_sampling() -> Iterator[None]:
+    """How the host uses its models otherwise, Cancel included; what comes out of it is to be cloned for a training."""
+    model_management.throw_exception_if_processing_interrupted()
+    with torch.inference_mode():
+        yield
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """The host's VAE draws from torch's global generators: give them a seed, and put back what they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
