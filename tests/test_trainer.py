@@ -19,7 +19,6 @@ from seqlora_core.examples import EncodedConcept, Example
 from seqlora_core.layers import attached, find_layers
 from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ConceptSpec, already_trained, next_version
-from seqlora_core.preview import preview_latents
 from seqlora_core.trainer import Options, train_concept
 
 
@@ -376,40 +375,3 @@ def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
         with attached(layers, compose(bank, [("b", 1.0), ("a", 1.0)])):
             composed = denoiser.predict_noise(*inputs)
     assert torch.allclose(both, composed, atol=1e-5)
-
-
-class Previews(Monitor):
-    """Keeps the preview pictures' latents."""
-
-    def __init__(self) -> None:
-        self.latents = []
-
-    def previewed(self, latents) -> None:
-        self.latents.append(latents)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_previews_come_at_their_steps_and_change_nothing(denoiser, bank, checkpointing):
-    before = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
-    watched, settings = Previews(), {"steps": 5, "alpha": 0.05, "gradient_checkpointing": checkpointing}
-    learn(denoiser, bank, "a", random_concept(1), watched, Options(preview_every=2), **settings)
-    seen = factors(bank, "a")
-    bank.remove("a")
-    learn(denoiser, bank, "a", random_concept(1), **settings)
-    assert equal(seen, factors(bank, "a"))
-    assert [tuple(latents.shape) for latents in watched.latents] == [(1, 4, 8, 8)] * 2
-    assert not torch.allclose(*watched.latents)  # they show the concept as it was then
-    assert all(torch.equal(value, before[name]) for name, value in denoiser.unet.state_dict().items())
-
-
-def test_a_preview_of_a_perfect_denoiser_is_its_picture(denoiser):
-    """The sampler is right: a model that knows one picture makes that picture."""
-    answer, alphas = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), denoiser.alphas_cumprod
-
-    class Oracle(DiffusersDenoiser):
-        def predict_noise(self, noisy, timesteps, text):
-            signal = alphas[timesteps].view(-1, 1, 1, 1)
-            return (noisy - signal.sqrt() * answer) / (1 - signal).sqrt()
-
-    objective = DenoisingObjective(Oracle(denoiser.unet, alphas), {}, [], "float32")
-    assert torch.allclose(preview_latents(objective, ([], []), random_concept(0), seed=3), answer, atol=1e-3)
