@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import seqlora_core
 from seqlora_core.bank import Bank
 from seqlora_core.cli import main
 from seqlora_core.fusion import FUSIONS, WITHOUT_BASE
@@ -301,6 +302,7 @@ def test_without_the_packages_of_the_command_line_the_user_is_told_which(bank, m
     monkeypatch.setitem(sys.modules, "diffusers", None)
     for name in [name for name in sys.modules if name.startswith(("diffusers.", "seqlora_core.bases"))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(seqlora_core, "bases", raising=False)  # and is what it was before afterwards
     command = ["generate", "--base", "mini", "--prompt", "x", "--out", str(tmp_path / "x.png")]
     assert main(command) == 2
     assert "pip install" in capsys.readouterr().err
