@@ -1,7 +1,5 @@
 """Base models for the command line: a single-file SD1.5 checkpoint or a diffusers folder, loaded with diffusers."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import mini
-from .bank.fingerprint import fingerprint
+from .bank.fingerprint import digest, fingerprint
 from .bank.manifest import BaseIdentity
 from .denoiser import DiffusersDenoiser
 from .devices import check_dtype, resolve_device
@@ -57,12 +55,12 @@ class Base:
         scheduler = self.pipeline.scheduler
         schedule = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         weights = self._fingerprint("unet", "vae", "text_encoder")
-        return _digest([weights, type(scheduler).__name__, schedule, self.pipeline.tokenizer.get_vocab()])
+        return digest([weights, type(scheduler).__name__, schedule, self.pipeline.tokenizer.get_vocab()])
 
     def encoding(self) -> str:
         """A hash of all that decides what images and prompts are encoded as, but for rounding."""
         weights, vae = self._fingerprint("vae", "text_encoder"), self.pipeline.vae.config
-        return _digest([weights, vae.scaling_factor, self.pipeline.tokenizer.get_vocab()])
+        return digest([weights, vae.scaling_factor, self.pipeline.tokenizer.get_vocab()])
 
     def _fingerprint(self, *parts: str) -> str:
         modules = {part: getattr(self.pipeline, part) for part in parts}
@@ -180,10 +178,6 @@ def _check_supported(pipeline: Any, base: str) -> None:
         problem = f"a model with {pipeline.scheduler.config.prediction_type} prediction"
     if problem:
         raise UserError(f"{base} is {problem}, which SeqLoRA cannot train on: give a Stable Diffusion 1.5 base.")
-
-
-def _digest(facts: list) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _first_line(error: Exception) -> str:

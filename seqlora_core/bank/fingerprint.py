@@ -1,6 +1,7 @@
-"""Telling base models apart by their weights."""
+"""Telling base models apart by their weights, and other things by what decides them."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 
 import torch
@@ -20,3 +21,8 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())
         digest.update(rows.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def digest(facts: list) -> str:
+    """A hash of what JSON can hold; of anything else in it counts the text."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

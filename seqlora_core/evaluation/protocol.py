@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..bank import Bank, Concept
+from ..bank.fingerprint import digest
 from ..bank.names import slug
 from ..bank.storage import write_atomically
 from ..bases import Base
@@ -78,6 +79,7 @@ class Evaluation:
         self.base, self.bank, self.references, self.metrics = base, bank, references, metrics
         self.drawing, self.folder, self.monitor = drawing, folder, monitor
         self._appearance = base.appearance()
+        self._pixels = {name: _pixels(pictures) for name, pictures in references.items()}
         self._targets: dict[tuple[str, str], Tensor] = {}
 
     def run(self, trajectory: bool) -> list[Score]:
@@ -135,12 +137,13 @@ class Evaluation:
         drawing, prompt = self.drawing, self._prompt(concept)
         facts = [self._appearance, [part.sha256 for part in self.bank.concepts[:stage]], prompt]
         facts += [drawing.steps, drawing.guidance, drawing.size]
-        return self.folder / "pictures" / slug(concept.name) / _digest(facts)
+        return self.folder / "pictures" / slug(concept.name) / digest(facts)[:16]
 
     def _score_key(self, metric: Metric, concept: Concept) -> str:
         """All that decides a score of given pictures."""
-        compared = self._class_prompt(concept) if metric.to_text else _pixels(self.references[concept.name])
-        return f"{metric.name} {_digest([metric.weights, compared, self.drawing.seed, self.drawing.count])}"
+        compared = self._class_prompt(concept) if metric.to_text else self._pixels[concept.name]
+        facts = [metric.weights, compared, self.drawing.seed, self.drawing.count]
+        return f"{metric.name} {digest(facts)[:16]}"
 
     def _draw(self, adapters, prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
         drawing = self.drawing
@@ -167,16 +170,12 @@ def _together(seeds: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _digest(facts) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
 def _pixels(pictures: Sequence[Image.Image]) -> str:
-    digest = hashlib.sha256()
+    seen = hashlib.sha256()
     for picture in pictures:
-        digest.update(f"{picture.mode}{picture.size}".encode())
-        digest.update(picture.tobytes())
-    return digest.hexdigest()
+        seen.update(f"{picture.mode}{picture.size}".encode())
+        seen.update(picture.tobytes())
+    return seen.hexdigest()
 
 
 def _save(picture: Image.Image, path: Path) -> None:

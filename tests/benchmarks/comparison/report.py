@@ -57,11 +57,8 @@ def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -
         made.append(tables.orders(results["order"], results["main"]))
     if results["rivals"]:
         made.append(tables.rivals(results["rivals"], results["main"]))
-    if results["ablation"]:
-        made.append(tables.ablation(results["ablation"]))
-    if results["choices"]:
-        made.append(tables.contested(results["choices"], choices))
-    others = {"defaults": tables.defaults, "subsets": tables.subsets}
+    others = {"ablation": tables.ablation, "choices": lambda found: tables.contested(found, choices)}
+    others |= {"defaults": tables.defaults, "subsets": tables.subsets}
     others |= {"others": tables.others, "saturation": tables.saturation, "forecast": tables.forecasts}
     made += [table(results[part]) for part, table in others.items() if results[part]]
     return [*made, tables.tuning(choices)]
