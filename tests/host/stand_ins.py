@@ -72,6 +72,32 @@ class MovedWeights:
         return (model,)
 
 
+class GGMLTensor(torch.Tensor):
+    """As packs for GGUF files call theirs."""
+
+
+class QuantizedTensor(torch.Tensor):
+    """As later hosts call theirs."""
+
+    __module__ = "comfy.quant_ops"
+
+
+class PackedWeights:
+    """Weights of a kind of tensor that others than torch have made."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "by_host": ("BOOLEAN",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "pack"
+    CATEGORY = "tests"
+
+    def pack(self, model, by_host):
+        kind = QuantizedTensor if by_host else GGMLTensor
+        for part in model.model.diffusion_model.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.weight = torch.nn.Parameter(part.weight.as_subclass(kind), requires_grad=False)
+        return (model,)
+
+
 @attention.wrap_attn
 def attention_flash(*args, **kwargs):
     """Without a derivative, as the host's own of that name."""
@@ -118,5 +144,6 @@ class Switch:
         return (text,)
 
 
-NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, SamplingAttention, Captioner, Switch)
+NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, PackedWeights)
+NODES += (SamplingAttention, Captioner, Switch)
 NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}
