@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import comfy.ldm.modules.attention as attention
 import comfy.model_management as model_management
+import comfy.ops as ops
 import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
@@ -91,7 +92,7 @@ class HostDenoiser:
         with torch.inference_mode():  # as for sampling; moved outside of it, weights would not be what the host made
             model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
-            with _flagged_as_training(), _ordinary_weights(self.unet):
+            with _flagged_as_training(), _without_fast_products(self.unet), _ordinary_weights(self.unet):
                 yield
         finally:
             model_management.soft_empty_cache()
@@ -141,6 +142,22 @@ def _flagged_as_training() -> Iterator[None]:
         yield
     finally:
         model_management.in_training = before
+
+
+@contextmanager
+def _without_fast_products(module: nn.Module) -> Iterator[None]:
+    """Puts layers that try to multiply in eight bits into the mode in which they do not.
+
+    That has no derivative, and changes the layer's input in place, which other layers keep for theirs.
+    """
+    fast = [part for part in module.modules() if isinstance(part, ops.fp8_ops.Linear) and not part.training]
+    for part in fast:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part in fast:
+            part.training = False
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 
 import comfy.ldm.modules.attention as attention
+import comfy.ops
 import torch
 
 
@@ -98,6 +99,26 @@ class PackedWeights:
         return (model,)
 
 
+class EightBitProducts:
+    """Layers as a host makes them on a graphics card that multiplies in eight bits, where a user asks for that.
+
+    It does so in layers that are not in training mode.  This version leaves the UNet in it, but some nodes do not.
+    """
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, model):
+        for part in model.model.diffusion_model.modules():
+            if isinstance(part, comfy.ops.manual_cast.Linear):
+                part.__class__ = comfy.ops.fp8_ops.Linear
+                part.reset_parameters()
+        model.model.diffusion_model.eval()
+        return (model,)
+
+
 @attention.wrap_attn
 def attention_flash(*args, **kwargs):
     """Without a derivative, as the host's own of that name."""
@@ -144,6 +165,6 @@ class Switch:
         return (text,)
 
 
-NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, PackedWeights)
+NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, PackedWeights, EightBitProducts)
 NODES += (SamplingAttention, Captioner, Switch)
 NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}
