@@ -214,15 +214,16 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
     latent_masks = host.latent_masks(masks, pictures, config.resolution)
     folder = values["bank"].folder if values.get("bank") is not None else host.bank_folder(values["bank_name"])
     bank = Bank.open_or_create(folder, *host.identify(model, model_file(node)))
-    source = fingerprint([images, masks, prompts, host.other_patches(model, clip)])
+    encoders = [host.identify_encoders(clip, vae), host.other_patches(model, clip)]
+    source = fingerprint([images, masks, prompts, encoders])
     if values["on_existing"] == "new version":
         spec = next_version(bank, spec, config, source)
     if (done := already_trained(bank, spec, config, source)) is not None:
         return bank, done, "was already in the bank, unchanged; nothing was trained"
     if values["on_existing"] == "error" and (taken := bank.manifest.find(spec.name)):
         raise UserError(
-            f"The bank already has a concept {taken.name!r}, from other settings, pictures or LoRAs on the model: "
-            "choose another concept_name, or on_existing 'replace' or 'new version'."
+            f"The bank already has a concept {taken.name!r}, from other settings, pictures or LoRAs on the model, or "
+            "another CLIP or VAE: choose another concept_name, or on_existing 'replace' or 'new version'."
         )
     host.check_texts(clip, prompts[0][0])
     denoiser = host.HostDenoiser(model)

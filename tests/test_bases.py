@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from seqlora_core.bank.fingerprint import fingerprint
 from seqlora_core.bases import load_base
 from seqlora_core.config import TrainingConfig
 from seqlora_core.denoiser import sd15_alphas_cumprod
@@ -67,6 +68,16 @@ def test_single_files_with_fewer_levels_load(tmp_path, channels, per_level):
     with torch.no_grad():
         expected = pipeline.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2]).sample
         assert torch.allclose(loaded.denoiser().predict_noise(*inputs), expected, atol=1e-5)
+
+
+def test_a_fingerprint_in_bfloat16_is_that_of_all_precisions_and_takes_scalars():
+    weights = {"a": torch.randn(100, 7, generator=torch.Generator().manual_seed(0)).half().float(), "b": torch.ones(())}
+    prints = {
+        fingerprint({name: weight.to(dtype) for name, weight in weights.items()}, torch.bfloat16)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    assert len(prints) == 1
+    assert prints != {fingerprint({**weights, "b": torch.zeros(())}, torch.bfloat16)}
 
 
 def test_a_float16_file_of_the_same_weights_has_the_same_fingerprint(base_file, tmp_path):

@@ -5,6 +5,7 @@ from .encoders import (
     check_texts,
     encode,
     encode_prompts,
+    identify_encoders,
     latent_masks,
     reproducible,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "encode_prompts",
     "folder_state",
     "identify",
+    "identify_encoders",
     "image_folder",
     "image_folders",
     "latent_masks",

@@ -1,4 +1,4 @@
-"""The host's CLIP and VAE: what they must be, and encoding with them."""
+"""The host's CLIP and VAE: what they must be, what tells them apart, and encoding with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...seqlora_core.bank.fingerprint import fingerprint
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.examples import Example
 from ...seqlora_core.images import fit
@@ -15,6 +16,7 @@ from ..pictures import latent_mask, to_image
 
 _LATENT_SCALE, _LATENT_CHANNELS = 8, 4
 _TEXT_WIDTH = 768
+_NOT_USED = ("decoder", "post_quant", "text_projection", "logit_scale")  # weights that encoding leaves aside
 _PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
 
 
@@ -40,6 +42,25 @@ def check_texts(clip, prompt: str) -> None:
             f"The CLIP on the input clip makes texts of width {width}, and Stable Diffusion 1.5 reads {_TEXT_WIDTH}: "
             "connect an SD1.5 CLIP."
         )
+
+
+@torch.inference_mode()
+def identify_encoders(clip, vae) -> str:
+    """A hash of the weights, without any patch, that encode prompts and pictures."""
+    weights = {f"clip.{name}": weight for name, weight in _as_loaded(clip.patcher)}
+    weights |= {f"vae.{name}": weight for name, weight in vae.first_stage_model.named_parameters()}
+    used = {name: weight for name, weight in weights.items() if not any(part in name for part in _NOT_USED)}
+    return fingerprint(used, torch.bfloat16)  # the least precise of those in which machines hold a VAE
+
+
+def _as_loaded(patcher) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model; the host adds patches to the weights themselves, and keeps what they were."""
+    for name, weight in patcher.model.named_parameters():
+        if name in patcher.backup:
+            weight = patcher.backup[name].weight
+        if name in patcher.hook_backup:
+            weight = patcher.hook_backup[name][0]
+        yield name, weight
 
 
 def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: int) -> list[Tensor]:

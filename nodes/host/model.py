@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import comfy.ldm.modules.attention as attention
 import comfy.model_management as model_management
+import comfy.ops as ops
 import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
@@ -17,16 +18,23 @@ from ...seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shape
 
 _UNET = "diffusion_model."
 _CONCEPTS = "seqlora_concepts"
+_TENSORS_OF = ("torch", "comfy", "comfy_kitchen")  # packages; others pack weights for layers of their own
 
 
 def check_model(model) -> None:
-    """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5."""
+    """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5 with weights to read."""
     inner = model.model
     if (
         not hasattr(inner, "diffusion_model")
         or getattr(inner.model_config, "unet_config", {}).get("context_dim") != 768
     ):
         raise UserError("The model is not Stable Diffusion 1.5: connect an SD1.5 checkpoint.")
+    for kind in {type(weight) for weight in inner.diffusion_model.parameters()}:
+        if kind.__module__.partition(".")[0] not in _TENSORS_OF:
+            raise UserError(
+                f"Weights packed as {kind.__name__}, as those of GGUF files are, cannot be trained on: load the "
+                ".safetensors model."
+            )
     sampling = model.get_model_object("model_sampling")  # a node may have replaced it on this MODEL
     if not isinstance(sampling, EPS) or isinstance(sampling, (V_PREDICTION, X0)):
         raise UserError(
@@ -56,8 +64,8 @@ def identify(model, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
 class HostDenoiser:
     """The UNet that the graph holds, with whatever patches MODEL carries, as the core's `Denoiser`.
 
-    Other LoRAs are part of the frozen model while training; quantized or low-precision weights are cast by the host's
-    own layers as in sampling, and adapters act beside them.
+    Other LoRAs are part of the frozen model while training; low-precision weights are cast by the host's own layers as
+    in sampling, and adapters act beside them.
     """
 
     def __init__(self, model) -> None:
@@ -84,7 +92,7 @@ class HostDenoiser:
         with torch.inference_mode():  # as for sampling; moved outside of it, weights would not be what the host made
             model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
-            with _flagged_as_training(), _ordinary_weights(self.unet):
+            with _flagged_as_training(), _without_fast_products(self.unet), _ordinary_weights(self.unet):
                 yield
         finally:
             model_management.soft_empty_cache()
@@ -134,6 +142,22 @@ def _flagged_as_training() -> Iterator[None]:
         yield
     finally:
         model_management.in_training = before
+
+
+@contextmanager
+def _without_fast_products(module: nn.Module) -> Iterator[None]:
+    """Puts layers that try to multiply in eight bits into the mode in which they do not.
+
+    That has no derivative, and changes the layer's input in place, which other layers keep for theirs.
+    """
+    fast = [part for part in module.modules() if isinstance(part, ops.fp8_ops.Linear) and not part.training]
+    for part in fast:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part in fast:
+            part.training = False
 
 
 @contextmanager

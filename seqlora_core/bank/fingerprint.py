@@ -1,4 +1,4 @@
-"""Telling base models apart by their weights, and other things by what decides them."""
+"""Telling models apart by their weights, and other things by what decides them."""
 
 import hashlib
 import json
@@ -10,16 +10,16 @@ from torch import Tensor
 _ROW_STRIDE = 64  # every finetune moves every row, so a few of them tell
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
+def fingerprint(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
     """A hash of weights by name; of a base's attention weights [m, n], by canonical layer name, it is its identity.
 
-    Taken in float16, so that the float32 and the float16 file of one model agree.
+    Taken in half precision, so that the float32 and the float16 file of one model agree.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
-        rows = torch.atleast_1d(weights[name].detach())[::_ROW_STRIDE].to("cpu", torch.float16)
+        rows = torch.atleast_1d(weights[name].detach())[::_ROW_STRIDE].to("cpu", dtype)
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())
-        digest.update(rows.contiguous().numpy().tobytes())
+        digest.update(rows.view(torch.int16).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()[:32]
 
 

@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 SETTINGS = {"rank": 2, "steps": 3, "resolution": 128, "method": "seqlora", "seed": 0, "on_existing": "error"}
 
@@ -19,6 +21,12 @@ def unet_alone(host, dtype: str = "default") -> dict:
     if not (folder / "small.safetensors").exists():
         (folder / "small.safetensors").hardlink_to(host.folder / "models" / "checkpoints" / "small.safetensors")
     return {"class_type": "UNETLoader", "inputs": {"unet_name": "small.safetensors", "weight_dtype": dtype}}
+
+
+def part_of_checkpoint(host, prefix: str) -> dict[str, torch.Tensor]:
+    """The weights of the loader's CLIP or VAE, under the names of files that hold it alone."""
+    weights = load_file(host.folder / "models" / "checkpoints" / "small.safetensors")
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def training(subject: str, **changes) -> dict:

@@ -3,6 +3,7 @@
 import copy
 
 import comfy.ldm.modules.attention as attention
+import comfy.ops
 import torch
 
 
@@ -72,6 +73,52 @@ class MovedWeights:
         return (model,)
 
 
+class GGMLTensor(torch.Tensor):
+    """As packs for GGUF files call theirs."""
+
+
+class QuantizedTensor(torch.Tensor):
+    """As later hosts call theirs."""
+
+    __module__ = "comfy.quant_ops"
+
+
+class PackedWeights:
+    """Weights of a kind of tensor that others than torch have made."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "by_host": ("BOOLEAN",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "pack"
+    CATEGORY = "tests"
+
+    def pack(self, model, by_host):
+        kind = QuantizedTensor if by_host else GGMLTensor
+        for part in model.model.diffusion_model.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.weight = torch.nn.Parameter(part.weight.as_subclass(kind), requires_grad=False)
+        return (model,)
+
+
+class EightBitProducts:
+    """Layers as a host makes them on a graphics card that multiplies in eight bits, where a user asks for that.
+
+    It does so in layers that are not in training mode.  This version leaves the UNet in it, but some nodes do not.
+    """
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    def make(self, model):
+        for part in model.model.diffusion_model.modules():
+            if isinstance(part, comfy.ops.manual_cast.Linear):
+                part.__class__ = comfy.ops.fp8_ops.Linear
+                part.reset_parameters()
+        model.model.diffusion_model.eval()
+        return (model,)
+
+
 @attention.wrap_attn
 def attention_flash(*args, **kwargs):
     """Without a derivative, as the host's own of that name."""
@@ -118,5 +165,6 @@ class Switch:
         return (text,)
 
 
-NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, SamplingAttention, Captioner, Switch)
+NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, PackedWeights, EightBitProducts)
+NODES += (SamplingAttention, Captioner, Switch)
 NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from banks import occupy
 from comfy_server import NodeError
-from graphs import loader, text, training
-from safetensors.torch import load_file, save_file
+from graphs import loader, part_of_checkpoint, text, training
+from safetensors.torch import save_file
 
 from seqlora_core.bank import Bank
 
@@ -40,9 +40,7 @@ def test_a_rank_without_room_is_refused_before_pictures_are_encoded(host, bank):
 @pytest.fixture(scope="module")
 def others(host) -> dict:
     """Nodes that give what a training cannot use."""
-    weights = load_file(host.folder / "models" / "checkpoints" / "small.safetensors")
-    prefix = "first_stage_model."
-    vae = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    vae = part_of_checkpoint(host, "first_stage_model.")
     last = max(int(key.split(".")[1]) for key in vae if key.startswith("taesd_encoder"))
     for part in ("weight", "bias"):
         vae[f"taesd_encoder.{last}.{part}"] = torch.cat([vae[f"taesd_encoder.{last}.{part}"]] * 4)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from comfy_server import NodeError
-from graphs import loader, text, training
+from graphs import loader, part_of_checkpoint, text, training
 from PIL import Image
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,32 @@ def test_another_layer_of_clip_is_another_training(host, lora):
     host.run({**loader(), **training("cat", **changes)})
     with pytest.raises(NodeError, match="other settings, pictures or LoRAs"):
         host.run({**loader(), **skip, **training("cat", **changes, clip=["skip", 0])})
+
+
+@pytest.mark.parametrize(
+    ("input_name", "changed", "trained"),
+    [
+        ("vae", "taesd_encoder.0.weight", True),
+        ("vae", "taesd_decoder.1.weight", False),  # pictures that are trained on are never decoded
+        ("clip", "text_model.encoder.layers.3.mlp.fc1.weight", True),
+        ("clip", None, False),
+    ],
+)
+def test_another_vae_or_clip_is_another_training(host, lora, input_name, changed, trained):
+    prefix, folder, output, node, inputs = {
+        "vae": ("first_stage_model.", "vae", 2, "VAELoader", {}),
+        "clip": ("cond_stage_model.transformer.", "text_encoders", 1, "CLIPLoader", {"type": "stable_diffusion"}),
+    }[input_name]
+    weights, file = part_of_checkpoint(host, prefix), f"{input_name} {changed}.safetensors"
+    if changed:
+        weights[changed] = weights[changed] * 1.01
+    (host.folder / "models" / folder).mkdir(exist_ok=True)
+    save_file(weights, host.folder / "models" / folder / file)
+    nodes = {"other": {"class_type": node, "inputs": {f"{input_name}_name": file, **inputs}}}
+    changes = {"bank_name": "inputs", "concept_name": "encoded", "steps": 1, "on_existing": "replace"}
+    host.run({**loader(), **training("cat", **changes, **{input_name: ["base", output]})})
+    again = host.run({**loader(), **nodes, **training("cat", **changes, **{input_name: ["other", 0]})})
+    assert ("encoded learned" if trained else "nothing was trained") in text(again, "train-cat")
 
 
 def test_pictures_with_an_alpha_channel_are_trained_on(host, lora):
