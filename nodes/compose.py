@@ -6,12 +6,16 @@ import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
-from ..seqlora_core.composition import Stack, parse_selections, stack, trigger_words
-from ..seqlora_core.fusion import FUSIONS, WITHOUT_BASE
+from ..seqlora_core.composition import Stack, parse_selections, select, stack, trigger_words
+from ..seqlora_core.errors import UserError
+from ..seqlora_core.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
+from ..seqlora_core.layers import Adapter
 from ..seqlora_core.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
 from .graph import model_file
+
+_RESOLUTION = 512  # of an imported concept, for pictures that show what its layers read
 
 
 class ComposeConcepts(io.ComfyNode):
@@ -36,12 +40,12 @@ class ComposeConcepts(io.ComfyNode):
                 host.advanced(
                     io.Combo.Input,
                     "fusion",
-                    options=list(WITHOUT_BASE),
+                    options=list(FUSIONS),
                     default="sum",
                     optional=True,
-                    tooltip="sum is what SeqLoRA concepts are made for. Other fusions run the base model: the command "
-                    "line's compose makes a LoRA file with them.",
+                    tooltip="sum is what SeqLoRA concepts are made for. The last three take time, and need clip.",
                 ),
+                io.Clip.Input("clip", optional=True, tooltip="The base's, for fusions that look at concepts' words."),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model", tooltip="The model with the concepts."),
@@ -51,22 +55,44 @@ class ComposeConcepts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, bank, concepts: str, fusion: str = "sum") -> io.NodeOutput:
+    def execute(cls, model, bank, concepts: str, fusion: str = "sum", clip=None) -> io.NodeOutput:
         bank.refresh()
         host.check_model(model)
+        chosen = FUSIONS[fusion]
+        if chosen.reads_base:
+            _check_clip(clip, fusion)
         bank.check_base(host.identify(model, model_file(cls))[0])
         started = time.monotonic()
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
-        weights = FUSIONS[fusion].weigh([strength for _, strength in selection])
+        weights = [strength for _, strength in selection]
+        weights = weights if chosen.reads_base else chosen.weigh(weights)
         stacks = stack(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
-        patched = host.apply_adapters(model, {layer: stacked.adapter for layer, stacked in stacks.items()})
-        cost = f"Put together in {time.monotonic() - started:.1f} s; the patch takes {_megabytes(stacks):.1f} MB."
+        adapters, memory = {layer: stacked.adapter for layer, stacked in stacks.items()}, ""
+        if chosen.reads_base:
+            fused = _fuse(chosen, bank, selection, model, clip)
+            adapters, memory = fused.adapters, f" with {fused.peak_bytes / 2**20:.0f} MB"
+        patched, size = host.apply_adapters(model, adapters), _megabytes(adapters)
+        cost = f"Put together in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
         words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
         return io.NodeOutput(patched, words, report, ui=host.told(cls, f"{words}\n{report}"))
 
 
-def _megabytes(stacks: dict[str, Stack]) -> float:
-    return sum(factor.nbytes for stacked in stacks.values() for factor in stacked.adapter) / 2**20
+def _check_clip(clip, fusion: str) -> None:
+    if clip is None:
+        raise UserError(f"The fusion {fusion} looks at the concepts' words: connect the base's CLIP to the input clip.")
+    host.check_texts(clip, "")
+
+
+def _fuse(fusion: Fusion, bank, selection: list[tuple[str, float]], model, clip) -> Fused:
+    settings = FusionSettings()
+    resolution = max(bank.concept(name).config.get("resolution", _RESOLUTION) for name, _ in selection)
+    source = host.HostSource(model, clip, settings, resolution)
+    with host.ordinary_tensors():
+        return fuse(fusion, select(bank, selection), settings, source)
+
+
+def _megabytes(adapters: dict[str, Adapter]) -> float:
+    return sum(factor.nbytes for adapter in adapters.values() for factor in adapter) / 2**20
 
 
 def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, Stack]) -> str:

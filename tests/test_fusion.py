@@ -50,6 +50,9 @@ class KnownInputs:
     def weight(self, layer: str) -> Tensor:
         return self.W0
 
+    def between(self) -> None:
+        pass
+
 
 def update(adapter: Adapter) -> Tensor:
     return adapter.A @ adapter.B.mT

@@ -39,9 +39,11 @@ from .model import (
     other_patches,
     training_dtype,
 )
+from .source import HostSource
 
 __all__ = [
     "HostDenoiser",
+    "HostSource",
     "NodeMonitor",
     "advanced",
     "apply_adapters",

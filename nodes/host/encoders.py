@@ -14,7 +14,7 @@ from ...seqlora_core.examples import Example
 from ...seqlora_core.images import fit
 from ..pictures import latent_mask, to_image
 
-_LATENT_SCALE, _LATENT_CHANNELS = 8, 4
+LATENT_SCALE, LATENT_CHANNELS = 8, 4
 _TEXT_WIDTH = 768
 _NOT_USED = ("decoder", "post_quant", "text_projection", "logit_scale")  # weights that encoding leaves aside
 _PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
@@ -26,11 +26,11 @@ def check_encoders(clip, vae) -> None:
         raise UserError("No CLIP is on the input clip (some files have none): connect that of an SD1.5 checkpoint.")
     if getattr(vae, "first_stage_model", None) is None:
         raise UserError("No VAE is on the input vae (some files have none): connect that of an SD1.5 checkpoint.")
-    channels = getattr(vae, "latent_channels", _LATENT_CHANNELS)
-    if channels != _LATENT_CHANNELS:
+    channels = getattr(vae, "latent_channels", LATENT_CHANNELS)
+    if channels != LATENT_CHANNELS:
         raise UserError(
             f"The VAE on the input vae makes latents of {channels} channels, and Stable Diffusion 1.5 has "
-            f"{_LATENT_CHANNELS}: connect an SD1.5 VAE."
+            f"{LATENT_CHANNELS}: connect an SD1.5 VAE."
         )
 
 
@@ -73,7 +73,7 @@ def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: i
         return []
     if len(masks) != len(pictures):
         raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
-    made = [latent_mask(m, p.size, resolution, _LATENT_SCALE) for m, p in zip(masks, pictures, strict=True)]
+    made = [latent_mask(m, p.size, resolution, LATENT_SCALE) for m, p in zip(masks, pictures, strict=True)]
     for number, mask in enumerate(made, 1):
         if not (mask > 0).any():
             raise UserError(
@@ -91,7 +91,7 @@ def encode(
     examples = []
     for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
         with _as_in_sampling():
-            encoded = vae.encode(to_image(fit(picture, resolution, True, _LATENT_SCALE)))
+            encoded = vae.encode(to_image(fit(picture, resolution, True, LATENT_SCALE)))
             latents = model.model.process_latent_in(encoded)[0].float().cpu()
         prompted = torch.stack([texts[prompt] for prompt in own])
         examples.append(Example(latents.clone(), prompted, mask=masks[index] if masks else None))
@@ -101,6 +101,14 @@ def encode(
 def encode_prompts(clip, prompts: list[str]) -> Tensor | None:
     """Embeddings [P, 77, 768] of prompts through the host's CLIP; None for none."""
     return torch.stack([_encode_prompt(clip, prompt) for prompt in prompts]) if prompts else None
+
+
+def count_tokens(clip, prompt: str) -> int:
+    """How many tokens a prompt has, with those that begin and end it."""
+    (window, *_), *_ = clip.tokenize(prompt).values()
+    tokens = [entry[0] for entry in window]  # numbers, or vectors of a textual inversion
+    end = tokens[-1]  # which fills the window up, too
+    return next(place for place, token in enumerate(tokens, 1) if isinstance(token, int) and token == end)
 
 
 def _encode_prompt(clip, prompt: str) -> Tensor:

@@ -56,9 +56,14 @@ def check_bare(model) -> None:
 def identify(model, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
     """The base model's identity, from its weights without any patch, under `name`, and the widths of its layers."""
     unet = model.model.diffusion_model
-    unpatched = model.get_key_patches(_UNET)  # the first entry of each key is the weight as it was loaded
-    weights = {layer: _ordinary(unpatched[f"{_UNET}{name}.weight"][0][0]) for layer, name in module_names(unet).items()}
-    return BaseIdentity(name, fingerprint(weights)), layer_shapes(find_layers(unet))
+    return BaseIdentity(name, fingerprint(unpatched_weights(model))), layer_shapes(find_layers(unet))
+
+
+def unpatched_weights(model) -> dict[str, Tensor]:
+    """The weights of all adaptable layers as they were loaded, by canonical name."""
+    patches = model.get_key_patches(_UNET)  # the first entry of each key is the weight without any
+    names = module_names(model.model.diffusion_model)
+    return {layer: _ordinary(patches[f"{_UNET}{name}.weight"][0][0]) for layer, name in names.items()}
 
 
 class HostDenoiser:

@@ -71,6 +71,9 @@ class Source(Protocol):
     def weight(self, layer: str) -> Tensor:
         """W0 [m, n] float32."""
 
+    def between(self) -> None:
+        """Called before every layer that takes its time; may raise."""
+
 
 @dataclass(frozen=True)
 class Fusion:
@@ -120,7 +123,7 @@ def fuse(fusion: Fusion, parts: Sequence[Part], settings: FusionSettings, source
     if fusion.reads_base and source is None:
         raise UserError(
             f"The fusion {fusion.name} looks at what the layers of the base read, so it needs the base model: "
-            "give it with --base on the command line."
+            "give it with --base."
         )
     started = time.monotonic()
     with PeakMemory() as memory, torch.no_grad():

@@ -47,6 +47,7 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
     inverses: dict[str, Tensor] = {}
     fused = {}
     for layer in coefficients:
+        source.between()
         group = input_group(layer)
         A, GB = torch.cat(coefficients[layer], dim=1), torch.cat(targets[layer], dim=1)
         if settings.solver == "lbfgs":

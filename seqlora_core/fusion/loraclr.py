@@ -34,6 +34,7 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
     rows = [{layer: x.rows for layer, x in source.inputs(part, layers).items()} for part in parts]
     fused = {}
     for layer in layers:
+        source.between()
         X = pad_sequence([inputs[layer] for inputs in rows], batch_first=True)  # [k, N, n]
         W0 = source.weight(layer)
         Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])

@@ -1,0 +1,64 @@
+"""What fusions ask of a base model, asked of the graph's MODEL and CLIP."""
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+
+import comfy.model_management as model_management
+import torch
+from torch import Tensor
+
+from ...seqlora_core.activations import LayerInputs, capture_inputs
+from ...seqlora_core.composition import Part
+from ...seqlora_core.fusion import FusionSettings
+from ...seqlora_core.fusion.model_source import ModelSource
+from ...seqlora_core.layers import Adapter, attached, find_layers
+from ...seqlora_core.randomness import named_generator
+from ...seqlora_core.sampling import ddim
+from .encoders import LATENT_CHANNELS, LATENT_SCALE, count_tokens, encode_prompts
+from .model import HostDenoiser, unpatched_weights
+
+
+class HostSource(ModelSource):
+    """A `Source` that hears Cancel.  The UNet runs only where a concept has layers that read pictures.
+
+    Args:
+        resolution: of those pictures, in pixels.
+    """
+
+    def __init__(self, model, clip, settings: FusionSettings, resolution: int) -> None:
+        self._model, self._clip, self._settings = model, clip, settings
+        self._latents = (1, LATENT_CHANNELS, resolution // LATENT_SCALE, resolution // LATENT_SCALE)
+        self._denoiser = HostDenoiser(model)
+
+    def between(self) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+
+    def encode_words(self, words: str, after: str = "") -> Tensor:
+        prompt = f"{after} {words}".strip()
+        first = count_tokens(self._clip, after) - 1  # the start token, and those of `after`
+        return encode_prompts(self._clip, [prompt])[0][first : count_tokens(self._clip, prompt)]
+
+    def inputs_while_sampling(self, prompt: str, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+        denoiser, settings = self._denoiser, self._settings
+        text = encode_prompts(self._clip, [prompt])
+
+        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
+            self.between()
+            return denoiser.predict_noise(x, timesteps, text.to(x.device))
+
+        noise = torch.randn(self._latents, generator=named_generator(settings.seed, "fusion")).to(denoiser.device)
+        found = find_layers(denoiser.unet)
+        adapters = {name: Adapter(*(f.to(denoiser.device) for f in factors)) for name, factors in part.scaled().items()}
+        with denoiser.loaded(), attached(found, adapters):
+            return capture_inputs(
+                {name: layer for name, layer in found.items() if name in layers},
+                lambda: ddim(predict, denoiser.alphas_cumprod, noise, settings.sampling_steps),
+                settings.rows,
+            )
+
+    def weight(self, layer: str) -> Tensor:
+        return self._weights[layer].float().cpu()
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        return unpatched_weights(self._model)
