@@ -1,6 +1,10 @@
 """Shared fixtures: a small UNet in memory, random examples, and a reduced-width SD1.5 base on disk."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's cores take several times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import tiny_base

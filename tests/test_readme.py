@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from seqlora_core import demo
 from seqlora_core.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -29,6 +30,7 @@ def test_the_comparison_is_the_table_that_the_experiment_wrote():
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(demo.SETTINGS, "steps", 2)
     tiny_base.save_single_file(Path("base.safetensors"))
     for index, subject in enumerate(("dog", "cat", "backpack", "style")):
         folder = Path("photos", subject)
