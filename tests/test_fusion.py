@@ -216,6 +216,20 @@ def test_a_fusion_that_looks_at_activations_asks_for_a_base(name):
         fuse(FUSIONS[name], [part("a")], FusionSettings())
 
 
+@pytest.mark.parametrize("name", ["gradient-fusion", "loraclr"])
+def test_a_fusion_can_be_stopped_before_any_layer(name, monkeypatch):
+    """These take minutes at Stable Diffusion's size, and a graph has a Cancel."""
+    parts = [part("a", TEXT), part("b", TEXT)]
+    source = KnownInputs({"a": randn(3, N), "b": randn(4, N)}, TEXT)
+
+    def cancel() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(source, "between", cancel)
+    with pytest.raises(InterruptedError):
+        fuse(FUSIONS[name], parts, FusionSettings(), source)
+
+
 def test_a_lower_rank_keeps_the_best_part_and_says_how_much():
     parts = [part("a"), part("b")]
     exact = fused("sum", parts)

@@ -20,10 +20,10 @@ def together(host) -> np.ndarray:
     return fused_picture(host, "sum")[0]
 
 
-def fused_picture(host, fusion: str, concepts: str = "dog:4, cat:4", **inputs) -> tuple[np.ndarray, str]:
+def fused_picture(host, fusion: str, concepts: str = "dog:4, cat:4") -> tuple[np.ndarray, str]:
     """A picture of the fused concepts, and the node's report."""
     nodes = composed(concepts, "fused")
-    nodes["compose"]["inputs"] |= {"fusion": fusion, "clip": ["base", 1], **inputs}
+    nodes["compose"]["inputs"] |= {"fusion": fusion, "clip": ["base", 1]}
     nodes["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["compose", 2]}}
     outputs = host.run({**loader(), **nodes, **picture(["compose", 0], fusion)})
     file = host.folder / "output" / outputs["save"]["images"][0]["filename"]
