@@ -21,7 +21,8 @@ STRENGTHS = {"dog": 0.7, "cat": -0.4, "other": 1.5}
 def bank(host) -> Bank:
     """A bank of two concepts that clearly change pictures, and a LoRA file of another maker in models/loras."""
     for subject in ("dog", "cat"):
-        host.run({**loader(), **training(subject, alpha=0.1, bank_name="beside others", layers="all")})
+        changes = {"alpha": 0.1, "bank_name": "beside others", "layers": "all", "method": "orthogonal"}
+        host.run({**loader(), **training(subject, **changes)})
     bank = Bank.open(host.folder / "models" / "seqlora" / "beside others")
     save_file(lora_file.to_state_dict(other_lora(bank)), host.folder / "models" / "loras" / "other.safetensors")
     return bank
@@ -174,12 +175,13 @@ def test_a_lora_in_place_takes_part_in_the_training(host, bank):
 
 
 def test_full_layers_are_said_clearly_where_a_concept_is_trained_and_used(host, bank):
-    host.run({**loader(), **training("dog", bank_name="filling", layers="all")})
+    changes = {"bank_name": "filling", "layers": "all", "method": "orthogonal"}  # which watches no prompts before
+    host.run({**loader(), **training("dog", **changes)})
     filling = Bank.open(host.folder / "models" / "seqlora" / "filling")
     occupy(filling, "big", free=3, widths=(320,))
     narrow = [layer for layer, shape in filling.manifest.layers.items() if shape.width == 320]
     sentence = f"{len(narrow)} layers had no room for rank 4 beside the bank's other concepts and are left out"
-    outputs = host.run({**loader(), **training("cat", bank_name="filling", rank=4, layers="all")})
+    outputs = host.run({**loader(), **training("cat", rank=4, **changes)})
     assert sentence in text(outputs, "train-cat")
     assert set(filling.refresh().concept("cat").layers_skipped) == set(narrow)
     nodes = composed("cat", "filling")
