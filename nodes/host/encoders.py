@@ -13,6 +13,7 @@ from ...seqlora_core.errors import UserError
 from ...seqlora_core.examples import Example
 from ...seqlora_core.images import fit
 from ..pictures import latent_mask, to_image
+from .model import as_loaded
 
 LATENT_SCALE, LATENT_CHANNELS = 8, 4
 _TEXT_WIDTH = 768
@@ -47,20 +48,10 @@ def check_texts(clip, prompt: str) -> None:
 @torch.inference_mode()
 def identify_encoders(clip, vae) -> str:
     """A hash of the weights, without any patch, that encode prompts and pictures."""
-    weights = {f"clip.{name}": weight for name, weight in _as_loaded(clip.patcher)}
+    weights = {f"clip.{name}": weight for name, weight in as_loaded(clip.patcher).items()}
     weights |= {f"vae.{name}": weight for name, weight in vae.first_stage_model.named_parameters()}
     used = {name: weight for name, weight in weights.items() if not any(part in name for part in _NOT_USED)}
     return fingerprint(used, torch.bfloat16)  # the least precise of those in which machines hold a VAE
-
-
-def _as_loaded(patcher) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model; the host adds patches to the weights themselves, and keeps what they were."""
-    for name, weight in patcher.model.named_parameters():
-        if name in patcher.backup:
-            weight = patcher.backup[name].weight
-        if name in patcher.hook_backup:
-            weight = patcher.hook_backup[name][0]
-        yield name, weight
 
 
 def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: int) -> list[Tensor]:

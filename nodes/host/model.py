@@ -61,9 +61,13 @@ def identify(model, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
 
 def unpatched_weights(model) -> dict[str, Tensor]:
     """The weights of all adaptable layers as they were loaded, by canonical name."""
-    patches = model.get_key_patches(_UNET)  # the first entry of each key is the weight without any
-    names = module_names(model.model.diffusion_model)
-    return {layer: _ordinary(patches[f"{_UNET}{name}.weight"][0][0]) for layer, name in names.items()}
+    weights, names = as_loaded(model, _UNET), module_names(model.model.diffusion_model)
+    return {layer: _ordinary(weights[f"{_UNET}{name}.weight"]) for layer, name in names.items()}
+
+
+def as_loaded(patcher, prefix: str | None = None) -> dict[str, Tensor]:
+    """What a model of the host holds, by the host's names, without the patches that it may have added to it."""
+    return {name: entries[0][0] for name, entries in patcher.get_key_patches(prefix).items()}  # patches come after
 
 
 class HostDenoiser:
