@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from . import mini
-from .bank.fingerprint import digest, fingerprint
 from .bank.manifest import BaseIdentity
 from .denoiser import DiffusersDenoiser
 from .devices import check_dtype, resolve_device
 from .errors import UserError
+from .hashing import digest, fingerprint
 from .layers import LayerShape, find_layers, layer_shapes
 from .single_file import load_single_file
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
-from .bank.storage import check_writable
 from .composition import check_fits, compose, load_composed, parse_selection, save_composed, select, sum_adapters
 from .config import TrainingConfig
 from .errors import UserError
+from .files import check_writable
 from .fusion import FUSIONS, FusionSettings, fuse
 from .plots import crosstalk_map
 

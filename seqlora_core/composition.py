@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from .bank import Bank, Concept, lora_file
-from .bank.storage import write_atomically
 from .errors import UserError
+from .files import write_atomically
 from .layers import Adapter, LayerShape
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from . import files as storage
 from . import subspace
-from .bank import Bank, Concept, NewConcept, foreign_lora, storage
+from .bank import Bank, Concept, NewConcept, foreign_lora
 from .bank.inspection import OVERLAP_LIMIT, overlaps_with
 from .errors import UserError
 from .layers import Adapter, update_norm

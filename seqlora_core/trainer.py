@@ -15,7 +15,6 @@ from . import subspace
 from .activations import capture_inputs, input_group
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
-from .bank.fingerprint import fingerprint
 from .checkpoint import Checkpoint
 from .composition import sum_adapters
 from .config import TrainingConfig
@@ -24,6 +23,7 @@ from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from .errors import Cancelled
 from .examples import EncodedConcept
+from .hashing import fingerprint
 from .layers import Adapter, attached, find_layers
 from .monitor import Monitor, StepReport, wait_for_others
 from .optimizers import FactorOptimizer

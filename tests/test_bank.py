@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from seqlora_core import files as storage
 from seqlora_core import subspace
-from seqlora_core.bank import Bank, BaseIdentity, NewConcept, names, storage
+from seqlora_core.bank import Bank, BaseIdentity, NewConcept, names
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.errors import UserError
 from seqlora_core.layers import Adapter, LayerShape

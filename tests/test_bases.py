@@ -10,12 +10,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from seqlora_core.bank.fingerprint import fingerprint
 from seqlora_core.bases import load_base
 from seqlora_core.config import TrainingConfig
 from seqlora_core.denoiser import sd15_alphas_cumprod
 from seqlora_core.encoding import encode_concept
 from seqlora_core.errors import UserError
+from seqlora_core.hashing import fingerprint
 from seqlora_core.images import Reference, template_prompts, to_rgb
 from seqlora_core.layers import find_layers
 

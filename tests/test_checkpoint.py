@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 from test_trainer import StopAfter, equal, factors, learn
 
+from seqlora_core import files as storage
 from seqlora_core import subspace
-from seqlora_core.bank import Bank, storage
+from seqlora_core.bank import Bank
 from seqlora_core.checkpoint import Checkpoint
 from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import Cancelled, UserError

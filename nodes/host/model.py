@@ -12,8 +12,8 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...seqlora_core.bank import BaseIdentity
-from ...seqlora_core.bank.fingerprint import fingerprint
 from ...seqlora_core.errors import UserError
+from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
 
 _UNET = "diffusion_model."

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from torch import Tensor
 
+from .. import files as storage
 from .. import subspace
 from ..errors import UserError
 from ..layers import Adapter, LayerShape
-from . import lora_file, names, storage
+from . import lora_file, names
 from .manifest import BaseIdentity, Concept, Manifest
 
 _MANIFEST = "bank.json"

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from ..bank.fingerprint import fingerprint
 from ..errors import UserError
+from ..hashing import fingerprint
 from ..images import to_tensor
 
 

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..bank import Bank, Concept
-from ..bank.fingerprint import digest
 from ..bank.names import slug
-from ..bank.storage import write_atomically
 from ..bases import Base
 from ..composition import compose
 from ..errors import UserError
+from ..files import write_atomically
 from ..generation import generate
+from ..hashing import digest
 from ..monitor import Monitor
 from .metrics import Metric, similarity, target
 

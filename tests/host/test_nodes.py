@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from seqlora_core.bank import Bank
-from seqlora_core.bank.fingerprint import fingerprint
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.checkpoint import Checkpoint
+from seqlora_core.hashing import fingerprint
 from seqlora_core.layers import canonical_names
 
 pytestmark = pytest.mark.slow

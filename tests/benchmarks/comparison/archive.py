@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from seqlora_core.bank.storage import write_atomically
 from seqlora_core.errors import UserError
+from seqlora_core.files import write_atomically
 
 from .runs import read_json, write_json
 
