@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..seqlora_core.data.images import image_files, read_folder
 from ..seqlora_core.errors import UserError
-from ..seqlora_core.images import image_files, read_folder
 from . import host
 from .pictures import LARGEST_RESOLUTION, to_image
 

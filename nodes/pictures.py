@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..seqlora_core.images import fit, to_rgb
+from ..seqlora_core.data.images import fit, to_rgb
 
 LARGEST_RESOLUTION = 1024  # side of the squares that a training can use
 

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank, Concept
 from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
+from ..seqlora_core.data.dataset import EncodedConcept
+from ..seqlora_core.data.images import caption_prompts
 from ..seqlora_core.errors import UserError
-from ..seqlora_core.examples import EncodedConcept
-from ..seqlora_core.images import caption_prompts
 from ..seqlora_core.plan import (
     ConceptSpec,
     already_trained,

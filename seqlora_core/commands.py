@@ -36,9 +36,9 @@ def train(args: Namespace, settings: dict) -> None:
 
 def _train(args: Namespace, settings: dict, spec) -> None:
     from .bases import load_base
+    from .data.encoding import encode_concept
+    from .data.images import read_folder
     from .devices import best_dtype, resolve_device
-    from .encoding import encode_concept
-    from .images import read_folder
     from .plan import prompts_to_keep
     from .terminal import TerminalMonitor, quiet_libraries
     from .trainer import Options, train_concept
@@ -321,7 +321,7 @@ def evaluate_bank(args: Namespace) -> None:
 
 def _references(args: Namespace, bank: Bank) -> dict:
     """From a folder with a folder of pictures a concept; the mini base's concepts bring theirs along."""
-    from .images import read_folder
+    from .data.images import read_folder
     from .mini import mini_concepts
 
     if args.references:

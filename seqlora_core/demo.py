@@ -14,10 +14,10 @@ from .bank.names import default_token
 from .bases import Base, load_base
 from .composition import compose
 from .config import TrainingConfig
-from .encoding import encode_concept
+from .data.encoding import encode_concept
+from .data.images import Reference, template_prompts, to_tensor
 from .errors import UserError
 from .generation import generate
-from .images import Reference, template_prompts, to_tensor
 from .mini import MiniConcept, mini_concepts
 from .mini.identity import identity_similarity
 from .monitor import Monitor

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import TrainingConfig
+from .data.dataset import EncodedConcept, Example
 from .denoiser import Denoiser
 from .errors import TrainingDiverged
-from .examples import EncodedConcept, Example
 from .layers import Adapter
 from .randomness import named_generator
 

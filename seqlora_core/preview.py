@@ -6,8 +6,8 @@ Cheap rather than beautiful: it shows whether the subject appears at all, and wh
 import torch
 from torch import Tensor
 
+from .data.dataset import EncodedConcept
 from .denoising import DenoisingObjective
-from .examples import EncodedConcept
 from .randomness import named_generator
 from .sampling import ddim
 

@@ -19,10 +19,10 @@ from .checkpoint import Checkpoint
 from .composition import sum_adapters
 from .config import TrainingConfig
 from .crosstalk import KeptInputs, watch_kept
+from .data.dataset import EncodedConcept
 from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from .errors import Cancelled
-from .examples import EncodedConcept
 from .hashing import fingerprint
 from .layers import Adapter, attached, find_layers
 from .monitor import Monitor, StepReport, wait_for_others

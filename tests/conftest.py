@@ -11,8 +11,8 @@ import tiny_base
 import torch
 
 from seqlora_core.bank import Bank, BaseIdentity
+from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.examples import EncodedConcept, Example
 from seqlora_core.hashing import fingerprint
 from seqlora_core.layers import find_layers, layer_shapes
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from seqlora_core.bases import load_base
 from seqlora_core.config import TrainingConfig
+from seqlora_core.data.encoding import encode_concept
+from seqlora_core.data.images import Reference, template_prompts, to_rgb
 from seqlora_core.denoiser import sd15_alphas_cumprod
-from seqlora_core.encoding import encode_concept
 from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
-from seqlora_core.images import Reference, template_prompts, to_rgb
 from seqlora_core.layers import find_layers
 
 

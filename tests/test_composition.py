@@ -12,8 +12,8 @@ from seqlora_core.bank import Bank, NewConcept, lora_file
 from seqlora_core.bases import load_base
 from seqlora_core.composition import compose, parse_selection, parse_selections, save_composed, sum_adapters
 from seqlora_core.config import TrainingConfig
+from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import UserError
-from seqlora_core.examples import EncodedConcept, Example
 from seqlora_core.generation import generate
 from seqlora_core.layers import Adapter, attached, find_layers
 from seqlora_core.plan import ConceptSpec

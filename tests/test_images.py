@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from seqlora_core.data.images import caption_prompts, fit, read_folder, read_image, template_prompts, to_tensor
 from seqlora_core.errors import UserError
-from seqlora_core.images import caption_prompts, fit, read_folder, read_image, template_prompts, to_tensor
 
 
 def gradient(width=40, height=20) -> Image.Image:

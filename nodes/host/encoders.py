@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...seqlora_core.data.dataset import Example
+from ...seqlora_core.data.images import fit
 from ...seqlora_core.errors import UserError
-from ...seqlora_core.examples import Example
 from ...seqlora_core.hashing import fingerprint
-from ...seqlora_core.images import fit
 from ..pictures import latent_mask, to_image
 from .model import as_loaded
 

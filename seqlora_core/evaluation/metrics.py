@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.images import to_tensor
 from ..errors import UserError
 from ..hashing import fingerprint
-from ..images import to_tensor
 
 
 class Metric(Protocol):

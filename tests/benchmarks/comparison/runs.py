@@ -18,13 +18,13 @@ from seqlora_core.bank.names import default_token, slug
 from seqlora_core.bases import Base
 from seqlora_core.composition import Part
 from seqlora_core.config import TrainingConfig
-from seqlora_core.encoding import encode_concept
+from seqlora_core.data.encoding import encode_concept
+from seqlora_core.data.images import Reference, template_prompts
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.files import write_atomically
 from seqlora_core.fusion import FUSIONS, fuse
 from seqlora_core.fusion.from_base import BaseSource
 from seqlora_core.generation import generate
-from seqlora_core.images import Reference, template_prompts
 from seqlora_core.layers import Adapter, find_layers
 from seqlora_core.methods import METHODS
 from seqlora_core.mini import MiniConcept

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqlora_core.bank import Concept
 from seqlora_core.bank.names import slug
-from seqlora_core.images import to_tensor
+from seqlora_core.data.images import to_tensor
 from seqlora_core.mini.identity import load_identity
 from tests.mini.identity import halves
 

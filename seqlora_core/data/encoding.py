@@ -7,9 +7,9 @@ import torch
 from PIL.ImageOps import mirror
 from torch import Tensor
 
-from .bases import Base
-from .config import TrainingConfig
-from .examples import EncodedConcept, Example
+from ..bases import Base
+from ..config import TrainingConfig
+from .dataset import EncodedConcept, Example
 from .images import Reference, fit, to_tensor
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -1,0 +1,1 @@
+"""Reference images, their prompts, and both encoded: what a training run takes."""
