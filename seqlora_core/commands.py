@@ -35,10 +35,10 @@ def train(args: Namespace, settings: dict) -> None:
 
 
 def _train(args: Namespace, settings: dict, spec) -> None:
-    from .bases import load_base
     from .data.encoding import encode_concept
     from .data.images import read_folder
     from .devices import best_dtype, resolve_device
+    from .model.base import load_base
     from .plan import prompts_to_keep
     from .terminal import TerminalMonitor, quiet_libraries
     from .trainer import Options, train_concept
@@ -150,7 +150,7 @@ def _print_diagnosis(diagnosis) -> None:
 
 def _diagnose(args: Namespace, bank: Bank):
     from .diagnostics import diagnose
-    from .generation import inputs_while_sampling
+    from .model.generation import inputs_while_sampling
 
     base = _load_bank_base(args, bank)
     settings = {"seed": args.seed, "steps": args.sampling_steps}
@@ -206,7 +206,7 @@ def _source(args: Namespace, bank: Bank, settings):
 
 
 def _load_bank_base(args: Namespace, bank: Bank):
-    from .bases import load_base
+    from .model.base import load_base
     from .terminal import quiet_libraries
 
     quiet_libraries()
@@ -217,8 +217,8 @@ def _load_bank_base(args: Namespace, bank: Bank):
 
 def generate_picture(args: Namespace) -> None:
     """Sample one picture and write it as PNG."""
-    from .bases import load_base
     from .devices import best_dtype, resolve_device
+    from .model.base import load_base
     from .terminal import quiet_libraries
 
     selection = [parse_selection(text) for text in args.concept]
@@ -239,7 +239,7 @@ def generate_picture(args: Namespace) -> None:
 
 
 def _sample(args: Namespace, base, adapters, out: Path) -> None:
-    from .generation import generate
+    from .model.generation import generate
 
     picture = generate(
         base,
@@ -288,7 +288,7 @@ def import_concept(args: Namespace) -> None:
 def _bank_to_import_into(args: Namespace) -> Bank:
     if Bank.exists(args.bank) or args.base is None:
         return Bank.open(args.bank)
-    from .bases import load_base
+    from .model.base import load_base
     from .terminal import quiet_libraries
 
     quiet_libraries()

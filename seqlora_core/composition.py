@@ -10,7 +10,7 @@ import torch
 from .bank import Bank, Concept, lora_file
 from .errors import UserError
 from .files import write_atomically
-from .layers import Adapter, LayerShape
+from .model.layers import Adapter, LayerShape
 
 
 @dataclass(frozen=True)

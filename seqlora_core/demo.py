@@ -11,15 +11,15 @@ from PIL import Image
 from .bank import Bank
 from .bank.inspection import inspect
 from .bank.names import default_token
-from .bases import Base, load_base
 from .composition import compose
 from .config import TrainingConfig
 from .data.encoding import encode_concept
 from .data.images import Reference, template_prompts, to_tensor
 from .errors import UserError
-from .generation import generate
 from .mini import MiniConcept, mini_concepts
 from .mini.identity import identity_similarity
+from .model.base import Base, load_base
+from .model.generation import generate
 from .monitor import Monitor
 from .plan import ConceptSpec, prompts_to_keep
 from .plots import line_chart, picture_grid

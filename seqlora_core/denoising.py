@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .data.dataset import EncodedConcept, Example
-from .denoiser import Denoiser
 from .errors import TrainingDiverged
-from .layers import Adapter
+from .model.denoiser import Denoiser
+from .model.layers import Adapter
 from .randomness import named_generator
 
 # float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.

@@ -19,8 +19,8 @@ from statistics import mean, median
 import torch
 from torch import Tensor
 
-from .activations import LayerInputs
 from .composition import Part
+from .model.activations import LayerInputs
 from .subspace import empty, extend, project
 
 _POWER_ITERATIONS = 30

@@ -11,7 +11,7 @@ from . import subspace
 from .bank import Bank, Concept, NewConcept, foreign_lora
 from .bank.inspection import OVERLAP_LIMIT, overlaps_with
 from .errors import UserError
-from .layers import Adapter, update_norm
+from .model.layers import Adapter, update_norm
 from .monitor import Monitor, wait_for_others
 from .plan import ConceptSpec, check_new_name
 

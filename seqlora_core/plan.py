@@ -10,8 +10,8 @@ from . import subspace
 from .bank import Bank, Concept, names
 from .config import TrainingConfig
 from .errors import UserError
-from .layers import Adapter, in_preset
 from .methods import METHODS, Method
+from .model.layers import Adapter, in_preset
 from .randomness import named_generator
 
 EMPTY_PROMPTS = 4  # to keep beside one of each concept

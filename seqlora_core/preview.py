@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .data.dataset import EncodedConcept
 from .denoising import DenoisingObjective
+from .model.sampling import ddim
 from .randomness import named_generator
-from .sampling import ddim
 
 STEPS = 8  # forward passes of one picture; a training step of the default method costs about nine
 

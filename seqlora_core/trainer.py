@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import subspace
-from .activations import capture_inputs, input_group
 from .averaging import TailAverage
 from .bank import Bank, Concept, NewConcept
 from .checkpoint import Checkpoint
@@ -20,11 +19,12 @@ from .composition import sum_adapters
 from .config import TrainingConfig
 from .crosstalk import KeptInputs, watch_kept
 from .data.dataset import EncodedConcept
-from .denoiser import Denoiser
 from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from .errors import Cancelled
 from .hashing import fingerprint
-from .layers import Adapter, attached, find_layers
+from .model.activations import capture_inputs, input_group
+from .model.denoiser import Denoiser
+from .model.layers import Adapter, attached, find_layers
 from .monitor import Monitor, StepReport, wait_for_others
 from .optimizers import FactorOptimizer
 from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan

@@ -17,7 +17,7 @@ from seqlora_core import subspace
 from seqlora_core.bank import Bank, BaseIdentity, NewConcept, names
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.errors import UserError
-from seqlora_core.layers import Adapter, LayerShape
+from seqlora_core.model.layers import Adapter, LayerShape
 
 LAYERS = {
     f"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_{p}": LayerShape(16, 8) for p in ("q", "k", "v", "out.0")

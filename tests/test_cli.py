@@ -17,7 +17,7 @@ import seqlora_core
 from seqlora_core.bank import Bank
 from seqlora_core.cli import main
 from seqlora_core.fusion import FUSIONS, WITHOUT_BASE
-from seqlora_core.layers import in_preset
+from seqlora_core.model.layers import in_preset
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--resolution", "64", "--steps", "2", "--rank", "2"]

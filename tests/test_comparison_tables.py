@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seqlora_core.bases import load_base
 from seqlora_core.mini import MiniConcept
+from seqlora_core.model.base import load_base
 from seqlora_core.monitor import Monitor
 from tests.benchmarks.comparison import archive, runs, tables
 from tests.benchmarks.comparison.likeness import likeness, nearest_prompts

@@ -9,9 +9,9 @@ from test_trainer import StopAfter, equal, factors, learn
 from torch import nn
 
 from seqlora_core.crosstalk import watch_kept
-from seqlora_core.denoiser import sd15_alphas_cumprod
 from seqlora_core.errors import Cancelled
-from seqlora_core.layers import attached, find_layers
+from seqlora_core.model.denoiser import sd15_alphas_cumprod
+from seqlora_core.model.layers import attached, find_layers
 from seqlora_core.plan import ConceptSpec, prompts_to_keep
 from seqlora_core.trainer import Options
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlora_core.activations import LayerInputs
 from seqlora_core.composition import Part
 from seqlora_core.errors import UserError
 from seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from seqlora_core.fusion.loraclr import contrastive_loss
-from seqlora_core.layers import Adapter
+from seqlora_core.model.activations import LayerInputs
+from seqlora_core.model.layers import Adapter
 
 N, M = 12, 7
 SPATIAL = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

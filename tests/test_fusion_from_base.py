@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from seqlora_core.activations import input_group
-from seqlora_core.bases import load_base
 from seqlora_core.composition import Part
 from seqlora_core.fusion import FusionSettings
 from seqlora_core.fusion.from_base import BaseSource
-from seqlora_core.layers import Adapter, find_layers
+from seqlora_core.model.activations import input_group
+from seqlora_core.model.base import load_base
+from seqlora_core.model.layers import Adapter, find_layers
 
 
 @pytest.fixture(scope="module")

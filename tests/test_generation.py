@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from seqlora_core.bases import load_base
-from seqlora_core.generation import generate
+from seqlora_core.model.base import load_base
+from seqlora_core.model.generation import generate
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])

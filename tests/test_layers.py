@@ -5,7 +5,7 @@ import tiny_base
 import torch
 
 from seqlora_core.errors import UserError
-from seqlora_core.layers import Adapter, attached, canonical_names, find_layers
+from seqlora_core.model.layers import Adapter, attached, canonical_names, find_layers
 
 TEXT = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))

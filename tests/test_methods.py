@@ -6,11 +6,11 @@ from conftest import random_concept
 from torch import Tensor
 
 from seqlora_core import subspace
-from seqlora_core.activations import capture_inputs
 from seqlora_core.config import TrainingConfig
 from seqlora_core.denoising import heldout_loss
-from seqlora_core.layers import attached, find_layers
 from seqlora_core.methods import METHODS
+from seqlora_core.model.activations import capture_inputs
+from seqlora_core.model.layers import attached, find_layers
 from seqlora_core.optimizers import FactorOptimizer
 from seqlora_core.plan import ConceptSpec
 from seqlora_core.trainer import train_concept

@@ -7,13 +7,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from seqlora_core import mini
-from seqlora_core.bases import load_base
 from seqlora_core.cli import main
 from seqlora_core.data.images import to_tensor
 from seqlora_core.demo import run_demo
-from seqlora_core.generation import generate
 from seqlora_core.mini import mini_concepts
 from seqlora_core.mini.identity import identity_similarity, load_identity
+from seqlora_core.model.base import load_base
+from seqlora_core.model.generation import generate
 from seqlora_core.monitor import Monitor
 
 pytestmark = pytest.mark.skipif(not mini.BASE.is_dir(), reason="the mini base has not been made")

@@ -5,8 +5,8 @@ import torch
 from conftest import random_concept
 
 from seqlora_core.config import TrainingConfig
-from seqlora_core.denoiser import DiffusersDenoiser
 from seqlora_core.denoising import DenoisingObjective
+from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.monitor import Monitor
 from seqlora_core.plan import ConceptSpec
 from seqlora_core.preview import preview_latents

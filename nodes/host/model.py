@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...seqlora_core.bank import BaseIdentity
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
-from ...seqlora_core.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
+from ...seqlora_core.model.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
 
 _UNET = "diffusion_model."
 _CONCEPTS = "seqlora_concepts"

@@ -7,13 +7,13 @@ import comfy.model_management as model_management
 import torch
 from torch import Tensor
 
-from ...seqlora_core.activations import LayerInputs, capture_inputs
 from ...seqlora_core.composition import Part
 from ...seqlora_core.fusion import FusionSettings
 from ...seqlora_core.fusion.model_source import ModelSource
-from ...seqlora_core.layers import Adapter, attached, find_layers
+from ...seqlora_core.model.activations import LayerInputs, capture_inputs
+from ...seqlora_core.model.layers import Adapter, attached, find_layers
+from ...seqlora_core.model.sampling import ddim
 from ...seqlora_core.randomness import named_generator
-from ...seqlora_core.sampling import ddim
 from .encoders import LATENT_CHANNELS, LATENT_SCALE, count_tokens, encode_prompts
 from .model import HostDenoiser, unpatched_weights
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import files as storage
 from .. import subspace
 from ..errors import UserError
-from ..layers import Adapter, LayerShape
+from ..model.layers import Adapter, LayerShape
 from . import lora_file, names
 from .manifest import BaseIdentity, Concept, Manifest
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
-from ..layers import Adapter, LayerShape, original_names, update_norm
+from ..model.layers import Adapter, LayerShape, original_names, update_norm
 
 _FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora_linear_layer\.|\.lora\.|_lora\.|\.lora_)(?P<part>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import subspace
 from ..errors import UserError
-from ..layers import Adapter
+from ..model.layers import Adapter
 from .bank import Bank
 from .manifest import Concept
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import UserError
-from ..layers import Adapter
+from ..model.layers import Adapter
 
 _KOHYA_LAYER = re.compile(
     r"lora_unet_((?:down|up)_blocks_\d+|mid_block)_attentions_(\d+)_transformer_blocks_(\d+)_(attn[12])_to_(q|k|v|out_0)"

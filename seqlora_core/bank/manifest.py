@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import UserError
-from ..layers import LayerShape
+from ..model.layers import LayerShape
 
 FORMAT = "seqlora-bank"
 VERSION = 1

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..bank import Bank, Concept
 from ..bank.names import slug
-from ..bases import Base
 from ..composition import compose
 from ..errors import UserError
 from ..files import write_atomically
-from ..generation import generate
 from ..hashing import digest
+from ..model.base import Base
+from ..model.generation import generate
 from ..monitor import Monitor
 from .metrics import Metric, similarity, target
 

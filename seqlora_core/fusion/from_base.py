@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ..activations import LayerInputs
-from ..bases import Base
 from ..composition import Part
-from ..generation import inputs_while_sampling
-from ..layers import find_layers
+from ..model.activations import LayerInputs
+from ..model.base import Base
+from ..model.generation import inputs_while_sampling
+from ..model.layers import find_layers
 from .fusion import FusionSettings
 from .model_source import ModelSource
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..activations import LayerInputs
 from ..composition import Part
 from ..errors import UserError
-from ..layers import Adapter
+from ..model.activations import LayerInputs
+from ..model.layers import Adapter
 from .low_rank import truncate
 from .peak_memory import PeakMemory
 

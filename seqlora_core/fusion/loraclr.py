@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..composition import Part, adapted_layers
-from ..layers import Adapter
+from ..model.layers import Adapter
 from .fusion import Fusion, FusionSettings, Source
 
 _WEIGHT_DECAY = 1e-4

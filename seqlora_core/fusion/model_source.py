@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..activations import TEXT_GROUP, LayerInputs, input_group
 from ..composition import Part
+from ..model.activations import TEXT_GROUP, LayerInputs, input_group
 
 
 class ModelSource(ABC):

@@ -3,7 +3,7 @@
 import torch
 
 from seqlora_core.bank import Bank, NewConcept
-from seqlora_core.layers import Adapter
+from seqlora_core.model.layers import Adapter
 
 RANK = 4
 

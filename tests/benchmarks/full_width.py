@@ -37,8 +37,8 @@ def measure(arguments: argparse.Namespace, settings: dict) -> dict:
     from seqlora_core.bank import Bank, BaseIdentity
     from seqlora_core.config import TrainingConfig
     from seqlora_core.data.dataset import EncodedConcept, Example
-    from seqlora_core.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-    from seqlora_core.layers import find_layers, layer_shapes
+    from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
+    from seqlora_core.model.layers import find_layers, layer_shapes
     from seqlora_core.monitor import Monitor
     from seqlora_core.plan import ConceptSpec
     from seqlora_core.trainer import train_concept

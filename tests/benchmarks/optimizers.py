@@ -18,13 +18,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny_base  # noqa: E402
 
 from seqlora_core.bank import Bank  # noqa: E402
-from seqlora_core.bases import Base, load_base  # noqa: E402
 from seqlora_core.config import TrainingConfig  # noqa: E402
 from seqlora_core.data.encoding import encode_concept  # noqa: E402
 from seqlora_core.data.images import read_folder  # noqa: E402
 from seqlora_core.denoising import heldout_loss  # noqa: E402
 from seqlora_core.errors import TrainingDiverged  # noqa: E402
-from seqlora_core.layers import attached, find_layers  # noqa: E402
+from seqlora_core.model.base import Base, load_base  # noqa: E402
+from seqlora_core.model.layers import attached, find_layers  # noqa: E402
 from seqlora_core.plan import ConceptSpec  # noqa: E402
 from seqlora_core.trainer import train_concept  # noqa: E402
 

@@ -4,7 +4,7 @@ import torch
 
 from seqlora_core import subspace
 from seqlora_core.bank import Bank, NewConcept
-from seqlora_core.layers import Adapter
+from seqlora_core.model.layers import Adapter
 
 
 def occupy(bank: Bank, name: str, free: int, widths: tuple[int, ...] = (320, 640, 768)) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from seqlora_core.bank import Bank, lora_file
 from seqlora_core.bank.inspection import inspect
-from seqlora_core.layers import Adapter, LayerShape
+from seqlora_core.model.layers import Adapter, LayerShape
 
 pytestmark = pytest.mark.slow
 

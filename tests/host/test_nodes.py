@@ -17,7 +17,7 @@ from seqlora_core.bank import Bank
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.checkpoint import Checkpoint
 from seqlora_core.hashing import fingerprint
-from seqlora_core.layers import canonical_names
+from seqlora_core.model.layers import canonical_names
 
 pytestmark = pytest.mark.slow
 

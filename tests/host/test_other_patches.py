@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from seqlora_core.bank import Bank, lora_file
 from seqlora_core.composition import compose
-from seqlora_core.layers import Adapter, original_names
+from seqlora_core.model.layers import Adapter, original_names
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from seqlora_core.bank.names import default_token
-from seqlora_core.bases import Base
 from seqlora_core.mini import MiniConcept
+from seqlora_core.model.base import Base
 
 from .recipes import OURS
 from .summary import Summary, Table, correlation

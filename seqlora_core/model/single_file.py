@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import UserError
+from ..errors import UserError
 
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."

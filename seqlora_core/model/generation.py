@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from .activations import LayerInputs, capture_inputs
-from .bases import Base
+from .base import Base
 from .layers import Adapter, attached, find_layers
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..errors import UserError
 
 PROJECTIONS = {
     "all": r"attn[12]\.to_(q|k|v|out\.0)",

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import mini
-from .bank.manifest import BaseIdentity
+from .. import mini
+from ..bank.manifest import BaseIdentity
+from ..devices import check_dtype, resolve_device
+from ..errors import UserError
+from ..hashing import digest, fingerprint
 from .denoiser import DiffusersDenoiser
-from .devices import check_dtype, resolve_device
-from .errors import UserError
-from .hashing import digest, fingerprint
 from .layers import LayerShape, find_layers, layer_shapes
 from .single_file import load_single_file
 

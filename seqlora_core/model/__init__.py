@@ -1,0 +1,1 @@
+"""Base models: loading them, their layers, adapters on these, and sampling."""
