@@ -10,7 +10,7 @@ from ..seqlora_core.composition import Stack, parse_selections, select, stack, t
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
 from ..seqlora_core.model.layers import Adapter
-from ..seqlora_core.plan import describe_full_layers, full_layers
+from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
 from .graph import model_file

@@ -6,11 +6,12 @@ import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank, Concept
-from ..seqlora_core.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
 from ..seqlora_core.data.dataset import EncodedConcept
 from ..seqlora_core.data.images import caption_prompts
 from ..seqlora_core.errors import UserError
-from ..seqlora_core.plan import (
+from ..seqlora_core.plots import loss_curve
+from ..seqlora_core.training.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
+from ..seqlora_core.training.plan import (
     ConceptSpec,
     already_trained,
     describe_full_layers,
@@ -18,8 +19,7 @@ from ..seqlora_core.plan import (
     next_version,
     prompts_to_keep,
 )
-from ..seqlora_core.plots import loss_curve
-from ..seqlora_core.trainer import Options, train_concept
+from ..seqlora_core.training.trainer import Options, train_concept
 from . import host
 from .bank import BankType
 from .graph import fingerprint, model_file

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 import torch
 
 from . import commands
-from .config import (
+from .errors import Cancelled, TrainingDiverged, UserError
+from .fusion import FUSIONS, FusionSettings
+from .training.config import (
     COORDINATES,
     DTYPES,
     HYPERGRADIENTS,
@@ -28,8 +30,6 @@ from .config import (
     TRAIN_ON,
     TrainingConfig,
 )
-from .errors import Cancelled, TrainingDiverged, UserError
-from .fusion import FUSIONS, FusionSettings
 
 _CHOICES = {
     "method": METHODS,

@@ -11,17 +11,17 @@ from PIL import Image
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
 from .composition import check_fits, compose, load_composed, parse_selection, save_composed, select, sum_adapters
-from .config import TrainingConfig
 from .errors import UserError
 from .files import check_writable
 from .fusion import FUSIONS, FusionSettings, fuse
 from .plots import crosstalk_map
+from .training.config import TrainingConfig
 
 
 def train(args: Namespace, settings: dict) -> None:
     """Learn one concept from a folder of images and add it to the bank."""
     from .bank.names import default_token
-    from .plan import ConceptSpec, check_new_name
+    from .training.plan import ConceptSpec, check_new_name
 
     token = args.token if args.token is not None else default_token(args.name)
     spec = ConceptSpec(args.name, token, args.class_word)
@@ -39,9 +39,9 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     from .data.images import read_folder
     from .devices import best_dtype, resolve_device
     from .model.base import load_base
-    from .plan import prompts_to_keep
     from .terminal import TerminalMonitor, quiet_libraries
-    from .trainer import Options, train_concept
+    from .training.plan import prompts_to_keep
+    from .training.trainer import Options, train_concept
 
     if settings["dtype"] == "auto":
         settings["dtype"] = best_dtype(resolve_device(args.device))
@@ -275,8 +275,8 @@ def import_concept(args: Namespace) -> None:
     """Take the attention layers of any SD1.5 LoRA file into a bank."""
     from .bank.names import default_token
     from .importing import describe_import, import_lora
-    from .plan import ConceptSpec
     from .terminal import TerminalMonitor
+    from .training.plan import ConceptSpec
 
     token = args.token if args.token is not None else default_token(args.name)
     spec = ConceptSpec(args.name, token, args.class_word)

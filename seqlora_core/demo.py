@@ -12,7 +12,6 @@ from .bank import Bank
 from .bank.inspection import inspect
 from .bank.names import default_token
 from .composition import compose
-from .config import TrainingConfig
 from .data.encoding import encode_concept
 from .data.images import Reference, template_prompts, to_tensor
 from .errors import UserError
@@ -21,9 +20,10 @@ from .mini.identity import identity_similarity
 from .model.base import Base, load_base
 from .model.generation import generate
 from .monitor import Monitor
-from .plan import ConceptSpec, prompts_to_keep
 from .plots import line_chart, picture_grid
-from .trainer import Options, train_concept
+from .training.config import TrainingConfig
+from .training.plan import ConceptSpec, prompts_to_keep
+from .training.trainer import Options, train_concept
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
 SHOWN = 2  # of them in the grid

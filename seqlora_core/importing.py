@@ -13,7 +13,7 @@ from .bank.inspection import OVERLAP_LIMIT, overlaps_with
 from .errors import UserError
 from .model.layers import Adapter, update_norm
 from .monitor import Monitor, wait_for_others
-from .plan import ConceptSpec, check_new_name
+from .training.plan import ConceptSpec, check_new_name
 
 METHOD = "import"
 

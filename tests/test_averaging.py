@@ -4,12 +4,12 @@ import pytest
 import torch
 from conftest import random_concept
 
-from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import UserError
-from seqlora_core.methods import METHODS
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec
-from seqlora_core.trainer import Options, train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.methods import METHODS
+from seqlora_core.training.plan import ConceptSpec
+from seqlora_core.training.trainer import Options, train_concept
 
 
 @pytest.fixture

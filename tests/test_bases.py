@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from seqlora_core.config import TrainingConfig
 from seqlora_core.data.encoding import encode_concept
 from seqlora_core.data.images import Reference, template_prompts, to_rgb
 from seqlora_core.errors import UserError
@@ -18,6 +17,7 @@ from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base
 from seqlora_core.model.denoiser import sd15_alphas_cumprod
 from seqlora_core.model.layers import find_layers
+from seqlora_core.training.config import TrainingConfig
 
 
 def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_file):

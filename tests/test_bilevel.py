@@ -10,13 +10,13 @@ import torch
 from conftest import random_concept
 
 from seqlora_core import subspace
-from seqlora_core.bilevel import bilevel_iteration, kept_iteration
-from seqlora_core.config import TrainingConfig
-from seqlora_core.denoising import DenoisingObjective, draw_minibatches
-from seqlora_core.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
 from seqlora_core.model.layers import attached, find_layers
-from seqlora_core.optimizers import FactorOptimizer
+from seqlora_core.training.bilevel import bilevel_iteration, kept_iteration
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.factor_optimizer import FactorOptimizer
+from seqlora_core.training.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead
+from seqlora_core.training.objective import DenoisingObjective, draw_minibatches
 
 RANK = 2
 

@@ -15,10 +15,10 @@ from test_trainer import StopAfter, equal, factors, learn
 from seqlora_core import files as storage
 from seqlora_core import subspace
 from seqlora_core.bank import Bank
-from seqlora_core.checkpoint import Checkpoint
-from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import Cancelled, UserError
-from seqlora_core.trainer import Options
+from seqlora_core.training.checkpoint import Checkpoint
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.trainer import Options
 
 
 def test_a_checkpoint_that_was_read_does_not_need_its_file_any_more(tmp_path):

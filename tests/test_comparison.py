@@ -12,12 +12,12 @@ from PIL import Image
 
 from seqlora_core.errors import UserError
 from seqlora_core.fusion import FusionSettings
-from seqlora_core.methods import METHODS
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.model.layers import Adapter, attached, find_layers, layer_shapes
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ORDINARY, ConceptSpec
-from seqlora_core.trainer import train_concept
+from seqlora_core.training.methods import METHODS
+from seqlora_core.training.plan import ORDINARY, ConceptSpec
+from seqlora_core.training.trainer import train_concept
 from tests.benchmarks.comparison import archive, others, runs, tables, tuning, work
 from tests.benchmarks.comparison.measure import measure
 from tests.benchmarks.comparison.recipes import ALTERNATING, SEQLORA, SYSTEMS, VARIANTS, Recipe, passes_a_step

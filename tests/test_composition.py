@@ -10,14 +10,14 @@ from safetensors import safe_open
 
 from seqlora_core.bank import Bank, NewConcept, lora_file
 from seqlora_core.composition import compose, parse_selection, parse_selections, save_composed, sum_adapters
-from seqlora_core.config import TrainingConfig
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import UserError
 from seqlora_core.model.base import load_base
 from seqlora_core.model.generation import generate
 from seqlora_core.model.layers import Adapter, attached, find_layers
-from seqlora_core.plan import ConceptSpec
-from seqlora_core.trainer import train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.plan import ConceptSpec
+from seqlora_core.training.trainer import train_concept
 
 
 @settings(deadline=None, max_examples=40)

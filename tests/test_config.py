@@ -2,8 +2,8 @@
 
 import pytest
 
-from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import UserError
+from seqlora_core.training.config import TrainingConfig
 
 
 @pytest.mark.parametrize(

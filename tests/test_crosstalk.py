@@ -8,12 +8,12 @@ from conftest import random_concept
 from test_trainer import StopAfter, equal, factors, learn
 from torch import nn
 
-from seqlora_core.crosstalk import watch_kept
 from seqlora_core.errors import Cancelled
 from seqlora_core.model.denoiser import sd15_alphas_cumprod
 from seqlora_core.model.layers import attached, find_layers
-from seqlora_core.plan import ConceptSpec, prompts_to_keep
-from seqlora_core.trainer import Options
+from seqlora_core.training.interference_penalty import watch_kept
+from seqlora_core.training.plan import ConceptSpec, prompts_to_keep
+from seqlora_core.training.trainer import Options
 
 
 def with_prompts(seed: int, prompts: int = 2):

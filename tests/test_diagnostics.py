@@ -8,13 +8,13 @@ from conftest import random_concept
 
 from seqlora_core.bank import Bank
 from seqlora_core.composition import Part, select
-from seqlora_core.config import TrainingConfig
-from seqlora_core.denoising import heldout_loss
 from seqlora_core.diagnostics import diagnose, largest_eigenvalue, layer_energy
 from seqlora_core.model.activations import LayerInputs, capture_inputs
 from seqlora_core.model.layers import Adapter, attached, find_layers
-from seqlora_core.plan import ConceptSpec
-from seqlora_core.trainer import train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.objective import heldout_loss
+from seqlora_core.training.plan import ConceptSpec
+from seqlora_core.training.trainer import train_concept
 
 EYE = torch.eye(6)
 

@@ -11,13 +11,13 @@ from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.cli import main
 from seqlora_core.composition import compose
-from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import UserError
 from seqlora_core.importing import describe_import, import_lora
 from seqlora_core.model.base import load_base
 from seqlora_core.model.layers import Adapter, attached, find_layers, original_names
-from seqlora_core.plan import ConceptSpec
-from seqlora_core.trainer import train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.plan import ConceptSpec
+from seqlora_core.training.trainer import train_concept
 
 SPEC = ConceptSpec("style", "sksstyle", "style")
 

@@ -6,14 +6,14 @@ from conftest import random_concept
 from torch import Tensor
 
 from seqlora_core import subspace
-from seqlora_core.config import TrainingConfig
-from seqlora_core.denoising import heldout_loss
-from seqlora_core.methods import METHODS
 from seqlora_core.model.activations import capture_inputs
 from seqlora_core.model.layers import attached, find_layers
-from seqlora_core.optimizers import FactorOptimizer
-from seqlora_core.plan import ConceptSpec
-from seqlora_core.trainer import train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.factor_optimizer import FactorOptimizer
+from seqlora_core.training.methods import METHODS
+from seqlora_core.training.objective import heldout_loss
+from seqlora_core.training.plan import ConceptSpec
+from seqlora_core.training.trainer import train_concept
 
 EYE = torch.eye(6, dtype=torch.float64)
 

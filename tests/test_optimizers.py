@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from seqlora_core import subspace
-from seqlora_core.bilevel import kept_iteration
-from seqlora_core.crosstalk import Crosstalk
-from seqlora_core.optimizers import FactorOptimizer
+from seqlora_core.training.bilevel import kept_iteration
+from seqlora_core.training.factor_optimizer import FactorOptimizer
+from seqlora_core.training.interference_penalty import Crosstalk
 
 WIDTH, OUT = 32, 8
 

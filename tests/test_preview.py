@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import random_concept
 
-from seqlora_core.config import TrainingConfig
-from seqlora_core.denoising import DenoisingObjective
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec
-from seqlora_core.preview import preview_latents
-from seqlora_core.trainer import Options, train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.objective import DenoisingObjective
+from seqlora_core.training.plan import ConceptSpec
+from seqlora_core.training.preview import preview_latents
+from seqlora_core.training.trainer import Options, train_concept
 
 
 class Previews(Monitor):

@@ -11,15 +11,15 @@ from conftest import random_concept
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.composition import compose
-from seqlora_core.config import TrainingConfig
 from seqlora_core.data.dataset import EncodedConcept, Example
-from seqlora_core.denoising import DenoisingObjective, draw_minibatches, heldout_loss
 from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
 from seqlora_core.model.layers import attached, find_layers
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec, already_trained, next_version
-from seqlora_core.trainer import Options, train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.objective import DenoisingObjective, draw_minibatches, heldout_loss
+from seqlora_core.training.plan import ConceptSpec, already_trained, next_version
+from seqlora_core.training.trainer import Options, train_concept
 
 
 def spec(name: str) -> ConceptSpec:

@@ -7,8 +7,8 @@ import torch
 from PIL.ImageOps import mirror
 from torch import Tensor
 
-from ..config import TrainingConfig
 from ..model.base import Base
+from ..training.config import TrainingConfig
 from .dataset import EncodedConcept, Example
 from .images import Reference, fit, to_tensor
 

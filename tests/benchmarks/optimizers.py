@@ -18,15 +18,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny_base  # noqa: E402
 
 from seqlora_core.bank import Bank  # noqa: E402
-from seqlora_core.config import TrainingConfig  # noqa: E402
 from seqlora_core.data.encoding import encode_concept  # noqa: E402
 from seqlora_core.data.images import read_folder  # noqa: E402
-from seqlora_core.denoising import heldout_loss  # noqa: E402
 from seqlora_core.errors import TrainingDiverged  # noqa: E402
 from seqlora_core.model.base import Base, load_base  # noqa: E402
 from seqlora_core.model.layers import attached, find_layers  # noqa: E402
-from seqlora_core.plan import ConceptSpec  # noqa: E402
-from seqlora_core.trainer import train_concept  # noqa: E402
+from seqlora_core.training.config import TrainingConfig  # noqa: E402
+from seqlora_core.training.objective import heldout_loss  # noqa: E402
+from seqlora_core.training.plan import ConceptSpec  # noqa: E402
+from seqlora_core.training.trainer import train_concept  # noqa: E402
 
 PASSES = {"seqlora": 3, "alternating": 2, "lora": 1}  # of one iteration
 STEP_SIZES = {"adam": (3e-4, 1e-3, 3e-3, 1e-2), "gradient": (0.1, 1.0, 10.0)}

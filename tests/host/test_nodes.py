@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from seqlora_core.bank import Bank
 from seqlora_core.bank.inspection import inspect
-from seqlora_core.checkpoint import Checkpoint
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.layers import canonical_names
+from seqlora_core.training.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 

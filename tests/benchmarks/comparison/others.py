@@ -9,7 +9,7 @@ from PIL import Image
 from seqlora_core.data.images import to_tensor
 from seqlora_core.mini.identity import identity_similarity
 from seqlora_core.model.base import Base
-from seqlora_core.plan import ORDINARY
+from seqlora_core.training.plan import ORDINARY
 from tests.mini.catalogue import learned
 
 from .recipes import System

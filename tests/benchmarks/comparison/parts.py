@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqlora_core.bank.names import slug
-from seqlora_core.config import TrainingConfig
 from seqlora_core.errors import TrainingDiverged, UserError
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.model.base import Base
 from seqlora_core.monitor import Monitor
+from seqlora_core.training.config import TrainingConfig
 
 from .archive import FACTS
 from .forecast import forecast

@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from seqlora_core.config import TrainingConfig
 from seqlora_core.fusion import FusionSettings
-from seqlora_core.methods import METHODS
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.methods import METHODS
 
 PASSES = 300  # forward and backward, a concept
 BATCH, RANK, RESOLUTION = 4, 2, 32

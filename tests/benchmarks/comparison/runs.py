@@ -16,21 +16,21 @@ from PIL import Image
 from seqlora_core.bank import Bank, Concept
 from seqlora_core.bank.names import default_token, slug
 from seqlora_core.composition import Part
-from seqlora_core.config import TrainingConfig
 from seqlora_core.data.encoding import encode_concept
 from seqlora_core.data.images import Reference, template_prompts
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.files import write_atomically
 from seqlora_core.fusion import FUSIONS, fuse
 from seqlora_core.fusion.from_base import BaseSource
-from seqlora_core.methods import METHODS
 from seqlora_core.mini import MiniConcept
 from seqlora_core.model.base import Base
 from seqlora_core.model.generation import generate
 from seqlora_core.model.layers import Adapter, find_layers
 from seqlora_core.monitor import Monitor
-from seqlora_core.plan import ConceptSpec, prompts_to_keep
-from seqlora_core.trainer import Options, train_concept
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.methods import METHODS
+from seqlora_core.training.plan import ConceptSpec, prompts_to_keep
+from seqlora_core.training.trainer import Options, train_concept
 
 from .recipes import System
 

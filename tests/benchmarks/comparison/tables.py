@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from seqlora_core.config import TrainingConfig
+from seqlora_core.training.config import TrainingConfig
 
 from .recipes import (
     CHANGED_RIVALS,

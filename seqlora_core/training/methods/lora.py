@@ -1,6 +1,6 @@
 """Plain LoRA (Hu et al., ICLR 2022): both factors together, no constraint."""
 
-from .. import subspace
+from ... import subspace
 from .method import Method
 
 

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .model.activations import TEXT_GROUP, capture_inputs, capture_output_energy, input_group
-from .model.denoiser import Denoiser
-from .model.sampling import ddim
-from .randomness import named_generator
+from ..model.activations import TEXT_GROUP, capture_inputs, capture_output_energy, input_group
+from ..model.denoiser import Denoiser
+from ..model.sampling import ddim
+from ..randomness import named_generator
 
 STEPS = 8  # forward passes of a picture
 # Where texts alone matter: latents that a UNet which halves them three times still takes, and so many of them at a time

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import subspace
+from ... import subspace
 from ..bilevel import Objective
 from ..config import TrainingConfig
-from ..optimizers import FactorOptimizer
+from ..factor_optimizer import FactorOptimizer
 
 Start = Callable[[Tensor, TrainingConfig, torch.Generator, Tensor | None, Tensor | None], Tensor]
 Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], TrainingConfig], float]

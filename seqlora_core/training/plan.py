@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import subspace
-from .bank import Bank, Concept, names
+from .. import subspace
+from ..bank import Bank, Concept, names
+from ..errors import UserError
+from ..model.layers import Adapter, in_preset
+from ..randomness import named_generator
 from .config import TrainingConfig
-from .errors import UserError
 from .methods import METHODS, Method
-from .model.layers import Adapter, in_preset
-from .randomness import named_generator
 
 EMPTY_PROMPTS = 4  # to keep beside one of each concept
 # To keep as well: invented subjects, for all that a bank does not hold yet, and ordinary ones, for all else.

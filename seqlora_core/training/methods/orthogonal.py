@@ -1,6 +1,6 @@
 """Orthogonal Adaptation (Po et al., CVPR 2024): a frozen basis from one shared orthogonal matrix; A is trained."""
 
-from .. import subspace
+from ... import subspace
 from .method import Method, step_coefficients
 
 

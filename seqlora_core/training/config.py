@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from .errors import UserError
+from ..errors import UserError
 
 HYPERGRADIENTS = ("lookahead", "finite-difference", "exact")
 METHODS = ("seqlora", "alternating", "orthogonal", "inflora", "lora")

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from . import subspace
-from .optimizers import FactorOptimizer
+from .. import subspace
+from .factor_optimizer import FactorOptimizer
 
 Hypergradient = Callable[..., tuple[float, list[Tensor]]]
 

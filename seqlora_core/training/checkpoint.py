@@ -8,9 +8,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..errors import UserError
+from ..files import write_atomically
 from .config import SPARE_MEMORY, TrainingConfig
-from .errors import UserError
-from .files import write_atomically
 
 _METADATA_KEY = "seqlora.checkpoint"
 _LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.dataset import EncodedConcept, Example
+from ..errors import TrainingDiverged
+from ..model.denoiser import Denoiser
+from ..model.layers import Adapter
+from ..randomness import named_generator
 from .config import TrainingConfig
-from .data.dataset import EncodedConcept, Example
-from .errors import TrainingDiverged
-from .model.denoiser import Denoiser
-from .model.layers import Adapter
-from .randomness import named_generator
 
 # float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.
 FIRST_LOSS_SCALE = 2.0**12

@@ -6,10 +6,10 @@ Cheap rather than beautiful: it shows whether the subject appears at all, and wh
 import torch
 from torch import Tensor
 
-from .data.dataset import EncodedConcept
-from .denoising import DenoisingObjective
-from .model.sampling import ddim
-from .randomness import named_generator
+from ..data.dataset import EncodedConcept
+from ..model.sampling import ddim
+from ..randomness import named_generator
+from .objective import DenoisingObjective
 
 STEPS = 8  # forward passes of one picture; a training step of the default method costs about nine
 

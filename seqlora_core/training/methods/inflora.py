@@ -9,7 +9,7 @@ task, as many directions as hold a share of their energy; here M spans the bases
 keeps concepts and nothing of their data.  So a concept takes exactly r directions, and all pairs are orthogonal.
 """
 
-from .. import subspace
+from ... import subspace
 from .method import Method, step_coefficients
 
 

@@ -11,24 +11,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import subspace
-from .averaging import TailAverage
-from .bank import Bank, Concept, NewConcept
+from .. import subspace
+from ..bank import Bank, Concept, NewConcept
+from ..composition import sum_adapters
+from ..data.dataset import EncodedConcept
+from ..errors import Cancelled
+from ..hashing import fingerprint
+from ..model.activations import capture_inputs, input_group
+from ..model.denoiser import Denoiser
+from ..model.layers import Adapter, attached, find_layers
+from ..monitor import Monitor, StepReport, wait_for_others
 from .checkpoint import Checkpoint
-from .composition import sum_adapters
 from .config import TrainingConfig
-from .crosstalk import KeptInputs, watch_kept
-from .data.dataset import EncodedConcept
-from .denoising import DenoisingObjective, draw_minibatches, heldout_loss
-from .errors import Cancelled
-from .hashing import fingerprint
-from .model.activations import capture_inputs, input_group
-from .model.denoiser import Denoiser
-from .model.layers import Adapter, attached, find_layers
-from .monitor import Monitor, StepReport, wait_for_others
-from .optimizers import FactorOptimizer
+from .factor_optimizer import FactorOptimizer
+from .interference_penalty import KeptInputs, watch_kept
+from .objective import DenoisingObjective, draw_minibatches, heldout_loss
 from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
+from .tail_average import TailAverage
 
 CHECKPOINT_SECONDS = 60.0
 _COVARIANCE_STEPS = 8
