@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
-from ..seqlora_core.importing import describe_import, import_lora
+from ..seqlora_core.bank.importing import describe_import, import_lora
 from ..seqlora_core.training.plan import ConceptSpec
 from . import host
 from .bank import BankType

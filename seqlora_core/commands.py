@@ -273,8 +273,8 @@ def _save_picture(picture: Image.Image, out: Path) -> None:
 
 def import_concept(args: Namespace) -> None:
     """Take the attention layers of any SD1.5 LoRA file into a bank."""
+    from .bank.importing import describe_import, import_lora
     from .bank.names import default_token
-    from .importing import describe_import, import_lora
     from .terminal import TerminalMonitor
     from .training.plan import ConceptSpec
 

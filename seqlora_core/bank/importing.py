@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import files as storage
-from . import subspace
-from .bank import Bank, Concept, NewConcept, foreign_lora
-from .bank.inspection import OVERLAP_LIMIT, overlaps_with
-from .errors import UserError
-from .model.layers import Adapter, update_norm
-from .monitor import Monitor, wait_for_others
-from .training.plan import ConceptSpec, check_new_name
+from .. import files as storage
+from .. import subspace
+from ..errors import UserError
+from ..model.layers import Adapter, update_norm
+from ..monitor import Monitor, wait_for_others
+from ..training.plan import ConceptSpec, check_new_name
+from . import Bank, Concept, NewConcept, foreign_lora
+from .inspection import OVERLAP_LIMIT, overlaps_with
 
 METHOD = "import"
 
