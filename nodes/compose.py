@@ -6,9 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
-from ..seqlora_core.composition import Stack, parse_selections, select, stack, trigger_words
+from ..seqlora_core.composition.concatenation import Stack, parse_selections, select, stack, trigger_words
+from ..seqlora_core.composition.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
 from ..seqlora_core.errors import UserError
-from ..seqlora_core.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
 from ..seqlora_core.model.layers import Adapter
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from . import host

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from . import commands
+from .composition.fusion import FUSIONS, FusionSettings
 from .errors import Cancelled, TrainingDiverged, UserError
-from .fusion import FUSIONS, FusionSettings
 from .training.config import (
     COORDINATES,
     DTYPES,

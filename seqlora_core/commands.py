@@ -10,10 +10,18 @@ from PIL import Image
 
 from .bank import Bank
 from .bank.inspection import Inspection, inspect
-from .composition import check_fits, compose, load_composed, parse_selection, save_composed, select, sum_adapters
+from .composition.concatenation import (
+    check_fits,
+    compose,
+    load_composed,
+    parse_selection,
+    save_composed,
+    select,
+    sum_adapters,
+)
+from .composition.fusion import FUSIONS, FusionSettings, fuse
 from .errors import UserError
 from .files import check_writable
-from .fusion import FUSIONS, FusionSettings, fuse
 from .plots import crosstalk_map
 from .training.config import TrainingConfig
 
@@ -200,7 +208,7 @@ def compose_concepts(args: Namespace) -> None:
 
 
 def _source(args: Namespace, bank: Bank, settings):
-    from .fusion.from_base import BaseSource
+    from .composition.fusion.base_source import BaseSource
 
     return BaseSource(_load_bank_base(args, bank), settings)
 

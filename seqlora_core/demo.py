@@ -11,7 +11,7 @@ from PIL import Image
 from .bank import Bank
 from .bank.inspection import inspect
 from .bank.names import default_token
-from .composition import compose
+from .composition.concatenation import compose
 from .data.encoding import encode_concept
 from .data.images import Reference, template_prompts, to_tensor
 from .errors import UserError

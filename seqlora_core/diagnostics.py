@@ -19,7 +19,7 @@ from statistics import mean, median
 import torch
 from torch import Tensor
 
-from .composition import Part
+from .composition.concatenation import Part
 from .model.activations import LayerInputs
 from .subspace import empty, extend, project
 

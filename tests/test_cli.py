@@ -16,7 +16,7 @@ from PIL import Image
 import seqlora_core
 from seqlora_core.bank import Bank
 from seqlora_core.cli import main
-from seqlora_core.fusion import FUSIONS, WITHOUT_BASE
+from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE
 from seqlora_core.model.layers import in_preset
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from conftest import random_concept
 from filelock import FileLock
 from PIL import Image
 
+from seqlora_core.composition.fusion import FusionSettings
 from seqlora_core.errors import UserError
-from seqlora_core.fusion import FusionSettings
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.model.layers import Adapter, attached, find_layers, layer_shapes
 from seqlora_core.monitor import Monitor

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from seqlora_core.bank import Bank, NewConcept, lora_file
-from seqlora_core.composition import compose, parse_selection, parse_selections, save_composed, sum_adapters
+from seqlora_core.composition.concatenation import (
+    compose,
+    parse_selection,
+    parse_selections,
+    save_composed,
+    sum_adapters,
+)
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import UserError
 from seqlora_core.model.base import load_base

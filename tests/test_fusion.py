@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlora_core.composition import Part
+from seqlora_core.composition.concatenation import Part
+from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
+from seqlora_core.composition.fusion.loraclr import contrastive_loss
 from seqlora_core.errors import UserError
-from seqlora_core.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
-from seqlora_core.fusion.loraclr import contrastive_loss
 from seqlora_core.model.activations import LayerInputs
 from seqlora_core.model.layers import Adapter
 
@@ -251,7 +251,7 @@ def test_the_closed_forms_have_no_more_than_the_sum_of_the_ranks(name):
 
 
 def test_the_reported_memory_is_that_of_the_tensors_alive_together():
-    from seqlora_core.fusion.peak_memory import PeakMemory
+    from seqlora_core.composition.fusion.peak_memory import PeakMemory
 
     outside = torch.zeros(1000)
     with PeakMemory() as memory:

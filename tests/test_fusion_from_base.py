@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from seqlora_core.composition import Part
-from seqlora_core.fusion import FusionSettings
-from seqlora_core.fusion.from_base import BaseSource
+from seqlora_core.composition.concatenation import Part
+from seqlora_core.composition.fusion import FusionSettings
+from seqlora_core.composition.fusion.base_source import BaseSource
 from seqlora_core.model.activations import input_group
 from seqlora_core.model.base import load_base
 from seqlora_core.model.layers import Adapter, find_layers

@@ -11,7 +11,7 @@ from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.importing import describe_import, import_lora
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.cli import main
-from seqlora_core.composition import compose
+from seqlora_core.composition.concatenation import compose
 from seqlora_core.errors import UserError
 from seqlora_core.model.base import load_base
 from seqlora_core.model.layers import Adapter, attached, find_layers, original_names

@@ -10,7 +10,7 @@ from conftest import random_concept
 
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
-from seqlora_core.composition import compose
+from seqlora_core.composition.concatenation import compose
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod

@@ -7,9 +7,9 @@ import comfy.model_management as model_management
 import torch
 from torch import Tensor
 
-from ...seqlora_core.composition import Part
-from ...seqlora_core.fusion import FusionSettings
-from ...seqlora_core.fusion.model_source import ModelSource
+from ...seqlora_core.composition.concatenation import Part
+from ...seqlora_core.composition.fusion import FusionSettings
+from ...seqlora_core.composition.fusion.activation_source import ModelSource
 from ...seqlora_core.model.activations import LayerInputs, capture_inputs
 from ...seqlora_core.model.layers import Adapter, attached, find_layers
 from ...seqlora_core.model.sampling import ddim

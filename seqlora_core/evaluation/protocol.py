@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..bank import Bank, Concept
 from ..bank.names import slug
-from ..composition import compose
+from ..composition.concatenation import compose
 from ..errors import UserError
 from ..files import write_atomically
 from ..hashing import digest

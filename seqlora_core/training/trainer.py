@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import subspace
 from ..bank import Bank, Concept, NewConcept
-from ..composition import sum_adapters
+from ..composition.concatenation import sum_adapters
 from ..data.dataset import EncodedConcept
 from ..errors import Cancelled
 from ..hashing import fingerprint

@@ -18,7 +18,7 @@ from filled_bank import fill
 
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
-from seqlora_core.composition import compose
+from seqlora_core.composition.concatenation import compose
 from seqlora_core.model.layers import find_layers, layer_shapes
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.plan import ConceptSpec, make_plan

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from seqlora_core.bank import Bank, lora_file
-from seqlora_core.composition import compose
+from seqlora_core.composition.concatenation import compose
 from seqlora_core.model.layers import Adapter, original_names
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from seqlora_core.fusion import FusionSettings
+from seqlora_core.composition.fusion import FusionSettings
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.methods import METHODS
 

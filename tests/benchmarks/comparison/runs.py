@@ -15,13 +15,13 @@ from PIL import Image
 
 from seqlora_core.bank import Bank, Concept
 from seqlora_core.bank.names import default_token, slug
-from seqlora_core.composition import Part
+from seqlora_core.composition.concatenation import Part
+from seqlora_core.composition.fusion import FUSIONS, fuse
+from seqlora_core.composition.fusion.base_source import BaseSource
 from seqlora_core.data.encoding import encode_concept
 from seqlora_core.data.images import Reference, template_prompts
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.files import write_atomically
-from seqlora_core.fusion import FUSIONS, fuse
-from seqlora_core.fusion.from_base import BaseSource
 from seqlora_core.mini import MiniConcept
 from seqlora_core.model.base import Base
 from seqlora_core.model.generation import generate

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from ..composition import sum_adapters
-from ..errors import UserError
+from ...errors import UserError
+from ..concatenation import sum_adapters
 from .fusion import Fusion
 
 

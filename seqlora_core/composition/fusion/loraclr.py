@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..composition import Part, adapted_layers
-from ..model.layers import Adapter
+from ...model.layers import Adapter
+from ..concatenation import Part, adapted_layers
 from .fusion import Fusion, FusionSettings, Source
 
 _WEIGHT_DECAY = 1e-4

@@ -21,9 +21,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..composition import Part, sum_adapters
-from ..model.activations import input_group
-from ..model.layers import Adapter
+from ...model.activations import input_group
+from ...model.layers import Adapter
+from ..concatenation import Part, sum_adapters
 from .fusion import Fusion, FusionSettings, Source
 
 _NOUNS = (

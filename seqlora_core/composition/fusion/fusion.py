@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..composition import Part
-from ..errors import UserError
-from ..model.activations import LayerInputs
-from ..model.layers import Adapter
+from ...errors import UserError
+from ...model.activations import LayerInputs
+from ...model.layers import Adapter
+from ..concatenation import Part
 from .low_rank import truncate
 from .peak_memory import PeakMemory
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..composition import Part
-from ..model.activations import TEXT_GROUP, LayerInputs, input_group
+from ...model.activations import TEXT_GROUP, LayerInputs, input_group
+from ..concatenation import Part
 
 
 class ModelSource(ABC):

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..composition import Part, adapted_layers
-from ..model.activations import input_group
-from ..model.layers import Adapter
+from ...model.activations import input_group
+from ...model.layers import Adapter
+from ..concatenation import Part, adapted_layers
 from .fusion import Fusion, FusionSettings, Source
 
 # Gram matrices are added up in float32: directions with less energy than this, relative to the largest, are rounding.

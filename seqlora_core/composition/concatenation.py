@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from .bank import Bank, Concept, lora_file
-from .errors import UserError
-from .files import write_atomically
-from .model.layers import Adapter, LayerShape
+from ..bank import Bank, Concept, lora_file
+from ..errors import UserError
+from ..files import write_atomically
+from ..model.layers import Adapter, LayerShape
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..model.layers import Adapter
+from ...model.layers import Adapter
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:

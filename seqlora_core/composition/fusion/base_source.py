@@ -4,13 +4,13 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ..composition import Part
-from ..model.activations import LayerInputs
-from ..model.base import Base
-from ..model.generation import inputs_while_sampling
-from ..model.layers import find_layers
+from ...model.activations import LayerInputs
+from ...model.base import Base
+from ...model.generation import inputs_while_sampling
+from ...model.layers import find_layers
+from ..concatenation import Part
+from .activation_source import ModelSource
 from .fusion import FusionSettings
-from .model_source import ModelSource
 
 
 class BaseSource(ModelSource):

@@ -1,0 +1,1 @@
+"""Composition: from a bank's concepts to one patch."""
