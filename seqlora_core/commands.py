@@ -157,7 +157,7 @@ def _print_diagnosis(diagnosis) -> None:
 
 
 def _diagnose(args: Namespace, bank: Bank):
-    from .diagnostics import diagnose
+    from .evaluation.interference import diagnose
     from .model.generation import inputs_while_sampling
 
     base = _load_bank_base(args, bank)

@@ -8,7 +8,7 @@ from conftest import random_concept
 
 from seqlora_core.bank import Bank
 from seqlora_core.composition.concatenation import Part, select
-from seqlora_core.diagnostics import diagnose, largest_eigenvalue, layer_energy
+from seqlora_core.evaluation.interference import diagnose, largest_eigenvalue, layer_energy
 from seqlora_core.model.activations import LayerInputs, capture_inputs
 from seqlora_core.model.layers import Adapter, attached, find_layers
 from seqlora_core.training.config import TrainingConfig

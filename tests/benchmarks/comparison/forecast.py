@@ -1,6 +1,6 @@
 """What diagnostics expect of each concept, beside what became of it."""
 
-from seqlora_core.diagnostics import diagnose
+from seqlora_core.evaluation.interference import diagnose
 from seqlora_core.model.generation import inputs_while_sampling
 
 from .measure import measure

@@ -19,9 +19,9 @@ from statistics import mean, median
 import torch
 from torch import Tensor
 
-from .composition.concatenation import Part
-from .model.activations import LayerInputs
-from .subspace import empty, extend, project
+from ..composition.concatenation import Part
+from ..model.activations import LayerInputs
+from ..subspace import empty, extend, project
 
 _POWER_ITERATIONS = 30
 _POWER_BLOCK = 4
