@@ -15,7 +15,7 @@ from PIL import Image
 
 import seqlora_core
 from seqlora_core.bank import Bank
-from seqlora_core.cli import main
+from seqlora_core.cli.main import main
 from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE
 from seqlora_core.model.layers import in_preset
 

@@ -7,11 +7,11 @@ from PIL import Image
 from test_cli import train_command
 
 from seqlora_core.bank import Bank
-from seqlora_core.cli import main
+from seqlora_core.cli.main import main
+from seqlora_core.cli.terminal import TerminalMonitor
 from seqlora_core.data.encoding import encode_concept
 from seqlora_core.data.images import Reference
 from seqlora_core.model.base import Base, load_base
-from seqlora_core.terminal import TerminalMonitor
 from seqlora_core.training.config import TrainingConfig
 
 SIZE = (64, 80)

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 
-from seqlora_core.cli import main
+from seqlora_core.cli.main import main
 from seqlora_core.evaluation import protocol
 from seqlora_core.evaluation.metrics import load_metrics, score
 from seqlora_core.evaluation.protocol import Drawing, Score

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.importing import describe_import, import_lora
 from seqlora_core.bank.inspection import inspect
-from seqlora_core.cli import main
+from seqlora_core.cli.main import main
 from seqlora_core.composition.concatenation import compose
 from seqlora_core.errors import UserError
 from seqlora_core.model.base import load_base

@@ -7,9 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from seqlora_core import mini
-from seqlora_core.cli import main
+from seqlora_core.cli.demo import run_demo
+from seqlora_core.cli.main import main
 from seqlora_core.data.images import to_tensor
-from seqlora_core.demo import run_demo
 from seqlora_core.mini import mini_concepts
 from seqlora_core.mini.identity import identity_similarity, load_identity
 from seqlora_core.model.base import load_base

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from seqlora_core import demo
-from seqlora_core.cli import main
+from seqlora_core.cli import demo
+from seqlora_core.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```bash\n(.+?)```", README, re.DOTALL)

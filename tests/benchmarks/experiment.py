@@ -24,10 +24,10 @@ sys.path[:0] = [str(ROOT)]
 
 import torch  # noqa: E402
 
+from seqlora_core.cli.terminal import quiet_libraries  # noqa: E402
 from seqlora_core.errors import UserError  # noqa: E402
 from seqlora_core.model.base import load_base  # noqa: E402
 from seqlora_core.monitor import Monitor  # noqa: E402
-from seqlora_core.terminal import quiet_libraries  # noqa: E402
 from seqlora_core.training.config import LAYER_PRESETS  # noqa: E402
 from tests.benchmarks.comparison.archive import restore, write_archive  # noqa: E402
 from tests.benchmarks.comparison.parts import (  # noqa: E402

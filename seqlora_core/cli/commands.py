@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .bank import Bank
-from .bank.inspection import Inspection, inspect
-from .composition.concatenation import (
+from ..bank import Bank
+from ..bank.inspection import Inspection, inspect
+from ..composition.concatenation import (
     check_fits,
     compose,
     load_composed,
@@ -19,17 +19,17 @@ from .composition.concatenation import (
     select,
     sum_adapters,
 )
-from .composition.fusion import FUSIONS, FusionSettings, fuse
-from .errors import UserError
-from .files import check_writable
-from .plots import crosstalk_map
-from .training.config import TrainingConfig
+from ..composition.fusion import FUSIONS, FusionSettings, fuse
+from ..errors import UserError
+from ..files import check_writable
+from ..plots import crosstalk_map
+from ..training.config import TrainingConfig
 
 
 def train(args: Namespace, settings: dict) -> None:
     """Learn one concept from a folder of images and add it to the bank."""
-    from .bank.names import default_token
-    from .training.plan import ConceptSpec, check_new_name
+    from ..bank.names import default_token
+    from ..training.plan import ConceptSpec, check_new_name
 
     token = args.token if args.token is not None else default_token(args.name)
     spec = ConceptSpec(args.name, token, args.class_word)
@@ -43,13 +43,13 @@ def train(args: Namespace, settings: dict) -> None:
 
 
 def _train(args: Namespace, settings: dict, spec) -> None:
-    from .data.encoding import encode_concept
-    from .data.images import read_folder
-    from .devices import best_dtype, resolve_device
-    from .model.base import load_base
+    from ..data.encoding import encode_concept
+    from ..data.images import read_folder
+    from ..devices import best_dtype, resolve_device
+    from ..model.base import load_base
+    from ..training.plan import prompts_to_keep
+    from ..training.trainer import Options, train_concept
     from .terminal import TerminalMonitor, quiet_libraries
-    from .training.plan import prompts_to_keep
-    from .training.trainer import Options, train_concept
 
     if settings["dtype"] == "auto":
         settings["dtype"] = best_dtype(resolve_device(args.device))
@@ -157,8 +157,8 @@ def _print_diagnosis(diagnosis) -> None:
 
 
 def _diagnose(args: Namespace, bank: Bank):
-    from .evaluation.interference import diagnose
-    from .model.generation import inputs_while_sampling
+    from ..evaluation.interference import diagnose
+    from ..model.generation import inputs_while_sampling
 
     base = _load_bank_base(args, bank)
     settings = {"seed": args.seed, "steps": args.sampling_steps}
@@ -208,13 +208,13 @@ def compose_concepts(args: Namespace) -> None:
 
 
 def _source(args: Namespace, bank: Bank, settings):
-    from .composition.fusion.base_source import BaseSource
+    from ..composition.fusion.base_source import BaseSource
 
     return BaseSource(_load_bank_base(args, bank), settings)
 
 
 def _load_bank_base(args: Namespace, bank: Bank):
-    from .model.base import load_base
+    from ..model.base import load_base
     from .terminal import quiet_libraries
 
     quiet_libraries()
@@ -225,8 +225,8 @@ def _load_bank_base(args: Namespace, bank: Bank):
 
 def generate_picture(args: Namespace) -> None:
     """Sample one picture and write it as PNG."""
-    from .devices import best_dtype, resolve_device
-    from .model.base import load_base
+    from ..devices import best_dtype, resolve_device
+    from ..model.base import load_base
     from .terminal import quiet_libraries
 
     selection = [parse_selection(text) for text in args.concept]
@@ -247,7 +247,7 @@ def generate_picture(args: Namespace) -> None:
 
 
 def _sample(args: Namespace, base, adapters, out: Path) -> None:
-    from .model.generation import generate
+    from ..model.generation import generate
 
     picture = generate(
         base,
@@ -281,10 +281,10 @@ def _save_picture(picture: Image.Image, out: Path) -> None:
 
 def import_concept(args: Namespace) -> None:
     """Take the attention layers of any SD1.5 LoRA file into a bank."""
-    from .bank.importing import describe_import, import_lora
-    from .bank.names import default_token
+    from ..bank.importing import describe_import, import_lora
+    from ..bank.names import default_token
+    from ..training.plan import ConceptSpec
     from .terminal import TerminalMonitor
-    from .training.plan import ConceptSpec
 
     token = args.token if args.token is not None else default_token(args.name)
     spec = ConceptSpec(args.name, token, args.class_word)
@@ -296,7 +296,7 @@ def import_concept(args: Namespace) -> None:
 def _bank_to_import_into(args: Namespace) -> Bank:
     if Bank.exists(args.bank) or args.base is None:
         return Bank.open(args.bank)
-    from .model.base import load_base
+    from ..model.base import load_base
     from .terminal import quiet_libraries
 
     quiet_libraries()
@@ -306,11 +306,11 @@ def _bank_to_import_into(args: Namespace) -> Bank:
 
 def evaluate_bank(args: Namespace) -> None:
     """Draw all concepts of a bank after several stages, and score them."""
-    from .devices import resolve_device
-    from .evaluation.metrics import load_metrics
-    from .evaluation.protocol import Drawing, Evaluation
-    from .evaluation.report import write_report
-    from .evaluation.tables import to_markdown
+    from ..devices import resolve_device
+    from ..evaluation.metrics import load_metrics
+    from ..evaluation.protocol import Drawing, Evaluation
+    from ..evaluation.report import write_report
+    from ..evaluation.tables import to_markdown
     from .terminal import TerminalMonitor
 
     bank = Bank.open(args.bank)
@@ -329,8 +329,8 @@ def evaluate_bank(args: Namespace) -> None:
 
 def _references(args: Namespace, bank: Bank) -> dict:
     """From a folder with a folder of pictures a concept; the mini base's concepts bring theirs along."""
-    from .data.images import read_folder
-    from .mini import mini_concepts
+    from ..data.images import read_folder
+    from ..mini import mini_concepts
 
     if args.references:
         return {

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from . import commands
-from .composition.fusion import FUSIONS, FusionSettings
-from .errors import Cancelled, TrainingDiverged, UserError
-from .training.config import (
+from ..composition.fusion import FUSIONS, FusionSettings
+from ..errors import Cancelled, TrainingDiverged, UserError
+from ..training.config import (
     COORDINATES,
     DTYPES,
     HYPERGRADIENTS,
@@ -30,6 +29,7 @@ from .training.config import (
     TRAIN_ON,
     TrainingConfig,
 )
+from . import commands
 
 _CHOICES = {
     "method": METHODS,

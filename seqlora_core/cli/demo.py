@@ -8,22 +8,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from .bank import Bank
-from .bank.inspection import inspect
-from .bank.names import default_token
-from .composition.concatenation import compose
-from .data.encoding import encode_concept
-from .data.images import Reference, template_prompts, to_tensor
-from .errors import UserError
-from .mini import MiniConcept, mini_concepts
-from .mini.identity import identity_similarity
-from .model.base import Base, load_base
-from .model.generation import generate
-from .monitor import Monitor
-from .plots import line_chart, picture_grid
-from .training.config import TrainingConfig
-from .training.plan import ConceptSpec, prompts_to_keep
-from .training.trainer import Options, train_concept
+from ..bank import Bank
+from ..bank.inspection import inspect
+from ..bank.names import default_token
+from ..composition.concatenation import compose
+from ..data.encoding import encode_concept
+from ..data.images import Reference, template_prompts, to_tensor
+from ..errors import UserError
+from ..mini import MiniConcept, mini_concepts
+from ..mini.identity import identity_similarity
+from ..model.base import Base, load_base
+from ..model.generation import generate
+from ..monitor import Monitor
+from ..plots import line_chart, picture_grid
+from ..training.config import TrainingConfig
+from ..training.plan import ConceptSpec, prompts_to_keep
+from ..training.trainer import Options, train_concept
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
 SHOWN = 2  # of them in the grid

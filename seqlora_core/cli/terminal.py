@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from .monitor import Monitor, StepReport
+from ..monitor import Monitor, StepReport
 
 _log = logging.getLogger("seqlora")
 
