@@ -8,10 +8,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's co
 
 import pytest
 import tiny_base
-import torch
 
 from seqlora_core.bank import Bank, BaseIdentity
-from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
 from seqlora_core.model.layers import find_layers, layer_shapes
@@ -41,17 +39,6 @@ def base_identity(denoiser) -> BaseIdentity:
 @pytest.fixture
 def bank(tmp_path, denoiser, base_identity) -> Bank:
     return Bank.open_or_create(tmp_path / "bank", base_identity, layer_shapes(find_layers(denoiser.unet)))
-
-
-def random_concept(seed: int, images: int = 3, prior: int = 0, size: int = 8) -> EncodedConcept:
-    """Random latents and text embeddings."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def example() -> Example:
-        mean = torch.randn(4, size, size, generator=generator)
-        return Example(mean, torch.randn(2, 7, 32, generator=generator), 0.1 * torch.ones_like(mean))
-
-    return EncodedConcept([example() for _ in range(images)], [example() for _ in range(prior)])
 
 
 @pytest.fixture(scope="session")

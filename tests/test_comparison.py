@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import random_concept
 from filelock import FileLock
 from PIL import Image
+from training_runs import random_concept
 
 from seqlora_core.composition.fusion import FusionSettings
 from seqlora_core.errors import UserError

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_concept
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
-from test_trainer import StopAfter, equal, factors, learn
+from training_runs import StopAfter, equal, factors, learn, random_concept
 
 from seqlora_core import files as storage
 from seqlora_core import subspace

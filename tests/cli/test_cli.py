@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from training_runs import train_command
 
-import seqlora_core
+import seqlora_core.model
 from seqlora_core.bank import Bank
 from seqlora_core.cli.main import main
 from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE
 from seqlora_core.model.layers import in_preset
 
-ROOT = Path(__file__).parents[1]
-SMALL = ["--resolution", "64", "--steps", "2", "--rank", "2"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,6 @@ def trained(base_folder, pictures, tmp_path_factory) -> Path:
 @pytest.fixture
 def bank(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "bank")
-
-
-def train_command(base, bank, images, name, *more) -> list[str]:
-    command = ["train", "--base", base, "--bank", bank, "--name", name, "--images", images, "--class-word", "dog"]
-    return [str(part) for part in (*command, *SMALL, *more)]
 
 
 def document(capsys) -> dict:
@@ -300,9 +295,9 @@ def test_inspect_prints_a_row_and_a_forecast_for_every_concept(base_folder, two_
 
 def test_without_the_packages_of_the_command_line_the_user_is_told_which(bank, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    for name in [name for name in sys.modules if name.startswith(("diffusers.", "seqlora_core.bases"))]:
+    for name in [name for name in sys.modules if name.startswith(("diffusers.", "seqlora_core.model.base"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(seqlora_core, "bases", raising=False)  # and is what it was before afterwards
+    monkeypatch.delattr(seqlora_core.model, "base", raising=False)  # and is what it was before afterwards
     command = ["generate", "--base", "mini", "--prompt", "x", "--out", str(tmp_path / "x.png")]
     assert main(command) == 2
     assert "pip install" in capsys.readouterr().err
@@ -321,7 +316,7 @@ def test_too_little_memory_on_the_card_gets_one_line_with_what_takes_less(
     def out_of_memory(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("seqlora_core.bases.load_base", out_of_memory)
+    monkeypatch.setattr("seqlora_core.model.base.load_base", out_of_memory)
     generate = ["generate", "--base", str(base_folder), "--prompt", "x", "--out", str(tmp_path / "x.png")]
     train = train_command(base_folder, tmp_path / "bank", pictures, "dog")
     assert main({"train": train, "generate": generate}[command]) == 1

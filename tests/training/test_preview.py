@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_concept
+from training_runs import random_concept
 
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.monitor import Monitor

@@ -103,7 +103,7 @@ def test_the_unet_goes_to_its_device_in_the_precision_that_stays(base_folder, mo
         seen.add((weight.device.type, weight.dtype))
         return moved
 
-    monkeypatch.setattr("seqlora_core.bases.resolve_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("seqlora_core.model.base.resolve_device", lambda name: torch.device("meta"))
     monkeypatch.setattr(UNet2DConditionModel, "to", to)
     base = load_base(str(base_folder), dtype="bfloat16")
     assert {dtype for device, dtype in seen if device == "meta"} == {torch.bfloat16}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import random_concept
 from safetensors.torch import save_file
+from training_runs import random_concept
 
 from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.importing import describe_import, import_lora

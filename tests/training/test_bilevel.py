@@ -7,7 +7,7 @@ import itertools
 import pytest
 import tiny_base
 import torch
-from conftest import random_concept
+from training_runs import random_concept
 
 from seqlora_core import subspace
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod

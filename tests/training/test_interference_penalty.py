@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import random_concept
-from test_trainer import StopAfter, equal, factors, learn
 from torch import nn
+from training_runs import StopAfter, equal, factors, learn, random_concept
 
 from seqlora_core.errors import Cancelled
 from seqlora_core.model.denoiser import sd15_alphas_cumprod

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import random_concept
+from training_runs import random_concept
 
 from seqlora_core.bank import Bank
 from seqlora_core.composition.concatenation import Part, select

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import random_concept
 from torch import Tensor
+from training_runs import random_concept
 
 from seqlora_core import subspace
 from seqlora_core.model.activations import capture_inputs

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from test_cli import train_command
+from training_runs import train_command
 
 from seqlora_core.bank import Bank
 from seqlora_core.cli.main import main

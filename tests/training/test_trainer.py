@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_base
 import torch
-from conftest import random_concept
+from training_runs import StopAfter, equal, factors, learn, random_concept, spec
 
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
@@ -15,49 +15,10 @@ from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
 from seqlora_core.model.layers import attached, find_layers
-from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.objective import DenoisingObjective, draw_minibatches, heldout_loss
-from seqlora_core.training.plan import ConceptSpec, already_trained, next_version
+from seqlora_core.training.plan import already_trained, next_version
 from seqlora_core.training.trainer import Options, train_concept
-
-
-def spec(name: str) -> ConceptSpec:
-    return ConceptSpec(name, f"sks{name}", "thing")
-
-
-def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **settings):
-    config = TrainingConfig(**{"steps": 4, "rank": 2, "layers": "all", **settings})
-    data = data or random_concept(sum(map(ord, name)))
-    return train_concept(denoiser, data, bank, spec(name), config, monitor, options or Options())
-
-
-def factors(bank: Bank, name: str) -> dict:
-    return bank.load([bank.refresh().concept(name)])[bank.concept(name).name]
-
-
-def equal(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(first[layer].A, second[layer].A) and torch.equal(first[layer].B, second[layer].B) for layer in first
-    )
-
-
-class StopAfter(Monitor):
-    """Cancels once `steps` steps are done, or raises `error` there."""
-
-    def __init__(self, steps: int, error: BaseException | None = None) -> None:
-        self.steps, self.error, self.done, self.messages = steps, error, 0, []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def stepped(self, report) -> None:
-        self.done = report.step
-        if self.error and self.done == self.steps:
-            raise self.error
-
-    def cancelled(self) -> bool:
-        return self.error is None and self.done >= self.steps
 
 
 def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(denoiser, bank):
