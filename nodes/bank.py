@@ -46,14 +46,14 @@ class BasisBankLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bank_name: str | None) -> str:
-        return host.bank_state(bank_name)
+        return host.bank_cache_key(bank_name)
 
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:
         bank = Bank.open(host.bank_folder(bank_name))
         room = f"At least {least_room(bank)} directions are free in every layer."
         report = "\n".join([*describe_concepts(bank), room, *missing_files(bank)])
-        return io.NodeOutput(bank, report, ui=host.told(cls, report))
+        return io.NodeOutput(bank, report, ui=host.node_text(cls, report))
 
 
 def describe_concepts(bank: Bank) -> list[str]:

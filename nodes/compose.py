@@ -6,10 +6,11 @@ import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
-from ..seqlora_core.composition.concatenation import Stack, parse_selections, select, stack, trigger_words
+from ..seqlora_core.composition.concatenation import ConcatenatedFactors, concatenate
 from ..seqlora_core.composition.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
+from ..seqlora_core.composition.selection import parse_selections, select, trigger_words
 from ..seqlora_core.errors import UserError
-from ..seqlora_core.model.layers import Adapter
+from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
@@ -66,7 +67,7 @@ class ComposeConcepts(io.ComfyNode):
         selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
         weights = [strength for _, strength in selection]
         weights = weights if chosen.reads_base else chosen.weigh(weights)
-        stacks = stack(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
+        stacks = concatenate(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
         adapters, memory = {layer: stacked.adapter for layer, stacked in stacks.items()}, ""
         if chosen.reads_base:
             fused = _fuse(chosen, bank, selection, model, clip)
@@ -74,7 +75,7 @@ class ComposeConcepts(io.ComfyNode):
         patched, size = host.apply_adapters(model, adapters), _megabytes(adapters)
         cost = f"Put together in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
         words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
-        return io.NodeOutput(patched, words, report, ui=host.told(cls, f"{words}\n{report}"))
+        return io.NodeOutput(patched, words, report, ui=host.node_text(cls, f"{words}\n{report}"))
 
 
 def _check_clip(clip, fusion: str) -> None:
@@ -87,15 +88,15 @@ def _fuse(fusion: Fusion, bank, selection: list[tuple[str, float]], model, clip)
     settings = FusionSettings()
     resolution = max(bank.concept(name).config.get("resolution", _RESOLUTION) for name, _ in selection)
     source = host.HostSource(model, clip, settings, resolution)
-    with host.ordinary_tensors():
+    with host.outside_inference_mode():
         return fuse(fusion, select(bank, selection), settings, source)
 
 
 def _megabytes(adapters: dict[str, Adapter]) -> float:
-    return sum(factor.nbytes for adapter in adapters.values() for factor in adapter) / 2**20
+    return sum(factor.nbytes for adapter in adapters.values() for factor in (adapter.up, adapter.down)) / 2**20
 
 
-def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, Stack]) -> str:
+def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, ConcatenatedFactors]) -> str:
     concepts = [bank.concept(name) for name, _ in selection]
     bases = [(stacked.adapter.B, stacked.owner) for stacked in stacks.values()]
     pairs = largest_overlaps([concept.name for concept in concepts], bases, torch.float32)

@@ -47,12 +47,12 @@ class ExportConcept(_ConceptNode):
     @classmethod
     def fingerprint_inputs(cls, concept_name: str | None, file_name: str | None, **linked) -> str:
         """Changes with the written file, so that one that was deleted is written again."""
-        return host.written_lora_state(concept_name if file_name == "" else file_name)
+        return host.written_lora_cache_key(concept_name if file_name == "" else file_name)
 
     @classmethod
     def execute(cls, bank, concept_name: str, file_name: str) -> io.NodeOutput:
         path = bank.refresh().export(concept_name, host.lora_path(file_name or bank.concept(concept_name).name))
-        return io.NodeOutput(path.name, ui=host.told(cls, f"Wrote {path}"))
+        return io.NodeOutput(path.name, ui=host.node_text(cls, f"Wrote {path}"))
 
 
 class RemoveConcept(_ConceptNode):
@@ -72,7 +72,7 @@ class RemoveConcept(_ConceptNode):
     @classmethod
     def execute(cls, bank, concept_name: str) -> io.NodeOutput:
         removed = bank.remove(concept_name)
-        return io.NodeOutput(bank, ui=host.told(cls, f"Removed {removed.name}"))
+        return io.NodeOutput(bank, ui=host.node_text(cls, f"Removed {removed.name}"))
 
 
 class RenameConcept(_ConceptNode):
@@ -92,4 +92,4 @@ class RenameConcept(_ConceptNode):
     @classmethod
     def execute(cls, bank, concept_name: str, new_name: str) -> io.NodeOutput:
         renamed = bank.rename(concept_name, new_name)
-        return io.NodeOutput(bank, ui=host.told(cls, f"{concept_name} is now {renamed.name}"))
+        return io.NodeOutput(bank, ui=host.node_text(cls, f"{concept_name} is now {renamed.name}"))

@@ -25,7 +25,7 @@ def model_file(node: type[io.ComfyNode]) -> str:
     return _SOME_MODEL
 
 
-def files_state(files: Iterable[Path]) -> str:
+def files_cache_key(files: Iterable[Path]) -> str:
     """A text that differs after every change of the files."""
     return "/".join(f"{file.name}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in sorted(files))
 

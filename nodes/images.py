@@ -49,7 +49,7 @@ class LoadImageFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None) -> str:
-        return host.folder_state(folder)
+        return host.folder_cache_key(folder)
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.importing import describe_import, import_lora
-from ..seqlora_core.training.plan import ConceptSpec
+from ..seqlora_core.bank.spec import ConceptSpec
 from . import host
 from .bank import BankType
 from .graph import model_file
@@ -38,8 +38,8 @@ class ImportLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str, bank_name: str, **inputs) -> str:
         """Changes with the bank and the file; the node that a connected bank comes from is asked by the host."""
-        bank = "" if "bank" in inputs else host.bank_state(bank_name)
-        return f"{bank}/{host.lora_state(lora_name)}"
+        bank = "" if "bank" in inputs else host.bank_cache_key(bank_name)
+        return f"{bank}/{host.lora_cache_key(lora_name)}"
 
     @classmethod
     def execute(
@@ -59,7 +59,7 @@ class ImportLora(io.ComfyNode):
         monitor, replace = host.NodeMonitor(cls.hidden.unique_id), on_existing == "replace"
         concept = import_lora(bank, host.lora_file(lora_name), spec, project, replace, monitor)
         report = describe_import(bank, concept)
-        return io.NodeOutput(bank, concept.name, report, ui=host.told(cls, report))
+        return io.NodeOutput(bank, concept.name, report, ui=host.node_text(cls, report))
 
 
 def _inputs() -> list[io.Input]:

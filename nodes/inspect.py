@@ -38,4 +38,4 @@ class InspectBank(io.ComfyNode):
         result = inspect(bank)
         report = "\n".join([*describe_concepts(bank), *result.tables(), *result.problems])
         picture = overlap_map([concept.name for concept in bank.concepts], result.pairs)
-        return io.NodeOutput(report, to_image(picture), ui=host.told(cls, report))
+        return io.NodeOutput(report, to_image(picture), ui=host.node_text(cls, report))

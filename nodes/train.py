@@ -6,20 +6,15 @@ import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank, Concept
+from ..seqlora_core.bank.spec import ConceptSpec
 from ..seqlora_core.data.dataset import EncodedConcept
-from ..seqlora_core.data.images import caption_prompts
+from ..seqlora_core.data.prompts import caption_prompts
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.training.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
-from ..seqlora_core.training.plan import (
-    ConceptSpec,
-    already_trained,
-    describe_full_layers,
-    full_layers,
-    next_version,
-    prompts_to_keep,
-)
-from ..seqlora_core.training.trainer import Options, train_concept
+from ..seqlora_core.training.plan import already_trained, describe_full_layers, full_layers, next_version
+from ..seqlora_core.training.protected_prompts import protected_prompts
+from ..seqlora_core.training.trainer import RunOptions, train_concept
 from . import host
 from .bank import BankType
 from .graph import fingerprint, model_file
@@ -55,7 +50,7 @@ class TrainConcept(io.ComfyNode):
         """Changes with the bank, so that a concept that was removed or replaced meanwhile is looked at again."""
         if "bank" in lists:
             return ""  # the host asks the node that it comes from
-        return host.bank_state(lists["bank_name"][0])
+        return host.bank_cache_key(lists["bank_name"][0])
 
     @classmethod
     def execute(cls, model, clip, vae, images, **lists) -> io.NodeOutput:
@@ -64,9 +59,9 @@ class TrainConcept(io.ComfyNode):
             values["captions"] = "\n".join(" ".join(caption.split()) for caption in captions)
         model, masks = model[0], [mask for batch in lists.get("masks") or [] for mask in batch]
         host.check_model(model)
-        host.check_bare(model)
+        host.check_no_concepts_attached(model)
         host.check_encoders(clip[0], vae[0])
-        with host.ordinary_tensors():
+        with host.outside_inference_mode():
             bank, concept, news = _train(cls, model, clip[0], vae[0], images, masks, values)
             return _outputs(cls, model, bank, concept, news)
 
@@ -231,9 +226,9 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
 
         def encoded() -> EncodedConcept:
             """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
-            with host.reproducible(config.seed):
+            with host.seeded_rng(config.seed):
                 examples = host.encode(model, clip, vae, pictures, latent_masks, prompts, config.resolution)
-                keep = host.encode_prompts(clip, prompts_to_keep(bank.refresh(), spec))
+                keep = host.encode_prompts(clip, protected_prompts(bank.refresh(), spec))
             in_memory.enter_context(denoiser.loaded())
             return EncodedConcept(examples, keep=keep, source=source)
 
@@ -243,8 +238,8 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
     return bank, concept, "learned"
 
 
-def _options(values: dict, thumbnail) -> Options:
-    return Options(
+def _options(values: dict, thumbnail) -> RunOptions:
+    return RunOptions(
         resume=True,
         restart_if_changed=True,
         replace=values["on_existing"] == "replace",
@@ -261,4 +256,4 @@ def _outputs(node: type[TrainConcept], model, bank: Bank, concept: Concept, news
     text = f"{concept.name} {news}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
     if full := full_layers(bank, concept):
         text += "\n" + describe_full_layers(full, concept.rank)
-    return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=host.told(node, text))
+    return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=host.node_text(node, text))

@@ -33,7 +33,7 @@ def project(B: Tensor, Q: Tensor) -> Tensor:
     return B
 
 
-def settled(B: Tensor, Q: Tensor) -> Tensor:
+def reproject_if_needed(B: Tensor, Q: Tensor) -> Tensor:
     """`B [n, r]` as it is, or projected once more in float64 where it has more of span(Q) in it than rounding leaves.
 
     A graphics card may have projected it with matrix products of ten-bit mantissas (TF32).

@@ -12,7 +12,7 @@ import tiny_base
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.layers import find_layers, layer_shapes
+from seqlora_core.model.sd15 import find_layers, layer_shapes
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 

@@ -10,13 +10,15 @@ from filelock import FileLock
 from PIL import Image
 from training_runs import random_concept
 
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.composition.fusion import FusionSettings
 from seqlora_core.errors import UserError
 from seqlora_core.mini import MiniConcept, mini_concepts
-from seqlora_core.model.layers import Adapter, attached, find_layers, layer_shapes
+from seqlora_core.model.adapters import Adapter, attach
+from seqlora_core.model.sd15 import find_layers, layer_shapes
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.methods import METHODS
-from seqlora_core.training.plan import ORDINARY, ConceptSpec
+from seqlora_core.training.protected_prompts import COMMON_SUBJECTS
 from seqlora_core.training.trainer import train_concept
 from tests.benchmarks.comparison import archive, others, runs, tables, tuning, work
 from tests.benchmarks.comparison.measure import measure
@@ -175,11 +177,11 @@ def test_folded_adapters_act_as_attached_ones_and_leave_the_weights_as_they_were
     layers = find_layers(denoiser.unet)
     before = {name: layer.weight.clone() for name, layer in layers.items()}
     adapters = {
-        name: Adapter(torch.randn(layer.out_features, 2) / 10, torch.randn(layer.in_features, 2) / 10)
+        name: Adapter.from_factors(torch.randn(layer.out_features, 2) / 10, torch.randn(layer.in_features, 2) / 10)
         for name, layer in layers.items()
     }
     inputs = torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 7, 32)
-    with torch.no_grad(), attached(layers, adapters):
+    with torch.no_grad(), attach(layers, adapters):
         expected = denoiser.predict_noise(*inputs)
     with torch.no_grad(), folded(SimpleNamespace(pipeline=SimpleNamespace(unet=denoiser.unet)), adapters):
         assert torch.allclose(denoiser.predict_noise(*inputs), expected, atol=1e-4)
@@ -224,7 +226,7 @@ def test_what_no_training_keeps_stands_for_other_things():
     names = others.ordinary_things()
     assert len(set(names)) == others.THINGS
     held_out = {concept.name for concept in mini_concepts()}
-    assert not any(name in held_out or set(name.split()) & set(ORDINARY) for name in names)
+    assert not any(name in held_out or set(name.split()) & set(COMMON_SUBJECTS) for name in names)
 
 
 def test_a_job_that_somebody_else_is_at_is_left_for_later(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from seqlora_core.data.images import to_tensor
 from seqlora_core.mini import mini_concepts
 from seqlora_core.mini.identity import identity_similarity, load_identity
 from seqlora_core.model.base import load_base
-from seqlora_core.model.generation import generate
+from seqlora_core.model.sampling import generate
 from seqlora_core.monitor import Monitor
 
 pytestmark = pytest.mark.skipif(not mini.BASE.is_dir(), reason="the mini base has not been made")

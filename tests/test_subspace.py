@@ -142,10 +142,10 @@ def test_overlaps_are_relative_to_the_size_of_the_bases():
 def test_what_a_card_s_fast_products_left_of_occupied_directions_is_removed_at_the_end():
     Q = torch.linalg.qr(torch.randn(64, 12, generator=generator(0), dtype=torch.float64)).Q
     B = subspace.random_basis(Q, 4, generator(1)).float()
-    assert torch.equal(subspace.settled(B, Q), B)
+    assert torch.equal(subspace.reproject_if_needed(B, Q), B)
     rough = B + 2e-5 * Q[:, :4].float()  # what TF32 leaves
     assert float((Q.mT @ rough.double()).abs().max()) > 1e-5
-    assert float((Q.mT @ subspace.settled(rough, Q).double()).abs().max()) < 1e-7
+    assert float((Q.mT @ subspace.reproject_if_needed(rough, Q).double()).abs().max()) < 1e-7
 
 
 def test_a_later_basis_is_orthogonal_to_columns_that_are_all_but_parallel():

@@ -3,11 +3,11 @@
 import torch
 
 from seqlora_core.bank import Bank
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.plan import ConceptSpec
-from seqlora_core.training.trainer import Options, train_concept
+from seqlora_core.training.trainer import RunOptions, train_concept
 
 SMALL = ["--resolution", "64", "--steps", "2", "--rank", "2"]
 
@@ -30,7 +30,7 @@ def spec(name: str) -> ConceptSpec:
 def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **settings):
     config = TrainingConfig(**{"steps": 4, "rank": 2, "layers": "all", **settings})
     data = data or random_concept(sum(map(ord, name)))
-    return train_concept(denoiser, data, bank, spec(name), config, monitor, options or Options())
+    return train_concept(denoiser, data, bank, spec(name), config, monitor, options or RunOptions())
 
 
 def factors(bank: Bank, name: str) -> dict:

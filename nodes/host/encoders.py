@@ -117,7 +117,7 @@ def _as_in_sampling() -> Iterator[None]:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
+def seeded_rng(seed: int) -> Iterator[None]:
     """The host's VAE draws from torch's global generators: give them a seed, and put back what they were."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ import folder_paths
 from ...seqlora_core.bank import Bank
 from ...seqlora_core.bank.names import check_file_name
 from ...seqlora_core.errors import UserError
-from ..graph import files_state
+from ..graph import files_cache_key
 
 FOLDER = "seqlora"
 
@@ -35,7 +35,7 @@ def bank_folder(name: str) -> Path:
     return next((root / name for root in roots if Bank.exists(root / name)), roots[0] / name)
 
 
-def bank_state(name: str | None) -> str:
+def bank_cache_key(name: str | None) -> str:
     """A text that differs after every change of a bank, for the host's cache.
 
     A name that another node gives is None here, since the host asks before that node runs: then it differs every time.
@@ -46,7 +46,7 @@ def bank_state(name: str | None) -> str:
         return secrets.token_hex()
     bank = Bank.open(folder)
     files = [bank.folder / concept.file for concept in bank.concepts]
-    return f"{bank.manifest.id}/{bank.manifest.generation}/{files_state(file for file in files if file.is_file())}"
+    return f"{bank.manifest.id}/{bank.manifest.generation}/{files_cache_key(file for file in files if file.is_file())}"
 
 
 def image_folders() -> list[str]:
@@ -66,9 +66,9 @@ def image_folder(name: str) -> Path:
     return Path(folder_paths.get_input_directory()) / name
 
 
-def folder_state(name: str | None) -> str:
+def folder_cache_key(name: str | None) -> str:
     """A text that differs after every change in a folder of `image_folders`; every time for another node's name."""
-    return secrets.token_hex() if name is None else files_state(image_folder(name).iterdir())
+    return secrets.token_hex() if name is None else files_cache_key(image_folder(name).iterdir())
 
 
 def lora_path(name: str) -> Path:
@@ -81,10 +81,10 @@ def lora_path(name: str) -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / f"{stem}.safetensors"
 
 
-def written_lora_state(name: str | None) -> str:
-    """As `bank_state`, for what is written to `lora_path`."""
+def written_lora_cache_key(name: str | None) -> str:
+    """As `bank_cache_key`, for what is written to `lora_path`."""
     path = None if name is None else lora_path(name)
-    return files_state([path]) if path and path.is_file() else secrets.token_hex()
+    return files_cache_key([path]) if path and path.is_file() else secrets.token_hex()
 
 
 def lora_files() -> list[str]:
@@ -104,6 +104,6 @@ def lora_file(name: str) -> Path:
     return Path(path)
 
 
-def lora_state(name: str | None) -> str:
+def lora_cache_key(name: str | None) -> str:
     """A text that differs after every change of a file of `lora_files`; every time for a name of another node's."""
-    return secrets.token_hex() if name is None else files_state([lora_file(name)])
+    return secrets.token_hex() if name is None else files_cache_key([lora_file(name)])

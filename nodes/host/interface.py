@@ -21,7 +21,7 @@ def schema(search_aliases: list[str], **fields) -> io.Schema:
     return io.Schema(category="SeqLoRA", hidden=[io.Hidden.unique_id, io.Hidden.prompt], **fields)
 
 
-def told(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
+def node_text(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
     """What a running node has to say: for the API, and on the node, where the front end shows progress texts alone."""
     NodeMonitor(node.hidden.unique_id).message(text)
     return ui.PreviewText(text)

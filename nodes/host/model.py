@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ...seqlora_core.bank import BaseIdentity
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
-from ...seqlora_core.model.layers import Adapter, LayerShape, find_layers, layer_shapes, module_names
+from ...seqlora_core.model.adapters import Adapter
+from ...seqlora_core.model.sd15 import LayerShape, find_layers, layer_shapes, module_names
 
 _UNET = "diffusion_model."
 _CONCEPTS = "seqlora_concepts"
@@ -47,7 +48,7 @@ def check_model(model) -> None:
         raise UserError("The model is an inpainting or editing variant: connect a plain SD1.5 checkpoint.")
 
 
-def check_bare(model) -> None:
+def check_no_concepts_attached(model) -> None:
     """Raises UserError where concepts are already on a MODEL: training adds the bank's, and would count them twice."""
     if model.get_attachment(_CONCEPTS):
         raise UserError("The model already carries SeqLoRA concepts: train on the one before Compose Concepts.")
@@ -62,7 +63,7 @@ def identify(model, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
 def unpatched_weights(model) -> dict[str, Tensor]:
     """The weights of all adaptable layers as they were loaded, by canonical name."""
     weights, names = as_loaded(model, _UNET), module_names(model.model.diffusion_model)
-    return {layer: _ordinary(weights[f"{_UNET}{name}.weight"]) for layer, name in names.items()}
+    return {layer: _autograd_view(weights[f"{_UNET}{name}.weight"]) for layer, name in names.items()}
 
 
 def as_loaded(patcher, prefix: str | None = None) -> dict[str, Tensor]:
@@ -101,7 +102,7 @@ class HostDenoiser:
         with torch.inference_mode():  # as for sampling; moved outside of it, weights would not be what the host made
             model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
-            with _flagged_as_training(), _without_fast_products(self.unet), _ordinary_weights(self.unet):
+            with _flagged_as_training(), _without_fast_products(self.unet), _lent_weights(self.unet):
                 yield
         finally:
             model_management.soft_empty_cache()
@@ -170,7 +171,7 @@ def _without_fast_products(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _ordinary_weights(module: nn.Module) -> Iterator[None]:
+def _lent_weights(module: nn.Module) -> Iterator[None]:
     """Lends ordinary weights for those that a backward pass cannot save, or would make gradients for.
 
     The stand-ins share the memory of the originals, which are put back untouched.
@@ -179,7 +180,7 @@ def _ordinary_weights(module: nn.Module) -> Iterator[None]:
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and (view := _ordinary(tensor)) is not tensor:
+                if tensor is not None and (view := _autograd_view(tensor)) is not tensor:
                     lent.append((tensors, name, tensor, view))
     try:
         for tensors, name, tensor, view in lent:
@@ -190,7 +191,7 @@ def _ordinary_weights(module: nn.Module) -> Iterator[None]:
             tensors[name] = tensor
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
+def _autograd_view(tensor: Tensor) -> Tensor:
     """The tensor, or one in the same memory that can be sliced, saved for a backward pass, and gets no gradient.
 
     Weights made in inference mode have no version counter, not even after they were moved to a device outside of it, as
@@ -207,7 +208,7 @@ def _ordinary(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def ordinary_tensors() -> Iterator[None]:
+def outside_inference_mode() -> Iterator[None]:
     """The host runs nodes in inference mode; training needs tensors that remember how they came about."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
@@ -247,10 +248,12 @@ def apply_adapters(model, adapters: Mapping[str, Adapter]):
     unet = model.model.diffusion_model
     own, shapes = module_names(unet), layer_shapes(find_layers(unet))
     patches = {}
-    for layer, (A, B) in adapters.items():
-        if shapes.get(layer) != LayerShape(B.shape[0], A.shape[0]):
+    for layer, adapter in adapters.items():
+        if shapes.get(layer) != LayerShape(*adapter.widths):
             raise UserError(f"The model has no layer {layer} of the concept's shape: connect the bank's base model.")
-        patches[f"{_UNET}{own[layer]}.weight"] = LoRAAdapter(set(), (A, B.mT.contiguous(), None, None, None, None))
+        patches[f"{_UNET}{own[layer]}.weight"] = LoRAAdapter(
+            set(), (adapter.up, adapter.down.contiguous(), None, None, None, None)
+        )
     patched = model.clone()
     patched.set_attachments(_CONCEPTS, True)
     applied = patched.add_patches(patches, 1.0)

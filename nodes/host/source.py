@@ -7,12 +7,13 @@ import comfy.model_management as model_management
 import torch
 from torch import Tensor
 
-from ...seqlora_core.composition.concatenation import Part
 from ...seqlora_core.composition.fusion import FusionSettings
 from ...seqlora_core.composition.fusion.activation_source import ModelSource
+from ...seqlora_core.composition.selection import SelectedConcept
 from ...seqlora_core.model.activations import LayerInputs, capture_inputs
-from ...seqlora_core.model.layers import Adapter, attached, find_layers
+from ...seqlora_core.model.adapters import attach
 from ...seqlora_core.model.sampling import ddim
+from ...seqlora_core.model.sd15 import find_layers
 from ...seqlora_core.randomness import named_generator
 from .encoders import LATENT_CHANNELS, LATENT_SCALE, count_tokens, encode_prompts
 from .model import HostDenoiser, unpatched_weights
@@ -38,7 +39,9 @@ class HostSource(ModelSource):
         first = count_tokens(self._clip, after) - 1  # the start token, and those of `after`
         return encode_prompts(self._clip, [prompt])[0][first : count_tokens(self._clip, prompt)]
 
-    def inputs_while_sampling(self, prompt: str, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+    def inputs_while_sampling(
+        self, prompt: str, part: SelectedConcept, layers: Collection[str]
+    ) -> Mapping[str, LayerInputs]:
         denoiser, settings = self._denoiser, self._settings
         text = encode_prompts(self._clip, [prompt])
 
@@ -48,8 +51,8 @@ class HostSource(ModelSource):
 
         noise = torch.randn(self._latents, generator=named_generator(settings.seed, "fusion")).to(denoiser.device)
         found = find_layers(denoiser.unet)
-        adapters = {name: Adapter(*(f.to(denoiser.device) for f in factors)) for name, factors in part.scaled().items()}
-        with denoiser.loaded(), attached(found, adapters):
+        adapters = {name: adapter.to(denoiser.device) for name, adapter in part.scaled().items()}
+        with denoiser.loaded(), attach(found, adapters):
             return capture_inputs(
                 {name: layer for name, layer in found.items() if name in layers},
                 lambda: ddim(predict, denoiser.alphas_cumprod, noise, settings.sampling_steps),

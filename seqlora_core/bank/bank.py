@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import files as storage
 from .. import subspace
 from ..errors import UserError
-from ..model.layers import Adapter, LayerShape
+from ..model.adapters import Adapter
+from ..model.sd15 import LayerShape
 from . import lora_file, names
 from .manifest import BaseIdentity, Concept, Manifest
 
@@ -175,9 +176,9 @@ class Bank:
         if storage.sha256(content) != concept.sha256:
             raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
         adapters = lora_file.deserialize(content, str(path))
-        for layer, (A, B) in adapters.items():
-            fits = self.manifest.layers.get(layer) == LayerShape(B.shape[0], A.shape[0])
-            if not fits or B.shape[1] > concept.rank or layer in concept.layers_skipped:
+        for layer, adapter in adapters.items():
+            fits = self.manifest.layers.get(layer) == LayerShape(*adapter.widths)
+            if not fits or adapter.rank > concept.rank or layer in concept.layers_skipped:
                 raise UserError(f"The file of concept {concept.name!r} does not fit this bank's layer {layer}: {path}.")
         return adapters
 

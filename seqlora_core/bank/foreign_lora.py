@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.layers import Adapter, LayerShape, original_names, update_norm
+from ..model.adapters import Adapter, update_norm
+from ..model.sd15 import LayerShape, original_names
 
 _FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora_linear_layer\.|\.lora\.|_lora\.|\.lora_)(?P<part>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
@@ -156,12 +157,12 @@ def _adapter(path: Path, name: str, own: Mapping[str, Tensor], shape: LayerShape
             f"{path.name} is not a plain LoRA ({name} has {kinds}), so it is no sum of directions: choose a plain one."
         )
     adapter = _flattened(name, own, settings)
-    if adapter is None or (adapter.B.shape[0], adapter.A.shape[0]) != shape:
+    if adapter is None or adapter.widths != shape:
         raise UserError(
             f"{path.name} does not fit the bank's base model: {name} has the shapes {list(own['up'].shape)} and "
             f"{list(own['down'].shape)}, and the model's layer maps {shape.width} to {shape.out} values."
         )
-    if not (adapter.A.isfinite().all() and adapter.B.isfinite().all()):
+    if not (adapter.up.isfinite().all() and adapter.down.isfinite().all()):
         raise UserError(f"{path.name} holds numbers that are not finite in {name}: the file is damaged.")
     return adapter
 
@@ -175,7 +176,7 @@ def _flattened(name: str, own: Mapping[str, Tensor], settings: Mapping) -> Adapt
     if up.shape[1] != rank:
         return None
     alpha = float(own["alpha"]) if "alpha" in own else _peft_alpha(name, rank, settings)
-    return Adapter(up * (alpha / rank), down.mT.contiguous())
+    return Adapter(up * (alpha / rank), down)
 
 
 def _share(taken: Iterable[Adapter], besides: Iterable[Adapter]) -> float:

@@ -9,11 +9,12 @@ from torch import Tensor
 from .. import files as storage
 from .. import subspace
 from ..errors import UserError
-from ..model.layers import Adapter, update_norm
+from ..model.adapters import Adapter, update_norm
 from ..monitor import Monitor, wait_for_others
-from ..training.plan import ConceptSpec, check_new_name
+from ..training.plan import check_new_name
 from . import Bank, Concept, NewConcept, foreign_lora
 from .inspection import OVERLAP_LIMIT, overlaps_with
+from .spec import ConceptSpec
 
 METHOD = "import"
 
@@ -59,7 +60,7 @@ def import_lora(
             "share": lora.share,
             "alpha_known": lora.alpha_known,
         }
-        rank = max(B.shape[1] for _, B in adapters.values())
+        rank = max(adapter.rank for adapter in adapters.values())
         new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, metrics=metrics)
         return bank.add(new, replace)
 
@@ -67,10 +68,11 @@ def import_lora(
 def project_off(adapters: Mapping[str, Adapter], Q: Mapping[str, Tensor]) -> dict[str, Adapter]:
     """`dW P = A (P B)^T` for every layer; layers that lie in span(Q) but for rounding are gone."""
     projected = {}
-    for layer, (A, B) in adapters.items():
+    for layer, adapter in adapters.items():
+        A, B = adapter.factors
         outside = subspace.project(B.double(), Q[layer])
         if outside.norm() > subspace.RANK_TOLERANCE * B.double().norm():
-            projected[layer] = Adapter(A, outside.float())
+            projected[layer] = Adapter.from_factors(A, outside.float())
     return projected
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .. import subspace
 from ..errors import UserError
-from ..model.layers import Adapter
+from ..model.adapters import Adapter
 from .bank import Bank
 from .manifest import Concept
 
 OVERLAP_LIMIT = 1e-5
-_PAIRS_TOLD = 5
+MAX_PAIRS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Inspection:
     def tables(self) -> list[str]:
         """The pairs that overlap most, and the room in layers of each width, a line each."""
         lines = [f"largest overlap of two concepts: {self.max_overlap:.1e}"]
-        loudest = sorted(self.pairs.items(), key=lambda pair: -pair[1])[:_PAIRS_TOLD]
+        loudest = sorted(self.pairs.items(), key=lambda pair: -pair[1])[:MAX_PAIRS_SHOWN]
         lines += [f"  {value:.1e}  {first} - {second}" for (first, second), value in loudest]
         by_width: dict[int, list[int]] = {}
         for layer in self.layers.values():

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.layers import Adapter
+from ..model.adapters import Adapter
 
 _KOHYA_LAYER = re.compile(
     r"lora_unet_((?:down|up)_blocks_\d+|mid_block)_attentions_(\d+)_transformer_blocks_(\d+)_(attn[12])_to_(q|k|v|out_0)"
@@ -37,12 +37,16 @@ def canonical_name(prefix: str) -> str | None:
 def to_state_dict(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
     """kohya's three keys a layer: `lora_up [m, r]` = A, `lora_down [r, n]` = B^T and `alpha` = r (a scale of 1)."""
     tensors = {}
-    for layer, (A, B) in adapters.items():
+    for layer, adapter in adapters.items():
         prefix = kohya_name(layer)
         # Copies: factors may be views of one tensor, which safetensors refuses to store twice.
-        tensors[f"{prefix}.lora_up.weight"] = A.detach().float().cpu().clone(memory_format=torch.contiguous_format)
-        tensors[f"{prefix}.lora_down.weight"] = B.detach().float().cpu().mT.clone(memory_format=torch.contiguous_format)
-        tensors[f"{prefix}.alpha"] = torch.tensor(float(B.shape[1]))
+        tensors[f"{prefix}.lora_up.weight"] = (
+            adapter.up.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+        )
+        tensors[f"{prefix}.lora_down.weight"] = (
+            adapter.down.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+        )
+        tensors[f"{prefix}.alpha"] = torch.tensor(float(adapter.rank))
     return tensors
 
 
@@ -67,8 +71,8 @@ def from_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Adapter]:
             )
         alpha = tensors.get(f"{prefix}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        A = up.float() if scale == 1 else up.float() * scale  # thousands of copies of a large bank's factors
-        adapters[layer] = Adapter(A, down.float().mT)
+        up = up.float() if scale == 1 else up.float() * scale  # thousands of copies of a large bank's factors
+        adapters[layer] = Adapter(up, down.float())
     return adapters
 
 

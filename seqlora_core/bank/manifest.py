@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import UserError
-from ..model.layers import LayerShape
+from ..model.sd15 import LayerShape
 
 FORMAT = "seqlora-bank"
 VERSION = 1

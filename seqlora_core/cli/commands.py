@@ -10,18 +10,13 @@ from PIL import Image
 
 from ..bank import Bank
 from ..bank.inspection import Inspection, inspect
-from ..composition.concatenation import (
-    check_fits,
-    compose,
-    load_composed,
-    parse_selection,
-    save_composed,
-    select,
-    sum_adapters,
-)
+from ..composition.concatenation import compose
 from ..composition.fusion import FUSIONS, FusionSettings, fuse
+from ..composition.lora_files import check_fits, load_composed, save_composed
+from ..composition.selection import parse_selection, select
 from ..errors import UserError
 from ..files import check_writable
+from ..model.adapters import sum_adapters
 from ..plots import crosstalk_map
 from ..training.config import TrainingConfig
 
@@ -29,7 +24,8 @@ from ..training.config import TrainingConfig
 def train(args: Namespace, settings: dict) -> None:
     """Learn one concept from a folder of images and add it to the bank."""
     from ..bank.names import default_token
-    from ..training.plan import ConceptSpec, check_new_name
+    from ..bank.spec import ConceptSpec
+    from ..training.plan import check_new_name
 
     token = args.token if args.token is not None else default_token(args.name)
     spec = ConceptSpec(args.name, token, args.class_word)
@@ -47,8 +43,8 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     from ..data.images import read_folder
     from ..devices import best_dtype, resolve_device
     from ..model.base import load_base
-    from ..training.plan import prompts_to_keep
-    from ..training.trainer import Options, train_concept
+    from ..training.protected_prompts import protected_prompts
+    from ..training.trainer import RunOptions, train_concept
     from .terminal import TerminalMonitor, quiet_libraries
 
     if settings["dtype"] == "auto":
@@ -65,7 +61,7 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     monitor = TerminalMonitor()
     monitor.message(f"{len(references)} images; {config}")
-    options = Options(
+    options = RunOptions(
         resume=args.resume,
         replace=args.on_existing == "replace",
         checkpoint_seconds=args.checkpoint_seconds,
@@ -74,7 +70,7 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda: encode_concept(base, references, config, prior, prompts_to_keep(bank.refresh(), spec)),
+            lambda: encode_concept(base, references, config, prior, protected_prompts(bank.refresh(), spec)),
             bank,
             spec,
             config,
@@ -158,7 +154,7 @@ def _print_diagnosis(diagnosis) -> None:
 
 def _diagnose(args: Namespace, bank: Bank):
     from ..evaluation.interference import diagnose
-    from ..model.generation import inputs_while_sampling
+    from ..model.sampling import inputs_while_sampling
 
     base = _load_bank_base(args, bank)
     settings = {"seed": args.seed, "steps": args.sampling_steps}
@@ -247,7 +243,7 @@ def generate_picture(args: Namespace) -> None:
 
 
 def _sample(args: Namespace, base, adapters, out: Path) -> None:
-    from ..model.generation import generate
+    from ..model.sampling import generate
 
     picture = generate(
         base,
@@ -283,7 +279,7 @@ def import_concept(args: Namespace) -> None:
     """Take the attention layers of any SD1.5 LoRA file into a bank."""
     from ..bank.importing import describe_import, import_lora
     from ..bank.names import default_token
-    from ..training.plan import ConceptSpec
+    from ..bank.spec import ConceptSpec
     from .terminal import TerminalMonitor
 
     token = args.token if args.token is not None else default_token(args.name)
@@ -308,7 +304,7 @@ def evaluate_bank(args: Namespace) -> None:
     """Draw all concepts of a bank after several stages, and score them."""
     from ..devices import resolve_device
     from ..evaluation.metrics import load_metrics
-    from ..evaluation.protocol import Drawing, Evaluation
+    from ..evaluation.protocol import Evaluation, SamplingSettings
     from ..evaluation.report import write_report
     from ..evaluation.tables import to_markdown
     from .terminal import TerminalMonitor
@@ -316,7 +312,7 @@ def evaluate_bank(args: Namespace) -> None:
     bank = Bank.open(args.bank)
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
-    drawing = Drawing(args.prompt, args.images, args.seed, args.steps, args.guidance)
+    drawing = SamplingSettings(args.prompt, args.images, args.seed, args.steps, args.guidance)
     check_writable(Path(args.out) / "report.json")
     metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
     references = _references(args, bank)

@@ -11,19 +11,21 @@ from PIL import Image
 from ..bank import Bank
 from ..bank.inspection import inspect
 from ..bank.names import default_token
+from ..bank.spec import ConceptSpec
 from ..composition.concatenation import compose
 from ..data.encoding import encode_concept
-from ..data.images import Reference, template_prompts, to_tensor
+from ..data.images import Reference, to_tensor
+from ..data.prompts import template_prompts
 from ..errors import UserError
 from ..mini import MiniConcept, mini_concepts
 from ..mini.identity import identity_similarity
 from ..model.base import Base, load_base
-from ..model.generation import generate
+from ..model.sampling import generate
 from ..monitor import Monitor
 from ..plots import line_chart, picture_grid
 from ..training.config import TrainingConfig
-from ..training.plan import ConceptSpec, prompts_to_keep
-from ..training.trainer import Options, train_concept
+from ..training.protected_prompts import protected_prompts
+from ..training.trainer import RunOptions, train_concept
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
 SHOWN = 2  # of them in the grid
@@ -98,12 +100,12 @@ def _train(base: Base, bank: Bank, entry: Learned, config: TrainingConfig, monit
     references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        encode_concept(base, references, config, keep=prompts_to_keep(bank, entry.spec)),
+        encode_concept(base, references, config, keep=protected_prompts(bank, entry.spec)),
         bank,
         entry.spec,
         config,
         monitor,
-        Options(thumbnail=entry.concept.references[0]),
+        RunOptions(thumbnail=entry.concept.references[0]),
     )
     entry.seconds, entry.losses = stored.metrics["seconds"], stored.metrics["loss_curve"]
 

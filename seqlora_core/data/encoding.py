@@ -26,9 +26,9 @@ def encode_concept(
     are encoded as further examples.
 
     Args:
-        keep: prompts whose pictures should stay as they are (see `plan.prompts_to_keep`).
+        keep: prompts whose pictures should stay as they are (see `plan.protected_prompts`).
     """
-    window = None if config.crop == "center" else config.resolution // base.latent_scale
+    window = None if config.crop == "center" else config.resolution // base.vae_scale_factor
     prompts = torch.stack([base.encode_prompt(prompt) for prompt in keep]) if keep else None
     examples = _examples(base, references, config)
     return EncodedConcept(examples, _examples(base, prior, config), window, prompts, _source(base, references, prior))
@@ -52,7 +52,7 @@ def _examples(base: Base, references: Sequence[Reference], config: TrainingConfi
     examples = []
     for reference in references:
         prompts = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
-        image = fit(reference.image, config.resolution, config.crop == "center", base.latent_scale)
+        image = fit(reference.image, config.resolution, config.crop == "center", base.vae_scale_factor)
         for variant in [image, mirror(image)] if config.flip else [image]:
             mean, std = base.encode_image(to_tensor([variant]))
             examples.append(Example(mean[0], prompts, std[0]))

@@ -19,7 +19,7 @@ from statistics import mean, median
 import torch
 from torch import Tensor
 
-from ..composition.concatenation import Part
+from ..composition.selection import SelectedConcept
 from ..model.activations import LayerInputs
 from ..subspace import empty, extend, project
 
@@ -132,7 +132,9 @@ def _json(value: float) -> float | None:
 
 
 @torch.no_grad()
-def diagnose(parts: Sequence[Part], inputs_of: Callable[[Part], Mapping[str, LayerInputs]]) -> Diagnosis:
+def diagnose(
+    parts: Sequence[SelectedConcept], inputs_of: Callable[[SelectedConcept], Mapping[str, LayerInputs]]
+) -> Diagnosis:
     """Measure the concepts of a composition, with their strengths.
 
     Args:
@@ -166,7 +168,7 @@ def layer_energy(B: Tensor, covariance: Tensor) -> LayerEnergy:
     return LayerEnergy(float(sigma.trace()) - left, left, left / norm if norm > 0 else 0.0)
 
 
-def joint_effects(parts: Sequence[Part], layer: str, covariance: Tensor) -> Tensor:
+def joint_effects(parts: Sequence[SelectedConcept], layer: str, covariance: Tensor) -> Tensor:
     """E [k, k] with `|sum_{j in S} A_j B_j^T x|^2 = sum_{j, l in S} E_jl` for any set S, as a mean over x."""
     present = [(index, part.scaled()[layer]) for index, part in enumerate(parts) if layer in part.adapters]
     A = torch.cat([adapter.A for _, adapter in present], dim=1).double()  # [m, sum of ranks]

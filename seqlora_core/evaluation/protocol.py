@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..hashing import digest
 from ..model.base import Base
-from ..model.generation import generate
+from ..model.sampling import generate
 from ..monitor import Monitor
 from .metrics import Metric, similarity, target
 
@@ -29,7 +29,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingSettings:
     """How pictures are drawn; the same for every concept, stage and method that is to be compared.
 
     Raises:
@@ -72,7 +72,7 @@ class Evaluation:
         bank: Bank,
         references: Mapping[str, Sequence[Image.Image]],
         metrics: Sequence[Metric],
-        drawing: Drawing,
+        drawing: SamplingSettings,
         folder: Path,
         monitor: Monitor,
     ) -> None:

@@ -13,7 +13,7 @@ from ..devices import check_dtype, resolve_device
 from ..errors import UserError
 from ..hashing import digest, fingerprint
 from .denoiser import DiffusersDenoiser
-from .layers import LayerShape, find_layers, layer_shapes
+from .sd15 import LayerShape, find_layers, layer_shapes
 from .single_file import load_single_file
 
 
@@ -32,19 +32,19 @@ class Base:
     device: torch.device
 
     @property
-    def latent_scale(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Image pixels a latent pixel."""
         return self.pipeline.vae_scale_factor
 
     @property
     def native_size(self) -> int:
         """The side, in pixels, of the images that the base was made for."""
-        return self.pipeline.unet.config.sample_size * self.latent_scale
+        return self.pipeline.unet.config.sample_size * self.vae_scale_factor
 
     @property
-    def smallest_image(self) -> int:
+    def size_multiple(self) -> int:
         """An image's sides must be multiples of this many pixels, so that every level of the UNet halves evenly."""
-        return self.latent_scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        return self.vae_scale_factor * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     def denoiser(self) -> DiffusersDenoiser:
         """The UNet for the trainer."""
@@ -70,8 +70,8 @@ class Base:
 
     def check_resolution(self, pixels: int) -> None:
         """Raises UserError where the UNet cannot halve an image of that side evenly."""
-        if pixels % self.smallest_image:
-            raise UserError(f"The size must be a multiple of {self.smallest_image} pixels for this base, not {pixels}.")
+        if pixels % self.size_multiple:
+            raise UserError(f"The size must be a multiple of {self.size_multiple} pixels for this base, not {pixels}.")
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:

@@ -40,12 +40,12 @@ def bilevel_iteration(
     """
     A, B = lower.parameters, upper.parameters
     loss, dPhi_dB = hypergradient(objective, _data(A), _data(B), lower.step_sizes, inner_steps)  # eqs. 8, 15, 16
-    step_inside(upper, dPhi_dB, Q)  # eq. 17
+    projected_step(upper, dPhi_dB, Q)  # eq. 17
     _take_lower_steps(objective, lower, B, inner_steps)  # eq. 18
     return loss
 
 
-def kept_iteration(
+def reusing_iteration(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
 ) -> float:
     """`bilevel_iteration` with the lookahead hypergradient, where nothing that a pass gives is thrown away.
@@ -57,7 +57,7 @@ def kept_iteration(
     A, B = lower.parameters, upper.parameters
     loss, before = _take_lower_steps(objective, lower, B, inner_steps)
     _, dL_dA, ahead = objective.gradients(_data(A), _data(B))
-    step_inside(upper, [2 * after - here for after, here in zip(ahead, before, strict=True)], Q)
+    projected_step(upper, [2 * after - here for after, here in zip(ahead, before, strict=True)], Q)
     lower.step(dL_dA)
     return loss
 
@@ -69,7 +69,7 @@ def alternating_iteration(
     A, B = lower.parameters, upper.parameters
     loss, _ = _take_lower_steps(objective, lower, B, inner_steps)
     _, _, dL_dB = objective.gradients(_data(A), _data(B))
-    step_inside(upper, dL_dB, Q)
+    projected_step(upper, dL_dB, Q)
     return loss
 
 
@@ -85,7 +85,7 @@ def _take_lower_steps(
     return before
 
 
-def step_inside(upper: FactorOptimizer, gradient: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
+def projected_step(upper: FactorOptimizer, gradient: Sequence[Tensor], Q: Sequence[Tensor]) -> None:
     """`B <- P (B - step)` (eq. 17), for any optimizer.
 
     The gradient is projected too: for plain steps this changes nothing, but an adaptive optimizer would otherwise scale

@@ -106,7 +106,7 @@ class TrainingConfig:
 
     @property
     def keeps_lower_step(self) -> bool:
-        """Whether an iteration of `seqlora` keeps the lower steps of eq. 8 (see `bilevel.kept_iteration`)."""
+        """Whether an iteration of `seqlora` keeps the lower steps of eq. 8 (see `bilevel.reusing_iteration`)."""
         return self.lower_step == "kept" or (self.lower_step == "auto" and self.hypergradient == "lookahead")
 
     @property

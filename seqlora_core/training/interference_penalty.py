@@ -31,7 +31,7 @@ STEPS = 8  # forward passes of a picture
 SMALL, MANY = (8, 8), 32
 
 
-class Crosstalk:
+class InterferencePenalty:
     """The term for one model and the concepts that it holds so far.
 
     Args:
@@ -48,22 +48,22 @@ class Crosstalk:
         return sum(share * ((a.mT @ a) * (b.mT @ sigma @ b)).sum() for a, b, sigma, share in terms)
 
 
-class KeptInputs(NamedTuple):
+class ProtectedInputs(NamedTuple):
     """What layers read and give while the prompts to keep are drawn; both by canonical name."""
 
     covariances: Mapping[str, Tensor]  # Sigma [n, n]
     energies: Mapping[str, float]  # mean |y|^2
     prompts: int
 
-    def crosstalk(self, weight: float) -> Crosstalk:
+    def crosstalk(self, weight: float) -> InterferencePenalty:
         """The term for the layers in their order; `weight` is that of a prompt."""
         tiny = torch.finfo(torch.float32).tiny
         shares = [weight * self.prompts / max(energy, tiny) for energy in self.energies.values()]
-        return Crosstalk(self.covariances.values(), shares)
+        return InterferencePenalty(self.covariances.values(), shares)
 
 
 @torch.no_grad()
-def watch_kept(
+def watch_protected(
     denoiser: Denoiser,
     layers: Mapping[str, nn.Module],
     prompts: Tensor,
@@ -71,8 +71,8 @@ def watch_kept(
     seed: int,
     batch: int,
     between: Callable[[], None],
-) -> KeptInputs:
-    """Draws the prompts to keep with whatever is attached to the UNet, and watches the layers.
+) -> ProtectedInputs:
+    """Draws the prompts to keep with whatever is attach to the UNet, and watches the layers.
 
     Args:
         prompts: [K, tokens, d].
@@ -102,4 +102,4 @@ def watch_kept(
         inputs = capture_inputs(layers, draw)
     shared = {groups[name]: watched.covariance.to(device) for name, watched in inputs.items()}
     covariances = {name: shared[groups[name]] for name in layers}
-    return KeptInputs(covariances, {name: energies[name].mean for name in layers}, len(prompts))
+    return ProtectedInputs(covariances, {name: energies[name].mean for name in layers}, len(prompts))

@@ -2,120 +2,27 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.dataset import EncodedConcept, Example
+from ..data.dataset import EncodedConcept
 from ..errors import TrainingDiverged
+from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
-from ..model.layers import Adapter
-from ..randomness import named_generator
 from .config import TrainingConfig
+from .minibatches import Minibatch, draw_minibatches
 
 # float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.
 FIRST_LOSS_SCALE = 2.0**12
 
 
-@dataclass(frozen=True)
-class Minibatch:
-    """What one forward pass needs, all on the training device; `b` examples."""
-
-    noisy: Tensor  # [b, 4, h, w]
-    timesteps: Tensor  # [b]
-    noise: Tensor  # [b, 4, h, w], the target
-    text: Tensor  # [b, tokens, d]
-    mask: Tensor  # [b, 1, h, w]
-    weight: float  # of its loss in the step's
-    seen: Tensor | None = None  # [b], which are seen with the earlier concepts; None for all
-
-    def squared_error(self, prediction: Tensor) -> Tensor:
-        """Mean squared error per counted latent value, a scalar."""
-        error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
-        counted = self.mask.sum().clamp_min(1e-6)  # a window may miss the mask
-        return self.weight * (error * self.mask).sum() / counted
-
-
-def draw_minibatches(
-    data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int, varies: bool = False
-) -> list[Minibatch]:
-    """The micro-batches of a step: a pure function of the seed and the step's number.
-
-    So a resumed training sees exactly what an uninterrupted one sees, on any device (random numbers come from the CPU).
-
-    Args:
-        varies: whether every other picture is seen without the earlier concepts (see `TrainingPlan`).
-    """
-    generator = named_generator(config.seed, "step", step)
-    share = 1 / config.accumulation
-    batches = []
-    for micro in range(config.accumulation):
-        first = (step * config.accumulation + micro) * config.batch_size
-        places = torch.arange(first, first + config.batch_size, device=denoiser.device)
-        seen = places % 2 == 0 if varies else None
-        sources = [(data.examples, share)]
-        if data.prior and config.prior_weight:
-            sources.append((data.prior, share * config.prior_weight))
-        for examples, weight in sources:
-            order = [
-                _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
-            ]
-            picks = [examples[index] for index in order]
-            batches.append(_minibatch(picks, data.window, denoiser, generator, weight, seen))
-    return batches
-
-
-def _minibatch(
-    picks: Sequence[Example],
-    window: int | None,
-    denoiser: Denoiser,
-    generator: torch.Generator,
-    weight: float,
-    seen: Tensor | None,
-) -> Minibatch:
-    height, width = (min(pick.mean.shape[axis] for pick in picks) for axis in (1, 2))
-    if window is not None:
-        height, width = min(height, window), min(width, window)
-    windows = [_window(pick, height, width, generator) for pick in picks]
-    latents = torch.stack([latent for latent, _ in windows])  # [b, 4, h, w]
-    mask = torch.stack([mask for _, mask in windows])  # [b, 1, h, w]
-    text = torch.stack([pick.prompts[_randint(len(pick.prompts), generator)] for pick in picks]).float()
-    noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
-    signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
-    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight, seen)
-
-
-def _shuffled(position: int, count: int, seed: int) -> int:
-    """The example at `position` of an endless sequence that shows all of them once an epoch, in a new order each."""
-    epoch, offset = divmod(position, count)
-    return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
-
-
-def _window(example: Example, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents [4, height, width], sampled anew from their posterior, and mask [1, height, width] at a random place."""
-    top = _randint(example.mean.shape[1] - height + 1, generator)
-    left = _randint(example.mean.shape[2] - width + 1, generator)
-    window = (slice(None), slice(top, top + height), slice(left, left + width))
-    latents = example.mean[window].float().cpu()
-    if example.std is not None:
-        latents = latents + example.std[window].float().cpu() * torch.randn(latents.shape, generator=generator)
-    mask = torch.ones(1, height, width) if example.mask is None else example.mask[window].float().cpu()
-    return latents, mask
-
-
-def _randint(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator))
-
-
 class DenoisingObjective:
-    """`L(A, B)` of the minibatches at hand, on a UNet whose layers read `adapters` (see `layers.attached`).
+    """`L(A, B)` of the minibatches at hand, on a UNet whose layers read `adapters` (see `layers.attach`).
 
     Args:
-        adapters: the mapping that the attached hooks look up; holds the factors only while a pass lasts.
+        adapters: the mapping that the attach hooks look up; holds the factors only while a pass lasts.
         dtype: of the passes, by its name in torch.
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         crosstalk: a further term of (A, B), or None.
@@ -208,7 +115,7 @@ class DenoisingObjective:
 
     @contextmanager
     def _using(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Iterator[None]:
-        self._adapters.update(zip(self._names, map(Adapter, A, B), strict=True))
+        self._adapters.update(zip(self._names, map(Adapter.from_factors, A, B), strict=True))
         try:
             yield
         finally:
@@ -225,7 +132,7 @@ def heldout_loss(
     steps: int,
     between: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean denoising error of the UNet, with whatever is attached to it, over `steps` fixed minibatches of `data`.
+    """Mean denoising error of the UNet, with whatever is attach to it, over `steps` fixed minibatches of `data`.
 
     Args:
         between: called before each minibatch; may raise.

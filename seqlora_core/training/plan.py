@@ -7,50 +7,14 @@ import torch
 from torch import Tensor
 
 from .. import subspace
-from ..bank import Bank, Concept, names
+from ..bank import Bank, Concept
+from ..bank.spec import ConceptSpec
 from ..errors import UserError
-from ..model.layers import Adapter, in_preset
+from ..model.adapters import Adapter
+from ..model.sd15 import in_preset
 from ..randomness import named_generator
 from .config import TrainingConfig
 from .methods import METHODS, Method
-
-EMPTY_PROMPTS = 4  # to keep beside one of each concept
-# To keep as well: invented subjects, for all that a bank does not hold yet, and ordinary ones, for all else.
-STRANGERS = (
-    ("sksarbo", "tree"),
-    ("skslumi", "house"),
-    ("sksquet", "person"),
-    ("skstrev", "plant"),
-    ("sksbimp", "toy"),
-    ("sksoldo", "food"),
-    ("skskran", "boat"),
-    ("skswilf", "animal"),
-)
-ORDINARY = ("tree", "house", "person", "plant", "toy", "food", "boat", "animal")
-ORDINARY += ("street", "mountain", "book", "chair", "clock", "bridge", "shoe", "cloud")
-
-
-@dataclass(frozen=True)
-class ConceptSpec:
-    """Who a concept is.
-
-    Raises:
-        UserError: a part is empty or cannot be used.
-    """
-
-    name: str
-    token: str
-    class_word: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", names.check_name(self.name))
-        object.__setattr__(self, "token", names.check_word(self.token, "token"))
-        object.__setattr__(self, "class_word", names.check_word(self.class_word, "class word"))
-
-    @property
-    def subject(self) -> str:
-        """What prompts call it."""
-        return f"{self.token} {self.class_word}"
 
 
 @dataclass(frozen=True)
@@ -210,22 +174,6 @@ def make_plan(
         full=full,
         concepts=tuple(concept.id for concept in kept),
     )
-
-
-def prompts_to_keep(bank: Bank, spec: ConceptSpec) -> list[str]:
-    """Prompts whose pictures a training should leave as they are (see `crosstalk`).
-
-    One for every concept of the bank, but for the one that a training is to replace; `STRANGERS`, or a basis would turn
-    to what only later concepts read, and they would find it answering to their words; `ORDINARY` subjects, which stand
-    for the rest of the world; and some empty ones, since guidance subtracts what the model makes of it from every
-    picture.  None of the invented and ordinary ones is of the new concept's class: it lives by its class word.
-    """
-    replaced = bank.manifest.find(spec.name)
-    subjects = [concept.subject for concept in bank.concepts if concept is not replaced]
-    own = spec.class_word.casefold().split()
-    subjects += [f"{token} {class_word}" for token, class_word in STRANGERS if class_word not in own]
-    subjects += [word for word in ORDINARY if word not in own]
-    return [f"photo of a {subject}" for subject in subjects] + [""] * EMPTY_PROMPTS
 
 
 def full_layers(bank: Bank, concept: Concept) -> list[str]:

@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from .. import subspace
 from ..bank import Bank, Concept, NewConcept
-from ..composition.concatenation import sum_adapters
+from ..bank.spec import ConceptSpec
 from ..data.dataset import EncodedConcept
 from ..errors import Cancelled
 from ..hashing import fingerprint
 from ..model.activations import capture_inputs, input_group
+from ..model.adapters import Adapter, attach, sum_adapters
 from ..model.denoiser import Denoiser
-from ..model.layers import Adapter, attached, find_layers
+from ..model.sd15 import find_layers
 from ..monitor import Monitor, StepReport, wait_for_others
 from .checkpoint import Checkpoint
 from .config import TrainingConfig
 from .factor_optimizer import FactorOptimizer
-from .interference_penalty import KeptInputs, watch_kept
-from .objective import DenoisingObjective, draw_minibatches, heldout_loss
-from .plan import ConceptSpec, TrainingPlan, describe_full_layers, make_plan
+from .interference_penalty import ProtectedInputs, watch_protected
+from .minibatches import draw_minibatches
+from .objective import DenoisingObjective, heldout_loss
+from .plan import TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
 from .tail_average import TailAverage
 
@@ -37,7 +39,7 @@ _FINAL_SHARE = 10  # the reported final loss is the mean over the last tenth of 
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a training is run, as opposed to what it computes.
 
     Attributes:
@@ -65,7 +67,7 @@ def train_concept(
     spec: ConceptSpec,
     config: TrainingConfig,
     monitor: Monitor | None = None,
-    options: Options = Options(),
+    options: RunOptions = RunOptions(),
 ) -> Concept:
     """Train a concept on a frozen UNet and add it to the bank.
 
@@ -109,7 +111,7 @@ class _Run:
         plan: TrainingPlan,
         layers: Mapping[str, nn.Module],
         monitor: Monitor,
-        options: Options,
+        options: RunOptions,
     ) -> None:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
         self.monitor, self.options, self.config = monitor, options, plan.config
@@ -133,9 +135,9 @@ class _Run:
         saved = self._resumable(path)
         with ExitStack() as stack:
             everywhere = find_layers(self.denoiser.unet)
-            stack.enter_context(attached(everywhere, self.earlier, lambda: self.seen))
+            stack.enter_context(attach(everywhere, self.earlier, lambda: self.seen))
             self._set_up(saved)
-            stack.enter_context(attached(self.layers, self.adapters))
+            stack.enter_context(attach(self.layers, self.adapters))
             if self.config.gradient_checkpointing:
                 stack.enter_context(self.denoiser.checkpointing())
             with self._saving_on_exit(path):
@@ -217,7 +219,7 @@ class _Run:
         inputs = capture_inputs(self.layers, read)
         return {name: layer.covariance for name, layer in inputs.items()}
 
-    def _directions(self, covariances: Mapping[str, Tensor], kept: KeptInputs | None) -> dict[str, Tensor]:
+    def _directions(self, covariances: Mapping[str, Tensor], kept: ProtectedInputs | None) -> dict[str, Tensor]:
         if not covariances or kept is None or not self.plan.contrasts:
             return {}
         made: dict[str, Tensor] = {}
@@ -236,16 +238,16 @@ class _Run:
             self.plan.start_basis(name, generator, covariances.get(name), directions.get(name)) for name in self.layers
         ]
 
-    def _watch_kept(self) -> KeptInputs | None:
+    def _watch_kept(self) -> ProtectedInputs | None:
         """What the model reads for other prompts, where this concept is to keep out of it."""
         prompts = self.data.keep
         if not (self.plan.crosstalk or self.plan.contrasts):
             return None
         if prompts is None:
-            self.monitor.message("Without prompts to keep (see prompts_to_keep) other concepts are less protected.")
+            self.monitor.message("Without prompts to keep (see protected_prompts) other concepts are less protected.")
             return None
         self.monitor.message("Drawing earlier concepts and other prompts once, to keep out of their way.")
-        return watch_kept(
+        return watch_protected(
             self.denoiser,
             self.layers,
             prompts,
@@ -338,14 +340,14 @@ class _Run:
     def _result(self) -> NewConcept:
         tail = self.losses[-max(len(self.losses) // _FINAL_SHARE, 1) :]
         A, B = self._factors()
-        B = [subspace.settled(b.cpu(), Q) for b, Q in zip(B, self.plan.Q.values(), strict=True)]
+        B = [subspace.reproject_if_needed(b.cpu(), Q) for b, Q in zip(B, self.plan.Q.values(), strict=True)]
         return NewConcept(
             name=self.plan.spec.name,
             token=self.plan.spec.token,
             class_word=self.plan.spec.class_word,
             rank=self.config.rank,
             method=self.config.method,
-            adapters={name: Adapter(a.cpu(), b) for name, a, b in zip(self.layers, A, B, strict=True)},
+            adapters={name: Adapter.from_factors(a.cpu(), b) for name, a, b in zip(self.layers, A, B, strict=True)},
             config=self.config.as_dict(),
             metrics={
                 "first_loss": self.losses[0],
@@ -370,4 +372,4 @@ def _curve(losses: list[float]) -> list[float]:
 
 
 def _to(adapters: Mapping[str, Adapter], device: torch.device) -> dict[str, Adapter]:
-    return {name: Adapter(A.to(device), B.to(device)) for name, (A, B) in adapters.items()}
+    return {name: adapter.to(device) for name, adapter in adapters.items()}

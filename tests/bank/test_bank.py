@@ -17,7 +17,8 @@ from seqlora_core import subspace
 from seqlora_core.bank import Bank, BaseIdentity, NewConcept, names
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.errors import UserError
-from seqlora_core.model.layers import Adapter, LayerShape
+from seqlora_core.model.adapters import Adapter
+from seqlora_core.model.sd15 import LayerShape
 
 LAYERS = {
     f"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_{p}": LayerShape(16, 8) for p in ("q", "k", "v", "out.0")
@@ -30,7 +31,7 @@ def concept(name: str, seed: int = 0, rank: int = 2, bank: Bank | None = None, *
     generator = torch.Generator().manual_seed(seed)
     Q = bank.refresh().occupied() if bank else {layer: subspace.empty(16) for layer in LAYERS}
     adapters = {
-        layer: Adapter(
+        layer: Adapter.from_factors(
             torch.randn(8, rank, generator=generator), subspace.random_basis(Q[layer], rank, generator).float()
         )
         for layer in LAYERS
@@ -50,16 +51,16 @@ def test_what_was_added_is_read_back_bit_for_bit_in_order(empty_bank):
     loaded = Bank.open(empty_bank.folder).load()
     assert list(loaded) == ["c0", "c1", "c2"]
     for new in added:
-        for layer, (A, B) in new.adapters.items():
-            assert torch.equal(loaded[new.name][layer].A, A)
-            assert torch.equal(loaded[new.name][layer].B, B)
+        for layer, adapter in new.adapters.items():
+            assert torch.equal(loaded[new.name][layer].up, adapter.up)
+            assert torch.equal(loaded[new.name][layer].down, adapter.down)
 
 
 def test_factors_that_are_views_of_one_tensor_are_stored(empty_bank):
     shared = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
-    adapters = {layer: Adapter(torch.ones(8, 2), shared[:, :2]) for layer in LAYERS}
+    adapters = {layer: Adapter.from_factors(torch.ones(8, 2), shared[:, :2]) for layer in LAYERS}
     empty_bank.add(NewConcept("a", "sksa", "dog", 2, "orthogonal", adapters))
-    assert all(torch.equal(B, shared[:, :2]) for _, B in empty_bank.load()["a"].values())
+    assert all(torch.equal(adapter.B, shared[:, :2]) for adapter in empty_bank.load()["a"].values())
 
 
 def test_a_bank_refuses_another_base_and_names_both(empty_bank):

@@ -10,13 +10,14 @@ from training_runs import random_concept
 from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.importing import describe_import, import_lora
 from seqlora_core.bank.inspection import inspect
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.cli.main import main
 from seqlora_core.composition.concatenation import compose
 from seqlora_core.errors import UserError
+from seqlora_core.model.adapters import Adapter, attach
 from seqlora_core.model.base import load_base
-from seqlora_core.model.layers import Adapter, attached, find_layers, original_names
+from seqlora_core.model.sd15 import find_layers, original_names
 from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.plan import ConceptSpec
 from seqlora_core.training.trainer import train_concept
 
 SPEC = ConceptSpec("style", "sksstyle", "style")
@@ -30,7 +31,7 @@ def random_adapters(bank, ranks=(1, 2, 3), seed: int = 0) -> dict[str, Adapter]:
     """Different ranks from layer to layer, as tools that resize LoRAs write."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        layer: Adapter(
+        layer: Adapter.from_factors(
             torch.randn(shape.out, ranks[index % len(ranks)], generator=generator),
             torch.randn(shape.width, ranks[index % len(ranks)], generator=generator),
         )
@@ -40,7 +41,8 @@ def random_adapters(bank, ranks=(1, 2, 3), seed: int = 0) -> dict[str, Adapter]:
 
 def write(path, adapters, name_of, up="lora_up.weight", down="lora_down.weight", metadata=None, **more) -> object:
     tensors = dict(more)
-    for layer, (A, B) in adapters.items():
+    for layer, adapter in adapters.items():
+        A, B = adapter.factors
         tensors[f"{name_of(layer)}{up}"], tensors[f"{name_of(layer)}{down}"] = A.contiguous(), B.mT.contiguous()
     save_file(tensors, path, metadata)
     return path
@@ -181,7 +183,7 @@ def test_an_attention_layer_of_whose_change_only_the_bias_is_left_is_no_error(ba
 def test_layers_that_change_nothing_take_no_room(bank, tmp_path):
     adapters = random_adapters(bank)
     empty = next(iter(adapters))
-    adapters[empty] = Adapter(torch.zeros_like(adapters[empty].A), adapters[empty].B)
+    adapters[empty] = Adapter.from_factors(torch.zeros_like(adapters[empty].A), adapters[empty].B)
     concept = import_lora(bank, write(tmp_path / "x.safetensors", adapters, kohya), SPEC)
     assert concept.layers_skipped == (empty,)
     assert inspect(bank).layers[empty]["used"] == 0
@@ -346,7 +348,7 @@ def test_a_file_that_diffusers_saved_acts_as_in_diffusers(base_folder, tmp_path)
     inputs = torch.randn(1, 4, 16, 16), torch.tensor([400]), base.encode_prompt("a dog")[None]
     with torch.no_grad():
         plain = base.denoiser().predict_noise(*inputs)
-        with attached(find_layers(base.pipeline.unet), compose(bank, [("style", 1.0)])):
+        with attach(find_layers(base.pipeline.unet), compose(bank, [("style", 1.0)])):
             ours = base.denoiser().predict_noise(*inputs)
         theirs = pipeline.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2]).sample
     assert (ours - plain).abs().max() > 100 * (ours - theirs).abs().max()

@@ -3,7 +3,7 @@
 import torch
 
 from seqlora_core.bank import Bank, NewConcept
-from seqlora_core.model.layers import Adapter
+from seqlora_core.model.adapters import Adapter
 
 RANK = 4
 
@@ -18,7 +18,9 @@ def fill(bank: Bank, count: int) -> None:
     for index in range(count):
         taken = slice(index * RANK, (index + 1) * RANK)
         adapters = {
-            layer: Adapter(torch.randn(shape.out, RANK, generator=generator) / 100, columns[shape.width][:, taken])
+            layer: Adapter.from_factors(
+                torch.randn(shape.out, RANK, generator=generator) / 100, columns[shape.width][:, taken]
+            )
             for layer, shape in bank.manifest.layers.items()
             if taken.stop <= shape.width
         }

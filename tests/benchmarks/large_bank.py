@@ -18,10 +18,11 @@ from filled_bank import fill
 
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.composition.concatenation import compose
-from seqlora_core.model.layers import find_layers, layer_shapes
+from seqlora_core.model.sd15 import find_layers, layer_shapes
 from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.plan import ConceptSpec, make_plan
+from seqlora_core.training.plan import make_plan
 
 
 def timed(what: str, action: Callable[[], object]) -> object:

@@ -18,14 +18,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny_base  # noqa: E402
 
 from seqlora_core.bank import Bank  # noqa: E402
+from seqlora_core.bank.spec import ConceptSpec  # noqa: E402
 from seqlora_core.data.encoding import encode_concept  # noqa: E402
 from seqlora_core.data.images import read_folder  # noqa: E402
 from seqlora_core.errors import TrainingDiverged  # noqa: E402
+from seqlora_core.model.adapters import attach  # noqa: E402
 from seqlora_core.model.base import Base, load_base  # noqa: E402
-from seqlora_core.model.layers import attached, find_layers  # noqa: E402
+from seqlora_core.model.sd15 import find_layers  # noqa: E402
 from seqlora_core.training.config import TrainingConfig  # noqa: E402
 from seqlora_core.training.objective import heldout_loss  # noqa: E402
-from seqlora_core.training.plan import ConceptSpec  # noqa: E402
 from seqlora_core.training.trainer import train_concept  # noqa: E402
 
 PASSES = {"seqlora": 3, "alternating": 2, "lora": 1}  # of one iteration
@@ -47,7 +48,7 @@ def heldout_after(base: Base, photos: Path, subject: str, passes: int, **setting
             train_concept(denoiser, train, bank, ConceptSpec(subject, f"sks{subject}", subject), config)
         except TrainingDiverged:
             return before, float("nan")
-        with attached(find_layers(base.pipeline.unet), bank.load()[subject]):
+        with attach(find_layers(base.pipeline.unet), bank.load()[subject]):
             return before, heldout_loss(denoiser, held, config, HELDOUT_STEPS)
 
 

@@ -18,7 +18,7 @@ import seqlora_core.model
 from seqlora_core.bank import Bank
 from seqlora_core.cli.main import main
 from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE
-from seqlora_core.model.layers import in_preset
+from seqlora_core.model.sd15 import in_preset
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from seqlora_core.composition.concatenation import Part
 from seqlora_core.composition.fusion import FusionSettings
 from seqlora_core.composition.fusion.base_source import BaseSource
+from seqlora_core.composition.selection import SelectedConcept
 from seqlora_core.model.activations import input_group
+from seqlora_core.model.adapters import Adapter
 from seqlora_core.model.base import load_base
-from seqlora_core.model.layers import Adapter, find_layers
+from seqlora_core.model.sd15 import find_layers
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +17,15 @@ def base(base_folder):
     return load_base(str(base_folder))
 
 
-def part(base, strength: float) -> Part:
+def part(base, strength: float) -> SelectedConcept:
     generator = torch.Generator().manual_seed(0)
     adapters = {
-        name: Adapter(torch.randn(out, 2, generator=generator), torch.randn(width, 2, generator=generator) / width)
+        name: Adapter.from_factors(
+            torch.randn(out, 2, generator=generator), torch.randn(width, 2, generator=generator) / width
+        )
         for name, (width, out) in base.layers.items()
     }
-    return Part("dog", "ab dog", adapters, strength)
+    return SelectedConcept("dog", "ab dog", adapters, strength)
 
 
 def test_words_are_encoded_where_they_stand_up_to_the_end_token(base):

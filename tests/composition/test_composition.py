@@ -9,20 +9,17 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from seqlora_core.bank import Bank, NewConcept, lora_file
-from seqlora_core.composition.concatenation import (
-    compose,
-    parse_selection,
-    parse_selections,
-    save_composed,
-    sum_adapters,
-)
+from seqlora_core.bank.spec import ConceptSpec
+from seqlora_core.composition.concatenation import compose
+from seqlora_core.composition.lora_files import save_composed
+from seqlora_core.composition.selection import parse_selection, parse_selections
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import UserError
+from seqlora_core.model.adapters import Adapter, attach, sum_adapters
 from seqlora_core.model.base import load_base
-from seqlora_core.model.generation import generate
-from seqlora_core.model.layers import Adapter, attached, find_layers
+from seqlora_core.model.sampling import generate
+from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.plan import ConceptSpec
 from seqlora_core.training.trainer import train_concept
 
 
@@ -33,7 +30,7 @@ def test_the_sum_is_the_sum_of_the_parts_and_its_rank_the_sum_of_the_ranks(parts
     adapters = [
         (
             {
-                ("x" if flag else "y"): Adapter(
+                ("x" if flag else "y"): Adapter.from_factors(
                     torch.randn(5, r, generator=generator), torch.randn(7, r, generator=generator)
                 )
             },
@@ -42,7 +39,8 @@ def test_the_sum_is_the_sum_of_the_parts_and_its_rank_the_sum_of_the_ranks(parts
         for r, s, flag in parts
     ]
     composed = sum_adapters(adapters)
-    for layer, (A, B) in composed.items():
+    for layer, adapter in composed.items():
+        A, B = adapter.factors
         present = [(part[layer], s) for part, s in adapters if layer in part]
         assert A.shape[1] == B.shape[1] == sum(a.A.shape[1] for a, _ in present)
         assert torch.allclose(A @ B.mT, sum(s * a.A @ a.B.mT for a, s in present), atol=1e-4)
@@ -53,7 +51,7 @@ def test_composing_file_by_file_is_the_sum_of_what_is_loaded(bank):
     generator = torch.Generator().manual_seed(0)
     for name, ranks in {"a": (1, 2, 0), "b": (3, 0, 0), "c": (2, 2, 0)}.items():
         adapters = {
-            layer: Adapter(
+            layer: Adapter.from_factors(
                 torch.randn(shape.out, rank, generator=generator), torch.randn(shape.width, rank, generator=generator)
             )
             for (layer, shape), rank in zip(bank.manifest.layers.items(), ranks, strict=False)
@@ -64,9 +62,9 @@ def test_composing_file_by_file_is_the_sum_of_what_is_loaded(bank):
     composed, loaded = compose(bank, selection), bank.load()
     expected = sum_adapters([(loaded[name], strength) for name, strength in selection])
     assert composed.keys() == expected.keys()
-    for layer, (A, B) in expected.items():
-        assert torch.equal(composed[layer].A, A)
-        assert torch.equal(composed[layer].B, B)
+    for layer, adapter in expected.items():
+        assert torch.equal(composed[layer].up, adapter.up)
+        assert torch.equal(composed[layer].down, adapter.down)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,7 @@ def test_kohya_names_come_back(block, attention, depth):
 
 def test_alpha_of_a_foreign_file_is_honoured():
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    tensors = lora_file.to_state_dict({layer: Adapter(torch.ones(3, 4), torch.ones(5, 4))})
+    tensors = lora_file.to_state_dict({layer: Adapter.from_factors(torch.ones(3, 4), torch.ones(5, 4))})
     tensors[f"{lora_file.kohya_name(layer)}.alpha"] = torch.tensor(1.0)
     (adapter,) = lora_file.from_state_dict(tensors).values()
     assert torch.allclose(adapter.A @ adapter.B.mT, torch.ones(3, 5))
@@ -146,7 +144,7 @@ def test_files_load_through_diffusers_and_act_as_generate_does(trained, base_fol
     layers = find_layers(base.pipeline.unet)
     with torch.no_grad():
         plain = base.denoiser().predict_noise(*inputs)
-        with attached(layers, compose(bank, selection)):
+        with attach(layers, compose(bank, selection)):
             ours = base.denoiser().predict_noise(*inputs)
         theirs = pipeline.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2]).sample
     assert (ours - plain).abs().max() > 100 * (ours - theirs).abs().max()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlora_core.composition.concatenation import Part
 from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from seqlora_core.composition.fusion.loraclr import contrastive_loss
+from seqlora_core.composition.selection import SelectedConcept
 from seqlora_core.errors import UserError
 from seqlora_core.model.activations import LayerInputs
-from seqlora_core.model.layers import Adapter
+from seqlora_core.model.adapters import Adapter
 
 N, M = 12, 7
 SPATIAL = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -26,9 +26,9 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=GENERATOR)
 
 
-def part(name: str, layer: str = SPATIAL, strength: float = 1.0, B: Tensor | None = None) -> Part:
+def part(name: str, layer: str = SPATIAL, strength: float = 1.0, B: Tensor | None = None) -> SelectedConcept:
     B = randn(N, 2) if B is None else B
-    return Part(name, f"sks{name} thing", {layer: Adapter(randn(M, B.shape[1]), B)}, strength)
+    return SelectedConcept(name, f"sks{name} thing", {layer: Adapter.from_factors(randn(M, B.shape[1]), B)}, strength)
 
 
 class KnownInputs:
@@ -38,10 +38,10 @@ class KnownInputs:
         self.rows, self.layer, self.W0 = rows, layer, randn(M, N)
         self.ordinary = randn(200, N)
 
-    def inputs(self, part: Part, layers):
+    def inputs(self, part: SelectedConcept, layers):
         return {self.layer: LayerInputs.of_rows(self.rows[part.name])}
 
-    def words(self, part: Part) -> Tensor:
+    def words(self, part: SelectedConcept) -> Tensor:
         return self.rows[part.name]
 
     def captions(self, captions) -> Tensor:
@@ -63,7 +63,7 @@ def fused(name: str, parts, source=None, **settings) -> Tensor:
     return update(adapter)
 
 
-def own(part: Part) -> Tensor:
+def own(part: SelectedConcept) -> Tensor:
     (adapter,) = part.scaled().values()
     return update(adapter)
 
@@ -124,7 +124,7 @@ def test_gradient_fusion_does_not_move_directions_that_nobody_reads():
 
 def test_gradient_fusion_protects_a_concept_that_does_not_adapt_the_layer():
     """Its target there is the base's own output."""
-    silent = Part("b", "sksb thing", {}, 1.0)
+    silent = SelectedConcept("b", "sksb thing", {}, 1.0)
     source = KnownInputs({"a": 1e-2 * randn(30, N), "b": 1e2 * randn(30, N)})
     assert float(fused("gradient-fusion", [part("a"), silent], source).abs().max()) <= 1e-3
 

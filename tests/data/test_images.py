@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from seqlora_core.data.images import caption_prompts, fit, read_folder, read_image, template_prompts, to_tensor
+from seqlora_core.data.images import fit, read_folder, read_image, to_tensor
+from seqlora_core.data.prompts import caption_prompts, template_prompts
 from seqlora_core.errors import UserError
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 from seqlora_core.cli.main import main
 from seqlora_core.evaluation import protocol
 from seqlora_core.evaluation.metrics import load_metrics, score
-from seqlora_core.evaluation.protocol import Drawing, Score
+from seqlora_core.evaluation.protocol import SamplingSettings, Score
 from seqlora_core.evaluation.tables import sem, summarize, to_csv, to_markdown, trajectory
 
 
@@ -138,7 +138,7 @@ def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(trained, tm
 
 
 def test_the_protocol_is_the_paper_s_unless_something_else_is_asked_for():
-    drawing = Drawing()
+    drawing = SamplingSettings()
     assert (drawing.prompt, drawing.count) == ("photo of a {}", 16)
 
 

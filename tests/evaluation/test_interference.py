@@ -7,20 +7,21 @@ import torch
 from training_runs import random_concept
 
 from seqlora_core.bank import Bank
-from seqlora_core.composition.concatenation import Part, select
+from seqlora_core.bank.spec import ConceptSpec
+from seqlora_core.composition.selection import SelectedConcept, select
 from seqlora_core.evaluation.interference import diagnose, largest_eigenvalue, layer_energy
 from seqlora_core.model.activations import LayerInputs, capture_inputs
-from seqlora_core.model.layers import Adapter, attached, find_layers
+from seqlora_core.model.adapters import Adapter, attach
+from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.objective import heldout_loss
-from seqlora_core.training.plan import ConceptSpec
 from seqlora_core.training.trainer import train_concept
 
 EYE = torch.eye(6)
 
 
-def part(name: str, A: torch.Tensor, B: torch.Tensor, strength: float = 1.0) -> Part:
-    return Part(name, name, {"layer": Adapter(A, B)}, strength)
+def part(name: str, A: torch.Tensor, B: torch.Tensor, strength: float = 1.0) -> SelectedConcept:
+    return SelectedConcept(name, name, {"layer": Adapter.from_factors(A, B)}, strength)
 
 
 def test_energy_inside_and_outside_a_basis_and_its_effective_rank():
@@ -56,7 +57,9 @@ def test_crosstalk_is_the_energy_that_others_add_to_the_inputs_of_a_concept():
 
 def test_a_layer_that_a_concept_does_not_adapt_counts_as_disturbed_only():
     a = part("a", EYE[:, :1], EYE[:, :1])
-    b = Part("b", "b", {"layer": a.adapters["layer"], "other": Adapter(3 * EYE[:, :1], EYE[:, :1])}, 1.0)
+    b = SelectedConcept(
+        "b", "b", {"layer": a.adapters["layer"], "other": Adapter.from_factors(3 * EYE[:, :1], EYE[:, :1])}, 1.0
+    )
     inputs = {name: LayerInputs.of_rows(EYE[:1]) for name in ("layer", "other")}
     found = diagnose([a, b], lambda p: inputs)
     assert found.forecast()["a"] == pytest.approx(1 + 9)
@@ -65,8 +68,16 @@ def test_a_layer_that_a_concept_does_not_adapt_counts_as_disturbed_only():
 
 def test_a_layer_without_an_effect_of_its_own_has_no_number_in_the_json():
     """Imported files have such layers; a quotient with zero is no JSON."""
-    dead = Part("a", "a", {"dead": Adapter(0 * EYE[:, :1], EYE[:, :1]), "layer": Adapter(EYE[:, :1], EYE[:, :1])}, 1.0)
-    b = Part("b", "b", {"dead": Adapter(EYE[:, :1], EYE[:, :1])}, 1.0)
+    dead = SelectedConcept(
+        "a",
+        "a",
+        {
+            "dead": Adapter.from_factors(0 * EYE[:, :1], EYE[:, :1]),
+            "layer": Adapter.from_factors(EYE[:, :1], EYE[:, :1]),
+        },
+        1.0,
+    )
+    b = SelectedConcept("b", "b", {"dead": Adapter.from_factors(EYE[:, :1], EYE[:, :1])}, 1.0)
     inputs = {name: LayerInputs.of_rows(EYE[:1]) for name in ("dead", "layer")}
     document = json.loads(json.dumps(diagnose([dead, b], lambda p: inputs).as_dict(), allow_nan=False))
     assert document["layers"]["dead"]["a"]["crosstalk"] == {"b": None}
@@ -88,11 +99,11 @@ def test_only_the_residual_of_an_orthogonal_bank_is_disturbed(denoiser, bank):
     parts = select(Bank.open(bank.folder), [("a", 1.0), ("b", 1.0)])
     layers = find_layers(denoiser.unet)
 
-    def inputs_of(part: Part) -> dict[str, LayerInputs]:
-        with attached(layers, part.scaled()):
+    def inputs_of(part: SelectedConcept) -> dict[str, LayerInputs]:
+        with attach(layers, part.scaled()):
             return capture_inputs(layers, lambda: heldout_loss(denoiser, random_concept(5), TrainingConfig(), 2))
 
-    def captured_part_of(part: Part) -> dict[str, LayerInputs]:
+    def captured_part_of(part: SelectedConcept) -> dict[str, LayerInputs]:
         captured = {}
         for name, inputs in inputs_of(part).items():
             Q = torch.linalg.qr(part.adapters[name].B).Q

@@ -4,7 +4,7 @@ import torch
 
 from seqlora_core import subspace
 from seqlora_core.bank import Bank, NewConcept
-from seqlora_core.model.layers import Adapter
+from seqlora_core.model.adapters import Adapter
 
 
 def occupy(bank: Bank, name: str, free: int, widths: tuple[int, ...] = (320, 640, 768)) -> None:
@@ -15,6 +15,6 @@ def occupy(bank: Bank, name: str, free: int, widths: tuple[int, ...] = (320, 640
         rank = Q.shape[0] - Q.shape[1] - free
         if Q.shape[0] in widths and rank > 0:
             B = subspace.random_basis(Q, rank, generator).float()
-            adapters[layer] = Adapter(torch.zeros(bank.manifest.layers[layer].out, rank), B)
+            adapters[layer] = Adapter.from_factors(torch.zeros(bank.manifest.layers[layer].out, rank), B)
     rank = max(adapter.B.shape[1] for adapter in adapters.values())
     bank.add(NewConcept(name, "sksbig", "thing", rank, "seqlora", adapters))

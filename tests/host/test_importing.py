@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from seqlora_core.bank import Bank, lora_file
 from seqlora_core.bank.inspection import inspect
-from seqlora_core.model.layers import Adapter, LayerShape
+from seqlora_core.model.adapters import Adapter
+from seqlora_core.model.sd15 import LayerShape
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ SOME_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 def _write(host, name: str, adapters: dict[str, Adapter], width: int = 768, **more) -> str:
-    adapters = adapters or {SOME_LAYER: Adapter(torch.ones(640, 2), torch.ones(width, 2))}
+    adapters = adapters or {SOME_LAYER: Adapter.from_factors(torch.ones(640, 2), torch.ones(width, 2))}
     save_file({**lora_file.to_state_dict(adapters), **more}, host.folder / "models" / "loras" / f"{name}.safetensors")
     return f"{name}.safetensors"
 
@@ -53,7 +54,7 @@ def _random(layers: dict[str, LayerShape], seed: int) -> dict[str, Adapter]:
     def factor(width: int) -> torch.Tensor:
         return torch.randn(width, 4, generator=generator) / width**0.5
 
-    return {layer: Adapter(3 * factor(shape.out), factor(shape.width)) for layer, shape in layers.items()}
+    return {layer: Adapter.from_factors(3 * factor(shape.out), factor(shape.width)) for layer, shape in layers.items()}
 
 
 def test_an_import_acts_as_the_file_in_the_stock_loader(host, files):

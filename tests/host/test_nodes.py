@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from seqlora_core.bank import Bank
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.hashing import fingerprint
-from seqlora_core.model.layers import canonical_names
+from seqlora_core.model.sd15 import canonical_names
 from seqlora_core.training.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from seqlora_core.bank import Bank, lora_file
 from seqlora_core.composition.concatenation import compose
-from seqlora_core.model.layers import Adapter, original_names
+from seqlora_core.model.adapters import Adapter
+from seqlora_core.model.sd15 import original_names
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def bank(host) -> Bank:
 def other_lora(bank: Bank) -> dict[str, Adapter]:
     generator = torch.Generator().manual_seed(0)
     return {
-        layer: Adapter(
+        layer: Adapter.from_factors(
             torch.randn(shape.out, 2, generator=generator) / shape.out**0.5,
             torch.randn(shape.width, 2, generator=generator) / shape.width**0.5,
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from seqlora_core.data.images import TEMPLATES
+from seqlora_core.data.prompts import TEMPLATES
 
 from .catalogue import Thing, things
 

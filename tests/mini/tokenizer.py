@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-from seqlora_core.data.images import TEMPLATES
+from seqlora_core.data.prompts import TEMPLATES
 
 from .catalogue import things
 from .pictures import COLOURS, FRAMES, PATTERNS, RELATIONS

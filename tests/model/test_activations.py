@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from seqlora_core.model.activations import LayerInputs, capture_inputs
-from seqlora_core.model.layers import find_layers
+from seqlora_core.model.sd15 import find_layers
 
 TEXT = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))

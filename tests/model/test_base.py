@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from seqlora_core.data.encoding import encode_concept
-from seqlora_core.data.images import Reference, template_prompts, to_rgb
+from seqlora_core.data.images import Reference, to_rgb
+from seqlora_core.data.prompts import template_prompts
 from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base
 from seqlora_core.model.denoiser import sd15_alphas_cumprod
-from seqlora_core.model.layers import find_layers
+from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.config import TrainingConfig
 
 

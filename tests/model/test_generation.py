@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from seqlora_core.model.base import load_base
-from seqlora_core.model.generation import generate
+from seqlora_core.model.sampling import generate
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])

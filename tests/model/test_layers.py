@@ -5,7 +5,8 @@ import tiny_base
 import torch
 
 from seqlora_core.errors import UserError
-from seqlora_core.model.layers import Adapter, attached, canonical_names, find_layers
+from seqlora_core.model.adapters import Adapter, attach
+from seqlora_core.model.sd15 import canonical_names, find_layers
 
 TEXT = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -15,7 +16,7 @@ TIMES = torch.tensor([3, 700])
 def random_adapters(layers, rank=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: Adapter(
+        name: Adapter.from_factors(
             torch.randn(layer.out_features, rank, generator=generator) / 8,
             torch.randn(layer.in_features, rank, generator=generator) / 8,
         )
@@ -59,7 +60,7 @@ def test_an_adapter_adds_its_product_to_the_weight(denoiser):
     layers = find_layers(unet)
     adapters = random_adapters(layers)
     with torch.no_grad():
-        with attached(layers, adapters):
+        with attach(layers, adapters):
             adapted = unet(NOISY, TIMES, TEXT).sample
         for name, layer in layers.items():
             layer.weight += adapters[name].A @ adapters[name].B.mT
@@ -72,9 +73,9 @@ def test_rows_of_a_batch_can_be_left_out(denoiser):
     adapters = random_adapters(layers)
     with torch.no_grad():
         plain = denoiser.predict_noise(NOISY, TIMES, TEXT)
-        with attached(layers, adapters):
+        with attach(layers, adapters):
             adapted = denoiser.predict_noise(NOISY, TIMES, TEXT)
-        with attached(layers, adapters, lambda: torch.tensor([True, False])):
+        with attach(layers, adapters, lambda: torch.tensor([True, False])):
             mixed = denoiser.predict_noise(NOISY, TIMES, TEXT)
     assert torch.allclose(mixed[0], adapted[0], atol=1e-5) and torch.allclose(mixed[1], plain[1], atol=1e-5)
     assert not torch.allclose(plain, adapted, atol=1e-3)
@@ -84,7 +85,7 @@ def test_removing_every_adapter_leaves_the_output_bit_identical(denoiser):
     layers = find_layers(denoiser.unet)
     with torch.no_grad():
         before = denoiser.predict_noise(NOISY, TIMES, TEXT)
-        with attached(layers, random_adapters(layers)):
+        with attach(layers, random_adapters(layers)):
             during = denoiser.predict_noise(NOISY, TIMES, TEXT)
         after = denoiser.predict_noise(NOISY, TIMES, TEXT)
     assert torch.equal(before, after)
@@ -95,6 +96,6 @@ def test_adapters_are_removed_when_the_block_is_left_by_an_error(denoiser):
     layers = find_layers(denoiser.unet)
     with torch.no_grad():
         before = denoiser.predict_noise(NOISY, TIMES, TEXT)
-        with pytest.raises(RuntimeError), attached(layers, random_adapters(layers)):
+        with pytest.raises(RuntimeError), attach(layers, random_adapters(layers)):
             raise RuntimeError
         assert torch.equal(before, denoiser.predict_noise(NOISY, TIMES, TEXT))

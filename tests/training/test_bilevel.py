@@ -10,13 +10,15 @@ import torch
 from training_runs import random_concept
 
 from seqlora_core import subspace
+from seqlora_core.model.adapters import attach
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.layers import attached, find_layers
-from seqlora_core.training.bilevel import bilevel_iteration, kept_iteration
+from seqlora_core.model.sd15 import find_layers
+from seqlora_core.training.bilevel import bilevel_iteration, reusing_iteration
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead
-from seqlora_core.training.objective import DenoisingObjective, draw_minibatches
+from seqlora_core.training.minibatches import draw_minibatches
+from seqlora_core.training.objective import DenoisingObjective
 
 RANK = 2
 
@@ -46,8 +48,8 @@ class Problem:
     def _normal(width: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(width, RANK, generator=generator, dtype=torch.float64).to(dtype) / width**0.5
 
-    def attached(self):
-        return attached(self.layers, self.adapters)
+    def attach(self):
+        return attach(self.layers, self.adapters)
 
     def step_for(self, share: float) -> float:
         """The lower step size whose first step is `share` of |A| long."""
@@ -93,7 +95,7 @@ def sd15_problem() -> Problem:
 @pytest.mark.parametrize("inner_steps", [1, 3])
 def test_exact_hypergradient_is_the_numerical_derivative_of_phi(double_problem, inner_steps):
     problem, h = double_problem, 1e-5
-    with problem.attached():
+    with problem.attach():
         alpha = problem.step_for(0.3)
 
         def phi(B):
@@ -118,7 +120,7 @@ def test_exact_hypergradient_is_the_numerical_derivative_of_phi(double_problem, 
 def test_lookahead_agrees_with_exact_on_the_sd15_topology(sd15_problem, share, allowed):
     """Within the relative errors that the method's description gives for these lower steps."""
     problem = sd15_problem
-    with problem.attached():
+    with problem.attach():
         alpha, reference = problem.step_for(share), problem.exact(share)
         _, gradient = lookahead(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), 1)
     assert error(gradient, reference) <= allowed
@@ -128,7 +130,7 @@ def test_lookahead_agrees_with_exact_on_the_sd15_topology(sd15_problem, share, a
 @pytest.mark.parametrize(("share", "inner_steps", "allowed"), [(0.01, 1, 4e-5), (0.1, 1, 4e-5), (0.1, 2, 0.02)])
 def test_finite_difference_agrees_with_exact(sd15_problem, share, inner_steps, allowed):
     problem = sd15_problem
-    with problem.attached():
+    with problem.attach():
         alpha, reference = problem.step_for(share), problem.exact(share, inner_steps)
         _, gradient = finite_difference(
             problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps
@@ -138,7 +140,7 @@ def test_finite_difference_agrees_with_exact(sd15_problem, share, inner_steps, a
 
 def test_a_preconditioned_lower_step_is_followed_too(sd15_problem):
     problem = sd15_problem
-    with problem.attached():
+    with problem.attach():
         _, g, _ = problem.objective.gradients(problem.A, problem.B)
         D = [1 / (g_a.abs().sqrt() + g_a.abs().max()) for g_a in g]
         scale = 0.02 * norm(problem.A) / norm([d * g_a for d, g_a in zip(D, g, strict=True)])
@@ -153,7 +155,7 @@ def test_a_preconditioned_lower_step_is_followed_too(sd15_problem):
 def test_finite_difference_works_where_training_starts_with_a_at_zero(sd15_problem):
     problem = sd15_problem
     zero = [torch.zeros_like(a) for a in problem.A]
-    with problem.attached():
+    with problem.attach():
         _, g, _ = problem.objective.gradients(zero, problem.B)
         alpha = 0.02 * norm(problem.A) / norm(g)
         _, reference = exact(problem.objective, zero, problem.B, lambda g: [alpha] * len(g), 1)
@@ -165,7 +167,7 @@ def test_finite_difference_works_where_training_starts_with_a_at_zero(sd15_probl
 def test_hypergradients_leave_the_factors_bit_for_bit(double_problem, name):
     problem = double_problem
     before = [t.clone() for t in (*problem.A, *problem.B)]
-    with problem.attached():
+    with problem.attach():
         HYPERGRADIENTS[name](problem.objective, problem.A, problem.B, lambda g: [0.1] * len(g), 2)
     assert all(torch.equal(old, new) for old, new in zip(before, (*problem.A, *problem.B), strict=True))
     assert problem.adapters == {}
@@ -173,7 +175,7 @@ def test_hypergradients_leave_the_factors_bit_for_bit(double_problem, name):
 
 ITERATIONS = {
     name: lambda *state, name=name: bilevel_iteration(*state, HYPERGRADIENTS[name]) for name in HYPERGRADIENTS
-} | {"kept": kept_iteration}
+} | {"kept": reusing_iteration}
 
 
 @pytest.mark.parametrize("name", list(ITERATIONS))
@@ -186,7 +188,7 @@ def test_the_loss_falls_at_every_iteration_on_a_fixed_minibatch(double_problem, 
     B = [subspace.project(b, q) for b, q in zip(problem.B, Q, strict=True)]
     lower, upper = (FactorOptimizer(factor, "gradient", 1.0, clip=0) for factor in (A, B))
     losses = []
-    with problem.attached():
+    with problem.attach():
         for _ in range(12):
             losses.append(ITERATIONS[name](problem.objective, lower, upper, Q))
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
@@ -208,7 +210,7 @@ def test_kept_lower_steps_move_b_as_the_algorithm_does_and_a_twice_along_its_gra
         A = [a.clone().requires_grad_() for a in A]
         return torch.autograd.grad(problem.objective.loss(A, problem.B), A)
 
-    with problem.attached():
+    with problem.attach():
         (_, B), (kept_A, kept_B) = (iterate(name) for name in ("lookahead", "kept"))
         A = problem.A
         for _ in range(2):
@@ -222,7 +224,7 @@ def test_under_bfloat16_the_hypergradient_stays_close_to_the_exact_one_in_float3
     problem = sd15_problem
     half = DenoisingObjective(problem.denoiser, problem.adapters, list(problem.layers), "bfloat16", ridge=1e-3)
     half.minibatches = problem.objective.minibatches
-    with problem.attached():
+    with problem.attach():
         alpha, reference = problem.step_for(0.1), problem.exact(0.1)
         _, gradient = HYPERGRADIENTS[name](half, problem.A, problem.B, lambda g: [alpha] * len(g), 1)
     assert error(gradient, reference) <= 7e-3

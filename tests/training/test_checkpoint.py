@@ -17,7 +17,7 @@ from seqlora_core.bank import Bank
 from seqlora_core.errors import Cancelled, UserError
 from seqlora_core.training.checkpoint import Checkpoint
 from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.trainer import Options
+from seqlora_core.training.trainer import RunOptions
 
 
 def test_a_checkpoint_that_was_read_does_not_need_its_file_any_more(tmp_path):
@@ -47,7 +47,7 @@ def test_a_training_that_cannot_be_stored_is_resumed_at_its_end(denoiser, bank, 
         with pytest.raises(OSError, match="no space"):
             learn(denoiser, bank, "a", random_concept(4), steps=3)
     stop = StopAfter(4)
-    learn(denoiser, bank, "a", random_concept(4), stop, options=Options(resume=True), steps=3)
+    learn(denoiser, bank, "a", random_concept(4), stop, options=RunOptions(resume=True), steps=3)
     assert stop.done == 0
     assert any("Resuming at step 3 of 3" in message for message in stop.messages)
     assert bank.refresh().concept("a").metrics["steps"] == 3
@@ -59,7 +59,7 @@ def test_a_checkpoint_that_tells_data_apart_by_its_tensors_as_the_version_before
     for seed in (5, 4):
         data = dataclasses.replace(random_concept(seed), source="hash of the pictures")
         with pytest.raises(UserError, match="its data") if seed == 5 else nullcontext():
-            learn(denoiser, bank, "a", data, options=Options(resume=True))
+            learn(denoiser, bank, "a", data, options=RunOptions(resume=True))
     assert bank.refresh().concept("a").metrics["data"] == "hash of the pictures"
 
 
@@ -86,7 +86,7 @@ def test_a_training_whose_checkpoints_cannot_be_written_or_deleted_goes_on_and_t
     denoiser, bank, locked_checkpoints
 ):
     monitor, data = StopAfter(99), random_concept(4)
-    learn(denoiser, bank, "a", data, monitor, Options(checkpoint_seconds=1e-9), steps=3)
+    learn(denoiser, bank, "a", data, monitor, RunOptions(checkpoint_seconds=1e-9), steps=3)
     assert bank.refresh().concept("a").metrics["steps"] == 3
     assert any("cannot be written (used by another process)" in message for message in monitor.messages)
     assert locked_checkpoints
@@ -133,7 +133,7 @@ class TestContrastiveCoordinates:
             change(record, tensors)
             path.write_bytes(save(tensors, {"seqlora.checkpoint": json.dumps(record)}))
             monitor = StopAfter(99)
-            learn(denoiser, bank, "a", data, monitor, Options(resume=True), steps=6)
+            learn(denoiser, bank, "a", data, monitor, RunOptions(resume=True), steps=6)
             adapters = factors(bank, "a")
             bank.remove("a")
             return adapters, " ".join(monitor.messages)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seqlora_core import subspace
-from seqlora_core.training.bilevel import kept_iteration
+from seqlora_core.training.bilevel import reusing_iteration
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.interference_penalty import Crosstalk
 
@@ -73,7 +73,7 @@ def test_a_concept_whose_words_are_like_others_is_learned_sooner_in_contrastive_
         lower = FactorOptimizer([torch.zeros(OUT, 2)], "adam", 1e-2, 0)
         upper = FactorOptimizer([start.clone()], "adam", beta, 0, along)
         for _ in range(100):
-            kept_iteration(layer, lower, upper, [Q])
+            reusing_iteration(layer, lower, upper, [Q])
         return layer.loss(lower.parameters, upper.parameters).item()
 
     plain, contrastive = (

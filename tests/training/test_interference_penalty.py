@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from training_runs import StopAfter, equal, factors, learn, random_concept
 
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.errors import Cancelled
+from seqlora_core.model.adapters import attach
 from seqlora_core.model.denoiser import sd15_alphas_cumprod
-from seqlora_core.model.layers import attached, find_layers
-from seqlora_core.training.interference_penalty import watch_kept
-from seqlora_core.training.plan import ConceptSpec, prompts_to_keep
-from seqlora_core.training.trainer import Options
+from seqlora_core.model.sd15 import find_layers
+from seqlora_core.training.interference_penalty import watch_protected
+from seqlora_core.training.protected_prompts import protected_prompts
+from seqlora_core.training.trainer import RunOptions
 
 
 def with_prompts(seed: int, prompts: int = 2):
@@ -29,7 +31,7 @@ def interference(denoiser, data, own: dict) -> float:
     noisy, timesteps = torch.randn(count, 4, 8, 8, generator=generator), torch.full((count,), 600)
     with torch.no_grad():
         before = denoiser.predict_noise(noisy, timesteps, data.keep)
-        with attached(find_layers(denoiser.unet), own):
+        with attach(find_layers(denoiser.unet), own):
             after = denoiser.predict_noise(noisy, timesteps, data.keep)
     return (after - before).square().mean().item()
 
@@ -46,7 +48,9 @@ def test_the_term_is_for_every_prompt_the_energy_of_the_interference_beside_that
     denoiser = SimpleNamespace(
         device=torch.device("cpu"), alphas_cumprod=sd15_alphas_cumprod(), predict_noise=predict_noise
     )
-    kept = watch_kept(denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda: None)
+    kept = watch_protected(
+        denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda: None
+    )
     term = kept.crosstalk(0.7)
     A, B, x = torch.randn(5, 2, generator=generator), torch.randn(6, 2, generator=generator), torch.cat(seen)
     share = (x @ B @ A.T).square().sum() / layer(x).square().sum()
@@ -76,7 +80,7 @@ def test_keys_and_values_of_the_text_need_one_small_pass_and_give_what_many_do(d
     layers, passes = find_layers(denoiser.unet, "cross-kv"), []
     prompts = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
     handle = denoiser.unet.register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0].shape)))
-    kept = watch_kept(denoiser, layers, prompts, (64, 96), 0, 1, lambda: None)
+    kept = watch_protected(denoiser, layers, prompts, (64, 96), 0, 1, lambda: None)
     handle.remove()
     rows = prompts.flatten(0, 1)
     assert passes == [(3, 4, 8, 8)]
@@ -86,20 +90,20 @@ def test_keys_and_values_of_the_text_need_one_small_pass_and_give_what_many_do(d
 
 
 def test_prompts_to_keep_are_of_other_concepts_strangers_ordinary_things_and_nothing(denoiser, bank):
-    none = prompts_to_keep(bank, ConceptSpec("first", "sks", "dog"))
+    none = protected_prompts(bank, ConceptSpec("first", "sks", "dog"))
     assert none[-4:] == [""] * 4
     assert len(set(none)) > 20
     for name in ("first", "second"):
         learn(denoiser, bank, name, steps=1)
     subjects = {concept.name: f"photo of a {concept.subject}" for concept in bank.refresh().concepts}
-    assert prompts_to_keep(bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), *none]
-    assert prompts_to_keep(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], *none]
+    assert protected_prompts(bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), *none]
+    assert protected_prompts(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], *none]
 
 
 def test_nothing_of_the_new_concept_s_class_is_kept_as_it_is(bank):
-    kept = prompts_to_keep(bank, ConceptSpec("oak", "sks", "Old Tree"))
+    kept = protected_prompts(bank, ConceptSpec("oak", "sks", "Old Tree"))
     assert not any(prompt.endswith(" tree") for prompt in kept)
-    assert any(prompt.endswith(" tree") for prompt in prompts_to_keep(bank, ConceptSpec("rex", "sks", "dog")))
+    assert any(prompt.endswith(" tree") for prompt in protected_prompts(bank, ConceptSpec("rex", "sks", "dog")))
 
 
 def test_only_seqlora_has_it_unless_asked_for(denoiser, bank):
@@ -121,7 +125,7 @@ def test_a_training_that_keeps_out_of_the_way_resumes_to_exactly_the_uninterrupt
         if stop:
             with pytest.raises(Cancelled):
                 learn(denoiser, bank, "second", with_prompts(2), stop, steps=7, **settings)
-        learn(denoiser, bank, "second", with_prompts(2), options=Options(resume=True), steps=7, **settings)
+        learn(denoiser, bank, "second", with_prompts(2), options=RunOptions(resume=True), steps=7, **settings)
         results.append(factors(bank, "second"))
         bank.remove("second")
     assert equal(*results)

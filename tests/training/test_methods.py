@@ -6,13 +6,14 @@ from torch import Tensor
 from training_runs import random_concept
 
 from seqlora_core import subspace
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.model.activations import capture_inputs
-from seqlora_core.model.layers import attached, find_layers
+from seqlora_core.model.adapters import attach
+from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.methods import METHODS
 from seqlora_core.training.objective import heldout_loss
-from seqlora_core.training.plan import ConceptSpec
 from seqlora_core.training.trainer import train_concept
 
 EYE = torch.eye(6, dtype=torch.float64)
@@ -52,7 +53,7 @@ def test_inflora_freezes_the_left_singular_vectors_of_the_inputs_of_the_accumula
     )
     data, config = random_concept(2), TrainingConfig(method="inflora", rank=3, steps=5, layers="all")
     first = bank.load()["a"]
-    with attached(layers, first):
+    with attach(layers, first):
         inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), rows=1000)
     train_concept(denoiser, data, bank, ConceptSpec("b", "b", "b"), config)
     second = bank.load()["b"]
@@ -145,7 +146,7 @@ def test_independent_draws_take_no_regard_of_what_others_hold(denoiser, bank):
     config = TrainingConfig(method="orthogonal", draw="independent", rank=20, steps=1, layers="all")
     for number, name in enumerate(("a", "b", "c")):
         train_concept(denoiser, random_concept(number), bank, ConceptSpec(name, name, name), config)
-        for A, B in bank.load()[name].values():
+        for A, B in (adapter.factors for adapter in bank.load()[name].values()):
             assert torch.allclose(B.mT @ B, torch.eye(20), atol=1e-5)
             assert A.norm() > 0
 

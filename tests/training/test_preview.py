@@ -4,13 +4,13 @@ import pytest
 import torch
 from training_runs import random_concept
 
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.objective import DenoisingObjective
-from seqlora_core.training.plan import ConceptSpec
 from seqlora_core.training.preview import preview_latents
-from seqlora_core.training.trainer import Options, train_concept
+from seqlora_core.training.trainer import RunOptions, train_concept
 
 
 class Previews(Monitor):
@@ -29,15 +29,15 @@ def test_previews_come_at_their_steps_and_change_nothing(denoiser, bank, checkpo
     config = TrainingConfig(steps=5, rank=2, layers="all", alpha=0.05, gradient_checkpointing=checkpointing)
     watched = Previews()
 
-    def learned(monitor: Monitor, options: Options) -> list[torch.Tensor]:
+    def learned(monitor: Monitor, options: RunOptions) -> list[torch.Tensor]:
         concept = train_concept(
             denoiser, random_concept(1), bank, ConceptSpec("a", "sksa", "thing"), config, monitor, options
         )
-        return [factor for adapter in bank.load([concept])["a"].values() for factor in adapter]
+        return [factor for adapter in bank.load([concept])["a"].values() for factor in adapter.factors]
 
-    seen = learned(watched, Options(preview_every=2))
+    seen = learned(watched, RunOptions(preview_every=2))
     bank.remove("a")
-    unseen = learned(Monitor(), Options())
+    unseen = learned(Monitor(), RunOptions())
     assert all(map(torch.equal, seen, unseen)) and len(seen) == len(unseen)
     assert [tuple(latents.shape) for latents in watched.latents] == [(1, 4, 8, 8)] * 2
     assert not torch.allclose(*watched.latents)  # they show the concept as it was then

@@ -4,12 +4,12 @@ import pytest
 import torch
 from training_runs import random_concept
 
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.errors import UserError
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.methods import METHODS
-from seqlora_core.training.plan import ConceptSpec
-from seqlora_core.training.trainer import Options, train_concept
+from seqlora_core.training.trainer import RunOptions, train_concept
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_previews_show_what_would_be_kept(denoiser, bank):
 
     def last_picture(share: float):
         config = TrainingConfig(steps=4, rank=2, layers="all", alpha=0.1, average=share)
-        monitor, options = Pictures(), Options(preview_every=4)
+        monitor, options = Pictures(), RunOptions(preview_every=4)
         train_concept(denoiser, random_concept(3), bank, ConceptSpec("a", "a", "a"), config, monitor, options)
         bank.remove("a")
         return monitor.last

@@ -13,12 +13,14 @@ from seqlora_core.bank.inspection import inspect
 from seqlora_core.composition.concatenation import compose
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
+from seqlora_core.model.adapters import attach
 from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.layers import attached, find_layers
+from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.objective import DenoisingObjective, draw_minibatches, heldout_loss
+from seqlora_core.training.minibatches import draw_minibatches
+from seqlora_core.training.objective import DenoisingObjective, heldout_loss
 from seqlora_core.training.plan import already_trained, next_version
-from seqlora_core.training.trainer import Options, train_concept
+from seqlora_core.training.trainer import RunOptions, train_concept
 
 
 def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(denoiser, bank):
@@ -54,7 +56,7 @@ def test_training_lowers_the_denoising_loss_of_its_images(denoiser, bank, settin
     config = TrainingConfig(batch_size=2)
     before = heldout_loss(denoiser, data, config, 20)
     learn(denoiser, bank, "a", data, **{"steps": 40, "alpha": 5e-3, "beta": 5e-3, **settings})
-    with attached(find_layers(denoiser.unet), factors(bank, "a")):
+    with attach(find_layers(denoiser.unet), factors(bank, "a")):
         after = heldout_loss(denoiser, data, config, 20)
     assert after < before - 0.005
 
@@ -67,7 +69,7 @@ def test_later_concepts_do_not_touch_the_earlier_span(denoiser, bank):
     generator = torch.Generator().manual_seed(0)
     for layer in first:
         inside = first[layer].B @ torch.randn(2, 50, generator=generator)  # [n, 50], columns in span(B_1)
-        A, B = second[layer]
+        A, B = second[layer].factors
         outside = torch.randn(inside.shape, generator=generator)
         outside *= inside.norm() / outside.norm()
         assert float((A @ (B.mT @ inside)).norm()) <= 1e-5 * float((A @ (B.mT @ outside)).norm())
@@ -132,7 +134,7 @@ def test_a_stopped_training_resumes_to_exactly_the_uninterrupted_tensors(denoise
         learn(denoiser, bank, "part", data, stop, steps=7, **settings)
     assert stop.done == 3
     assert bank.refresh().concepts == ()
-    learn(denoiser, bank, "part", data, options=Options(resume=True), steps=7, **settings)
+    learn(denoiser, bank, "part", data, options=RunOptions(resume=True), steps=7, **settings)
     assert equal(factors(bank, "part"), uninterrupted)
     assert not bank.checkpoint_path("part").exists()
 
@@ -164,7 +166,7 @@ def test_resuming_another_training_is_refused_and_keeps_the_checkpoint(denoiser,
             bank,
             "a",
             random_concept(5) if change == "data" else data,
-            options=Options(resume=True),
+            options=RunOptions(resume=True),
             **settings,
         )
     assert bank.checkpoint_path("a").is_file()
@@ -192,7 +194,7 @@ def test_replacing_frees_the_old_directions_and_comes_last(denoiser, bank):
         learn(denoiser, bank, name, rank=8, steps=1)
     with pytest.raises(UserError, match="already has"):
         learn(denoiser, bank, "A", rank=24, steps=1)
-    learn(denoiser, bank, "a", rank=24, steps=1, options=Options(replace=True))
+    learn(denoiser, bank, "a", rank=24, steps=1, options=RunOptions(replace=True))
     assert [concept.name for concept in bank.refresh().concepts] == ["b", "a"]
     assert {layer["used"] for layer in inspect(bank).layers.values()} == {8 + 24}
 
@@ -227,7 +229,7 @@ def test_a_changed_checkpoint_can_be_left_behind_and_that_is_told(denoiser, bank
     with pytest.raises(Cancelled):
         learn(denoiser, bank, "a", monitor=StopAfter(1))
     watched = StopAfter(99)
-    learn(denoiser, bank, "a", monitor=watched, options=Options(resume=True, restart_if_changed=True), rank=3)
+    learn(denoiser, bank, "a", monitor=watched, options=RunOptions(resume=True, restart_if_changed=True), rank=3)
     assert bank.refresh().concept("a").rank == 3
     assert "Beginning anew at step 0 instead of 1: its rank was 2 and is now 3." in watched.messages
 
@@ -236,7 +238,7 @@ def test_a_changed_checkpoint_can_be_left_behind_and_that_is_told(denoiser, bank
 def test_a_training_that_ran_out_of_memory_is_resumed_with_gradient_checkpointing(denoiser, bank, restart_if_changed):
     with pytest.raises(RuntimeError):
         learn(denoiser, bank, "a", monitor=StopAfter(2, RuntimeError("out of memory")))
-    watched, options = StopAfter(99), Options(resume=True, restart_if_changed=restart_if_changed)
+    watched, options = StopAfter(99), RunOptions(resume=True, restart_if_changed=restart_if_changed)
     learn(denoiser, bank, "a", monitor=watched, options=options, gradient_checkpointing=True)
     assert "Resuming at step 2 of 4." in watched.messages
 
@@ -245,7 +247,7 @@ def test_a_cancelled_replacement_leaves_the_old_concept(denoiser, bank):
     learn(denoiser, bank, "a")
     old = factors(bank, "a")
     with pytest.raises(Cancelled):
-        learn(denoiser, bank, "a", monitor=StopAfter(1), options=Options(replace=True), steps=5)
+        learn(denoiser, bank, "a", monitor=StopAfter(1), options=RunOptions(replace=True), steps=5)
     assert equal(old, factors(bank, "a"))
 
 
@@ -279,7 +281,7 @@ def test_accumulated_minibatches_give_the_gradient_of_all_of_them():
     A = [torch.zeros(layer.out_features, 2) for layer in layers.values()]
     B = [torch.randn(layer.in_features, 2, generator=torch.Generator().manual_seed(0)) for layer in layers.values()]
     batches = draw_minibatches(random_concept(1), denoiser, config, 0)
-    with attached(layers, adapters):
+    with attach(layers, adapters):
         losses, gradients = [], []
         for chosen in (batches[:1], batches[1:], batches):
             objective.minibatches = chosen
@@ -331,8 +333,8 @@ def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
         torch.randn(1, 7, 32, generator=generator),
     )
     with torch.no_grad():
-        with attached(layers, factors(bank, "a")), attached(layers, factors(bank, "b")):
+        with attach(layers, factors(bank, "a")), attach(layers, factors(bank, "b")):
             both = denoiser.predict_noise(*inputs)
-        with attached(layers, compose(bank, [("b", 1.0), ("a", 1.0)])):
+        with attach(layers, compose(bank, [("b", 1.0), ("a", 1.0)])):
             composed = denoiser.predict_noise(*inputs)
     assert torch.allclose(both, composed, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...model.activations import TEXT_GROUP, LayerInputs, input_group
-from ..concatenation import Part
+from ..selection import SelectedConcept
 
 
 class ModelSource(ABC):
@@ -22,7 +22,9 @@ class ModelSource(ABC):
         """[tokens, d] float32 on the CPU, of words up to and with the end token, as they stand after other ones."""
 
     @abstractmethod
-    def inputs_while_sampling(self, prompt: str, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+    def inputs_while_sampling(
+        self, prompt: str, part: SelectedConcept, layers: Collection[str]
+    ) -> Mapping[str, LayerInputs]:
         """What these layers read while the model with one concept samples a prompt."""
 
     @abstractmethod
@@ -33,13 +35,13 @@ class ModelSource(ABC):
     def between(self) -> None:
         """Called before every layer; may raise."""
 
-    def inputs(self, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+    def inputs(self, part: SelectedConcept, layers: Collection[str]) -> Mapping[str, LayerInputs]:
         inputs = dict.fromkeys(layers, LayerInputs.of_rows(self.words(part)))
         if spatial := {layer for layer in layers if input_group(layer) != TEXT_GROUP}:
             inputs |= self.inputs_while_sampling(f"photo of a {part.subject}", part, spatial)
         return inputs
 
-    def words(self, part: Part) -> Tensor:
+    def words(self, part: SelectedConcept) -> Tensor:
         return torch.cat([self.encode_words(part.subject), self.encode_words(part.subject, after="photo of a")])
 
     def captions(self, captions: Sequence[str]) -> Tensor:

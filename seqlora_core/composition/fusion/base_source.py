@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ...model.activations import LayerInputs
 from ...model.base import Base
-from ...model.generation import inputs_while_sampling
-from ...model.layers import find_layers
-from ..concatenation import Part
+from ...model.sampling import inputs_while_sampling
+from ...model.sd15 import find_layers
+from ..selection import SelectedConcept
 from .activation_source import ModelSource
 from .fusion import FusionSettings
 
@@ -23,7 +23,9 @@ class BaseSource(ModelSource):
     def encode_words(self, words: str, after: str = "") -> Tensor:
         return self._base.encode_words(words, after)
 
-    def inputs_while_sampling(self, prompt: str, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+    def inputs_while_sampling(
+        self, prompt: str, part: SelectedConcept, layers: Collection[str]
+    ) -> Mapping[str, LayerInputs]:
         settings = self._settings
         return inputs_while_sampling(
             self._base,

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ...model.activations import input_group
-from ...model.layers import Adapter
-from ..concatenation import Part, sum_adapters
+from ...model.adapters import Adapter, sum_adapters
+from ..selection import SelectedConcept
 from .fusion import Fusion, FusionSettings, Source
 
 _NOUNS = (
@@ -38,7 +38,7 @@ _PLACES = (
 ORDINARY_CAPTIONS = tuple(f"a {noun} {place}" for noun, place in product(_NOUNS, _PLACES))
 
 
-def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
+def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
     fused = sum_adapters([(part.adapters, part.strength) for part in parts])
     words = without_repeats([source.words(part).double() for part in parts])  # C_i [t_i, n]
     ordinary = source.captions(ORDINARY_CAPTIONS).double()
@@ -75,15 +75,15 @@ def constrained_directions(C: Tensor, ordinary: Tensor, ridge: float) -> Tensor:
     return torch.linalg.pinv(d @ C.mT, hermitian=True) @ d
 
 
-def _merge(layer: str, parts: Sequence[Part], words: Sequence[Tensor], directions: Tensor) -> Adapter:
+def _merge(layer: str, parts: Sequence[SelectedConcept], words: Sequence[Tensor], directions: Tensor) -> Adapter:
     A, B, first = [], [], 0
     for part, C in zip(parts, words, strict=True):
         if layer in part.adapters:
-            A_i, B_i = (factor.double() for factor in part.scaled()[layer])
+            A_i, B_i = (factor.double() for factor in part.scaled()[layer].factors)
             A.append(A_i)
             B.append(directions[first : first + len(C)].mT @ (C @ B_i))  # [n, t_i] [t_i, r]
         first += len(C)
-    return Adapter(torch.cat(A, dim=1).float(), torch.cat(B, dim=1).float())
+    return Adapter.from_factors(torch.cat(A, dim=1).float(), torch.cat(B, dim=1).float())
 
 
 CUSTOM_DIFFUSION = Fusion("custom-diffusion", _run)

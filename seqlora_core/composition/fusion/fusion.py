@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...model.activations import LayerInputs
-from ...model.layers import Adapter
-from ..concatenation import Part
+from ...model.adapters import Adapter
+from ..selection import SelectedConcept
 from .low_rank import truncate
 from .peak_memory import PeakMemory
 
@@ -56,13 +56,13 @@ class FusionSettings:
 class Source(Protocol):
     """The base model as a fusion sees it; `from_base.BaseSource`, or a small known answer in a test."""
 
-    def inputs(self, part: Part, layers: Collection[str]) -> Mapping[str, LayerInputs]:
+    def inputs(self, part: SelectedConcept, layers: Collection[str]) -> Mapping[str, LayerInputs]:
         """What each of these layers reads while the base with this concept alone samples a picture of it.
 
         Keys and values of text get the features of the concept's words only.
         """
 
-    def words(self, part: Part) -> Tensor:
+    def words(self, part: SelectedConcept) -> Tensor:
         """Text features of the concept's words, up to the end token: [t, d]."""
 
     def captions(self, captions: Sequence[str]) -> Tensor:
@@ -86,7 +86,7 @@ class Fusion:
     """
 
     name: str
-    run: Callable[[Sequence[Part], Source | None, FusionSettings], dict[str, Adapter]]
+    run: Callable[[Sequence[SelectedConcept], Source | None, FusionSettings], dict[str, Adapter]]
     weigh: Callable[[Sequence[float]], list[float]] | None = None
 
     @property
@@ -114,7 +114,9 @@ class Fused:
     peak_bytes: int
 
 
-def fuse(fusion: Fusion, parts: Sequence[Part], settings: FusionSettings, source: Source | None = None) -> Fused:
+def fuse(
+    fusion: Fusion, parts: Sequence[SelectedConcept], settings: FusionSettings, source: Source | None = None
+) -> Fused:
     """Run a fusion, cut its result to the rank, and say what it cost.
 
     Raises:
@@ -132,5 +134,5 @@ def fuse(fusion: Fusion, parts: Sequence[Part], settings: FusionSettings, source
         for layer, adapter in full.items():
             adapters[layer], kept = (adapter, 1.0) if settings.rank is None else truncate(adapter, settings.rank)
             kept_energy = min(kept_energy, kept)
-    rank = max((adapter.B.shape[1] for adapter in adapters.values()), default=0)
+    rank = max((adapter.rank for adapter in adapters.values()), default=0)
     return Fused(adapters, rank, kept_energy, time.monotonic() - started, memory.peak_bytes)

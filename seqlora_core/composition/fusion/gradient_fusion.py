@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from ...model.activations import input_group
-from ...model.layers import Adapter
-from ..concatenation import Part, adapted_layers
+from ...model.adapters import Adapter
+from ..selection import SelectedConcept, adapted_layers
 from .fusion import Fusion, FusionSettings, Source
 
 # Gram matrices are added up in float32: directions with less energy than this, relative to the largest, are rounding.
 _TOLERANCE = 1e-7
 
 
-def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
+def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
     grams: dict[str, Tensor] = {}  # group of layers -> sum of G_i [n, n]
     tokens: dict[str, int] = {}
     coefficients: dict[str, list[Tensor]] = {}  # layer -> s_i A_i [m, r]
@@ -41,7 +41,8 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
         for group, x in {input_group(layer): x for layer, x in inputs.items()}.items():
             grams[group] = grams.get(group, 0) + x.gram.double()
             tokens[group] = tokens.get(group, 0) + x.tokens
-        for layer, (A, B) in part.scaled().items():
+        for layer, adapter in part.scaled().items():
+            A, B = adapter.factors
             coefficients.setdefault(layer, []).append(A.double())
             targets.setdefault(layer, []).append(inputs[layer].gram.double() @ B.double())
     inverses: dict[str, Tensor] = {}
@@ -56,7 +57,7 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
             if group not in inverses:
                 inverses[group] = pseudo_inverse(grams[group], settings.ridge)
             B = inverses[group] @ GB
-        fused[layer] = Adapter(A.float(), B.float())
+        fused[layer] = Adapter.from_factors(A.float(), B.float())
     return fused
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from ...errors import UserError
-from ..concatenation import sum_adapters
+from ...model.adapters import sum_adapters
 from .fusion import Fusion
 
 

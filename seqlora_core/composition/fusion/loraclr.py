@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...model.layers import Adapter
-from ..concatenation import Part, adapted_layers
+from ...model.adapters import Adapter
+from ..selection import SelectedConcept, adapted_layers
 from .fusion import Fusion, FusionSettings, Source
 
 _WEIGHT_DECAY = 1e-4
 
 
-def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
+def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
     layers, scaled = adapted_layers(parts), [part.scaled() for part in parts]
     rows = [{layer: x.rows for layer, x in source.inputs(part, layers).items()} for part in parts]
     fused = {}
@@ -45,7 +45,7 @@ def _run(parts: Sequence[Part], source: Source, settings: FusionSettings) -> dic
 def _as_factors(dW: Tensor) -> Adapter:
     """AdamW's update [m, n] has full rank, so one factor is the identity."""
     m, n = dW.shape
-    return Adapter(torch.eye(m), dW.mT) if m < n else Adapter(dW, torch.eye(n))
+    return Adapter.from_factors(torch.eye(m), dW.mT) if m < n else Adapter.from_factors(dW, torch.eye(n))
 
 
 def _output(X: Tensor, W0: Tensor, adapter: Adapter | None) -> Tensor:

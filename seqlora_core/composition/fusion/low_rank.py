@@ -2,7 +2,7 @@
 
 import torch
 
-from ...model.layers import Adapter
+from ...model.adapters import Adapter
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
@@ -10,7 +10,7 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
 
     An adapter that is narrow enough comes back as it is.
     """
-    A, B = adapter
+    A, B = adapter.factors
     if A.shape[1] <= rank:
         return adapter, 1.0
     Q_A, R_A = torch.linalg.qr(A.double())
@@ -19,4 +19,4 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
     root = S[:rank].sqrt()
     energy = S.square()
     kept = float(energy[:rank].sum() / energy.sum()) if float(energy.sum()) > 0 else 1.0
-    return Adapter((Q_A @ U[:, :rank] * root).float(), (Q_B @ V[:rank].mT * root).float()), kept
+    return Adapter.from_factors((Q_A @ U[:, :rank] * root).float(), (Q_B @ V[:rank].mT * root).float()), kept

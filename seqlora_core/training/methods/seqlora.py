@@ -1,13 +1,13 @@
 """SeqLoRA: bilevel optimization of both factors under the orthogonality constraint (Algorithm 1)."""
 
-from ..bilevel import bilevel_iteration, kept_iteration
+from ..bilevel import bilevel_iteration, reusing_iteration
 from ..hypergradient import HYPERGRADIENTS
 from .method import Method, start_in_complement
 
 
 def _iterate(objective, lower, upper, Q, config) -> float:
     if config.keeps_lower_step:
-        return kept_iteration(objective, lower, upper, Q, config.inner_steps)
+        return reusing_iteration(objective, lower, upper, Q, config.inner_steps)
     hypergradient = HYPERGRADIENTS[config.hypergradient]
     return bilevel_iteration(objective, lower, upper, Q, hypergradient, config.inner_steps)
 

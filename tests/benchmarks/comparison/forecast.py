@@ -1,7 +1,7 @@
 """What diagnostics expect of each concept, beside what became of it."""
 
 from seqlora_core.evaluation.interference import diagnose
-from seqlora_core.model.generation import inputs_while_sampling
+from seqlora_core.model.sampling import inputs_while_sampling
 
 from .measure import measure
 from .recipes import System

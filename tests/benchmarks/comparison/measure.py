@@ -5,7 +5,7 @@ from statistics import fmean
 
 from seqlora_core.bank import Concept
 from seqlora_core.bank.names import slug
-from seqlora_core.composition.concatenation import sum_adapters
+from seqlora_core.model.adapters import sum_adapters
 
 from .recipes import System
 from .runs import Run, put_together

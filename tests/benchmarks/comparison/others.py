@@ -9,7 +9,7 @@ from PIL import Image
 from seqlora_core.data.images import to_tensor
 from seqlora_core.mini.identity import identity_similarity
 from seqlora_core.model.base import Base
-from seqlora_core.training.plan import ORDINARY
+from seqlora_core.training.protected_prompts import COMMON_SUBJECTS
 from tests.mini.catalogue import learned
 
 from .recipes import System
@@ -20,8 +20,8 @@ THINGS = 12
 
 
 def ordinary_things() -> list[str]:
-    """Names of things that the base has learned, none with a word that trainings keep (see `plan.ORDINARY`)."""
-    names = [thing.name for thing in learned() if not set(thing.name.split()) & set(ORDINARY)]
+    """Names of things that the base has learned, none with a word that trainings keep (see `plan.COMMON_SUBJECTS`)."""
+    names = [thing.name for thing in learned() if not set(thing.name.split()) & set(COMMON_SUBJECTS)]
     return random.Random(0).sample(names, THINGS)
 
 

@@ -15,21 +15,24 @@ from PIL import Image
 
 from seqlora_core.bank import Bank, Concept
 from seqlora_core.bank.names import default_token, slug
-from seqlora_core.composition.concatenation import Part
+from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.composition.fusion import FUSIONS, fuse
 from seqlora_core.composition.fusion.base_source import BaseSource
+from seqlora_core.composition.selection import Part
 from seqlora_core.data.encoding import encode_concept
-from seqlora_core.data.images import Reference, template_prompts
+from seqlora_core.data.images import Reference
+from seqlora_core.data.prompts import template_prompts
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.files import write_atomically
 from seqlora_core.mini import MiniConcept
+from seqlora_core.model.adapters import Adapter
 from seqlora_core.model.base import Base
-from seqlora_core.model.generation import generate
-from seqlora_core.model.layers import Adapter, find_layers
+from seqlora_core.model.sampling import generate
+from seqlora_core.model.sd15 import find_layers
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.methods import METHODS
-from seqlora_core.training.plan import ConceptSpec, prompts_to_keep
+from seqlora_core.training.protected_prompts import protected_prompts
 from seqlora_core.training.trainer import Options, train_concept
 
 from .recipes import System
@@ -128,7 +131,7 @@ class Run:
     def _train(self, bank: Bank, concept: MiniConcept, place: str) -> None:
         spec = ConceptSpec(concept.name, default_token(concept.name), concept.class_word)
         references = [Reference(p, template_prompts(spec.subject), concept.name) for p in concept.references]
-        data = encode_concept(self.base, references, self.config, keep=prompts_to_keep(bank, spec))
+        data = encode_concept(self.base, references, self.config, keep=protected_prompts(bank, spec))
         options = Options(resume=True)
         record = train_concept(self.base.denoiser(), data, bank, spec, self.config, self.monitor, options)
         print(f"  {self.folder.name} {place} {concept.name}: {record.metrics['seconds']:.0f} s", flush=True)
@@ -181,7 +184,7 @@ def folded(base: Base, adapters: Adapters) -> Iterator[None]:
     layers = find_layers(base.pipeline.unet)
     plain = {name: layers[name].weight.data for name in adapters}
     try:
-        for name, (A, B) in adapters.items():
+        for name, (A, B) in ((name, adapter.factors) for name, adapter in adapters.items()):
             layers[name].weight.data = torch.addmm(plain[name], A, B.mT)
         yield
     finally:

@@ -1,15 +1,13 @@
-"""The adapted layers: finding them, naming them, and adding adapters to their outputs.
+"""Stable Diffusion 1.5's attention layers: which can be adapted, and what they are called.
 
 A layer's canonical name is its path in diffusers' `UNet2DConditionModel`, whichever layout the UNet at hand has.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UserError
 
@@ -23,19 +21,6 @@ _ORIGINAL_BLOCK = re.compile(r"(?P<part>input_blocks|output_blocks)\.(?P<index>\
 _CANONICAL_BLOCK = re.compile(
     r"^(?:(?P<way>down|up)_blocks\.(?P<level>\d+)\.attentions\.(?P<position>\d+)|(?P<middle>mid_block\.attentions\.0))"
 )
-
-
-class Adapter(NamedTuple):
-    """One layer's low-rank update dW = A B^T."""
-
-    A: Tensor  # [m, r]: the coefficients, LoRA's "up"
-    B: Tensor  # [n, r]: the basis, LoRA's "down" transposed
-
-
-def update_norm(adapter: Adapter) -> float:
-    """|A B^T| (Frobenius) as the root of tr((A^T A)(B^T B)), without the product [m, n]."""
-    A, B = adapter.A.double(), adapter.B.double()
-    return float(((A.mT @ A) * (B.mT @ B)).sum().clamp_min(0).sqrt())
 
 
 class LayerShape(NamedTuple):
@@ -129,40 +114,3 @@ def module_names(unet: nn.Module) -> dict[str, str]:
 def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
     """Input and output widths of linear layers."""
     return {name: LayerShape(layer.in_features, layer.out_features) for name, layer in layers.items()}
-
-
-@contextmanager
-def attached(
-    layers: Mapping[str, nn.Module],
-    adapters: Mapping[str, Adapter],
-    rows: Callable[[], Tensor | None] = lambda: None,
-) -> Iterator[None]:
-    """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
-
-    The weights are never touched, so whatever they are (patched, quantized, low precision), leaving the block
-    restores the model bit for bit.  `adapters` is looked up at every call: replacing an entry takes effect at once.
-
-    Args:
-        rows: asked at every call; a factor for each row of the batch, [b], or None for 1.
-    """
-
-    def hook_for(name: str):
-        def add_adapter(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            adapter = adapters.get(name)
-            if adapter is None:
-                return output
-            x = inputs[0]
-            down = F.linear(x, adapter.B.mT.to(x.dtype))  # [..., n] -> [..., r]
-            factors = rows()
-            if factors is not None:
-                down = down * factors.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
-            return output + F.linear(down, adapter.A.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
-
-        return add_adapter
-
-    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

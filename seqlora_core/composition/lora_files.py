@@ -1,0 +1,52 @@
+"""Composed adapters as stock LoRA files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..bank import Bank, lora_file
+from ..errors import UserError
+from ..files import write_atomically
+from ..model.adapters import Adapter
+from ..model.sd15 import LayerShape
+from .selection import trigger_words
+
+
+def save_composed(
+    bank: Bank, selection: Sequence[tuple[str, float]], path: Path, adapters: Mapping[str, Adapter], fusion: str = "sum"
+) -> None:
+    """Write composed adapters as one stock LoRA file, with a header that says what is in it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    header = lora_file.metadata(
+        title=" + ".join(bank.concept(name).name for name, _ in selection),
+        trigger=trigger_words(bank, selection),
+        base_name=bank.manifest.base.name,
+        rank=max((adapter.rank for adapter in adapters.values()), default=0),
+        extra={"bank": bank.manifest.id, "composed": [list(part) for part in selection], "fusion": fusion},
+    )
+    try:
+        write_atomically(path, lora_file.serialize(adapters, header))
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def load_composed(path: Path) -> dict[str, Adapter]:
+    """Read a file that `save_composed` wrote, or another LoRA of attention layers only.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The LoRA {path} cannot be read: {error.strerror}.") from error
+    return lora_file.deserialize(content, str(path))
+
+
+def check_fits(adapters: Mapping[str, Adapter], layers: Mapping[str, LayerShape], source: str) -> None:
+    """Raises UserError where adapters from `source` are not of the shapes of a base's layers."""
+    for layer, adapter in adapters.items():
+        if layers.get(layer) != LayerShape(*adapter.widths):
+            raise UserError(f"The LoRA {source} does not fit this base at {layer}: use the base it was made on.")

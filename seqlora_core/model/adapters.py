@@ -1,0 +1,121 @@
+"""Low-rank adapters of linear layers, added to the outputs of a frozen model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One layer's low-rank update dW = up @ down, named as LoRA files name it.
+
+    A and B are the paper's: dW = A B^T, so A is `up` and B is `down` transposed.  PEFT and diffusers use the same two
+    letters the other way round: their lora_A is `down`, their lora_B is `up`.
+
+    Attributes:
+        up: [m, r], the coefficients.
+        down: [r, n], the basis as rows.
+    """
+
+    up: Tensor
+    down: Tensor
+
+    @classmethod
+    def from_factors(cls, A: Tensor, B: Tensor) -> "Adapter":
+        """From the paper's A [m, r] and B [n, r]."""
+        return cls(A, B.mT)
+
+    @property
+    def A(self) -> Tensor:
+        """[m, r]."""
+        return self.up
+
+    @property
+    def B(self) -> Tensor:
+        """[n, r]."""
+        return self.down.mT
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The paper's A [m, r] and B [n, r]."""
+        return self.A, self.B
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.down.shape[0]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the layer's input and output, n and m."""
+        return self.down.shape[1], self.up.shape[0]
+
+    def to(self, device: torch.device) -> "Adapter":
+        """The same on another device."""
+        return Adapter(self.up.to(device), self.down.to(device))
+
+    def scaled(self, strength: float) -> "Adapter":
+        """With a strength multiplied in."""
+        return Adapter(strength * self.up, self.down)
+
+
+def update_norm(adapter: Adapter) -> float:
+    """|A B^T| (Frobenius) as the root of tr((A^T A)(B^T B)), without the product [m, n]."""
+    A, B = adapter.A.double(), adapter.B.double()
+    return float(((A.mT @ A) * (B.mT @ B)).sum().clamp_min(0).sqrt())
+
+
+@contextmanager
+def attach(
+    layers: Mapping[str, nn.Module],
+    adapters: Mapping[str, Adapter],
+    rows: Callable[[], Tensor | None] = lambda: None,
+) -> Iterator[None]:
+    """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
+
+    The weights are never touched, so whatever they are (patched, quantized, low precision), leaving the block
+    restores the model bit for bit.  `adapters` is looked up at every call: replacing an entry takes effect at once.
+
+    Args:
+        rows: asked at every call; a factor for each row of the batch, [b], or None for 1.
+    """
+
+    def hook_for(name: str):
+        def add_adapter(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            adapter = adapters.get(name)
+            if adapter is None:
+                return output
+            x = inputs[0]
+            down = F.linear(x, adapter.down.to(x.dtype))  # [..., n] -> [..., r]
+            factors = rows()
+            if factors is not None:
+                down = down * factors.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
+            return output + F.linear(down, adapter.up.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
+
+        return add_adapter
+
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sum_adapters(parts: Sequence[tuple[Mapping[str, Adapter], float]]) -> dict[str, Adapter]:
+    """`sum_i s_i A_i B_i^T` as one adapter per layer, `[s_1 A_1 ...] [B_1 ...]^T`, with the sum of the ranks.
+
+    Concatenating instead of multiplying out loses nothing, and a host applies (and rounds) one patch instead of many.
+    """
+    layers = dict.fromkeys(layer for adapters, _ in parts for layer in adapters)
+    composed = {}
+    for layer in layers:
+        present = [(adapters[layer], strength) for adapters, strength in parts if layer in adapters]
+        up = torch.cat([strength * adapter.up for adapter, strength in present], dim=1)  # [m, sum of ranks]
+        down = torch.cat([adapter.down for adapter, _ in present])  # [sum of ranks, n]
+        composed[layer] = Adapter(up, down)
+    return composed

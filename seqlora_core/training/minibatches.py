@@ -1,0 +1,104 @@
+"""What a step sees: a pure function of the seed and the step's number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import EncodedConcept, Example
+from ..model.denoiser import Denoiser
+from ..randomness import named_generator
+from .config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one forward pass needs, all on the training device; `b` examples."""
+
+    noisy: Tensor  # [b, 4, h, w]
+    timesteps: Tensor  # [b]
+    noise: Tensor  # [b, 4, h, w], the target
+    text: Tensor  # [b, tokens, d]
+    mask: Tensor  # [b, 1, h, w]
+    weight: float  # of its loss in the step's
+    seen: Tensor | None = None  # [b], which are seen with the earlier concepts; None for all
+
+    def squared_error(self, prediction: Tensor) -> Tensor:
+        """Mean squared error per counted latent value, a scalar."""
+        error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
+        counted = self.mask.sum().clamp_min(1e-6)  # a window may miss the mask
+        return self.weight * (error * self.mask).sum() / counted
+
+
+def draw_minibatches(
+    data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int, varies: bool = False
+) -> list[Minibatch]:
+    """The micro-batches of a step: a pure function of the seed and the step's number.
+
+    So a resumed training sees exactly what an uninterrupted one sees, on any device (random numbers come from the CPU).
+
+    Args:
+        varies: whether every other picture is seen without the earlier concepts (see `TrainingPlan`).
+    """
+    generator = named_generator(config.seed, "step", step)
+    share = 1 / config.accumulation
+    batches = []
+    for micro in range(config.accumulation):
+        first = (step * config.accumulation + micro) * config.batch_size
+        places = torch.arange(first, first + config.batch_size, device=denoiser.device)
+        seen = places % 2 == 0 if varies else None
+        sources = [(data.examples, share)]
+        if data.prior and config.prior_weight:
+            sources.append((data.prior, share * config.prior_weight))
+        for examples, weight in sources:
+            order = [
+                _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
+            ]
+            picks = [examples[index] for index in order]
+            batches.append(_minibatch(picks, data.window, denoiser, generator, weight, seen))
+    return batches
+
+
+def _minibatch(
+    picks: Sequence[Example],
+    window: int | None,
+    denoiser: Denoiser,
+    generator: torch.Generator,
+    weight: float,
+    seen: Tensor | None,
+) -> Minibatch:
+    height, width = (min(pick.mean.shape[axis] for pick in picks) for axis in (1, 2))
+    if window is not None:
+        height, width = min(height, window), min(width, window)
+    windows = [_window(pick, height, width, generator) for pick in picks]
+    latents = torch.stack([latent for latent, _ in windows])  # [b, 4, h, w]
+    mask = torch.stack([mask for _, mask in windows])  # [b, 1, h, w]
+    text = torch.stack([pick.prompts[_randint(len(pick.prompts), generator)] for pick in picks]).float()
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
+    signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
+    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight, seen)
+
+
+def _shuffled(position: int, count: int, seed: int) -> int:
+    """The example at `position` of an endless sequence that shows all of them once an epoch, in a new order each."""
+    epoch, offset = divmod(position, count)
+    return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
+
+
+def _window(example: Example, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents [4, height, width], sampled anew from their posterior, and mask [1, height, width] at a random place."""
+    top = _randint(example.mean.shape[1] - height + 1, generator)
+    left = _randint(example.mean.shape[2] - width + 1, generator)
+    window = (slice(None), slice(top, top + height), slice(left, left + width))
+    latents = example.mean[window].float().cpu()
+    if example.std is not None:
+        latents = latents + example.std[window].float().cpu() * torch.randn(latents.shape, generator=generator)
+    mask = torch.ones(1, height, width) if example.mask is None else example.mask[window].float().cpu()
+    return latents, mask
+
+
+def _randint(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
