@@ -34,7 +34,7 @@ class Monitor:
         """After every step; the factors are consistent here, so raising stops the training with nothing lost."""
 
     def previewed(self, latents: Tensor) -> None:
-        """Latents [1, 4, h, w] of a picture as the concept now makes it, where `trainer.RunOptions` asks for previews."""
+        """Latents [1, 4, h, w] of an image as the concept makes it now, if `trainer.RunOptions` asks for previews."""
 
     def cancelled(self) -> bool:
         """Asked before every step; True stops the training with a checkpoint and `errors.Cancelled`."""

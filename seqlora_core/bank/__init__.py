@@ -1,6 +1,7 @@
-"""The concept bank: a folder with a manifest and one stock LoRA file a concept."""
+"""The concept bank: a folder with a manifest and one stock LoRA file per concept."""
 
 from .bank import Bank, NewConcept
-from .manifest import BaseIdentity, Concept, Manifest
+from .manifest import BaseIdentity, Concept, Manifest, Provenance
+from .spec import ConceptSpec
 
-__all__ = ["Bank", "BaseIdentity", "Concept", "Manifest", "NewConcept"]
+__all__ = ["Bank", "BaseIdentity", "Concept", "ConceptSpec", "Manifest", "NewConcept", "Provenance"]

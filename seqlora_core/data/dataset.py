@@ -34,8 +34,8 @@ class EncodedConcept:
     Attributes:
         window: side, in latent pixels, of the square that each step cuts at random from an example; None takes all of
             it (the smallest of the batch's sizes, where they differ).
-        keep: [K, tokens, d] text embeddings of prompts whose pictures should stay as they are (see `crosstalk`, which
-            needs no images of them); None where there are none.
+        protected: [K, tokens, d] text embeddings of the protected prompts (see `training.protected_prompts`), of which
+            no images are needed; None if there are none.
         source: a hash of the images and captions before they were encoded, since the encoding itself may differ from
             run to run (a host's VAE samples) and from machine to machine (rounding); empty to go by the tensors.
 
@@ -46,7 +46,7 @@ class EncodedConcept:
     examples: Sequence[Example]
     prior: Sequence[Example] = ()
     window: int | None = None
-    keep: Tensor | None = None
+    protected: Tensor | None = None
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from PIL.ImageOps import mirror
 from torch import Tensor
 
 from ..model.base import Base
-from ..training.config import TrainingConfig
+from ..training.config import ResolvedConfig
 from .dataset import EncodedConcept, Example
 from .images import Reference, fit, to_tensor
 
@@ -16,9 +16,9 @@ from .images import Reference, fit, to_tensor
 def encode_concept(
     base: Base,
     references: Sequence[Reference],
-    config: TrainingConfig,
+    config: ResolvedConfig,
     prior: Sequence[Reference] = (),
-    keep: Sequence[str] = (),
+    protected: Sequence[str] = (),
 ) -> EncodedConcept:
     """Latents (mean and standard deviation) and text embeddings of all references, on the CPU.
 
@@ -26,10 +26,10 @@ def encode_concept(
     are encoded as further examples.
 
     Args:
-        keep: prompts whose pictures should stay as they are (see `plan.protected_prompts`).
+        protected: prompts whose images a training run must leave as they are.
     """
     window = None if config.crop == "center" else config.resolution // base.vae_scale_factor
-    prompts = torch.stack([base.encode_prompt(prompt) for prompt in keep]) if keep else None
+    prompts = torch.stack([base.encode_prompt(prompt) for prompt in protected]) if protected else None
     examples = _examples(base, references, config)
     return EncodedConcept(examples, _examples(base, prior, config), window, prompts, _source(base, references, prior))
 
@@ -45,7 +45,7 @@ def _source(base: Base, *kinds: Sequence[Reference]) -> str:
     return digest.hexdigest()
 
 
-def _examples(base: Base, references: Sequence[Reference], config: TrainingConfig) -> list[Example]:
+def _examples(base: Base, references: Sequence[Reference], config: ResolvedConfig) -> list[Example]:
     embeddings: dict[str, Tensor] = {}
     for prompt in dict.fromkeys(prompt for reference in references for prompt in reference.prompts):
         embeddings[prompt] = base.encode_prompt(prompt)  # [tokens, d]

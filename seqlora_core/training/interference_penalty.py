@@ -55,7 +55,7 @@ class ProtectedInputs(NamedTuple):
     energies: Mapping[str, float]  # mean |y|^2
     prompts: int
 
-    def crosstalk(self, weight: float) -> InterferencePenalty:
+    def penalty(self, weight: float) -> InterferencePenalty:
         """The term for the layers in their order; `weight` is that of a prompt."""
         tiny = torch.finfo(torch.float32).tiny
         shares = [weight * self.prompts / max(energy, tiny) for energy in self.energies.values()]
