@@ -12,8 +12,8 @@ and values of the text get 500 there.  To stop before directions of little energ
 concepts on the mini base, whose prompts share most of their words, the exact minimum leaves nothing (identity 0.015;
 with a ridge of 1e-2, 0.32), 500 iterations leave 0.30, and 50 leave 0.38.
 
-Not reproduced: the text encoder's LoRAs, learned token embeddings and feed-forward layers of the paper's ED-LoRA, which
-our concepts do not have; and there the spatial layers are watched after text's keys and values have been fused.
+Not reproduced: the text encoder's LoRAs and learned token embeddings of the paper's ED-LoRA, which our concepts do not
+have; and there the spatial layers are watched after text's keys and values have been fused.
 """
 
 from collections.abc import Sequence
