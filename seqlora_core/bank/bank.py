@@ -16,9 +16,10 @@ from .. import files as storage
 from .. import subspace
 from ..errors import UserError
 from ..model.adapters import Adapter
+from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from . import lora_file, names
-from .manifest import BaseIdentity, Concept, Manifest
+from .manifest import Concept, Manifest
 
 _MANIFEST = "bank.json"
 _THUMBNAIL_SIZE = 256

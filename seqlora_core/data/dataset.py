@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..model.sd15 import SD15
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ class EncodedConcept:
 
 
 def _check(example: Example) -> None:
-    if example.mean.ndim != 3 or example.mean.shape[0] != 4:
-        raise UserError(f"Latents must have the shape [4, height, width], not {list(example.mean.shape)}.")
+    if example.mean.ndim != 3 or example.mean.shape[0] != SD15.latent_channels:
+        raise UserError(
+            f"Latents must have the shape [{SD15.latent_channels}, height, width], not {list(example.mean.shape)}."
+        )
     if example.prompts.ndim != 3 or not len(example.prompts):
         raise UserError(f"Prompts must have the shape [prompts, tokens, width], not {list(example.prompts.shape)}.")
     if not (torch.isfinite(example.mean).all() and torch.isfinite(example.prompts).all()):

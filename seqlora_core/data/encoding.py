@@ -36,7 +36,7 @@ def encode_concept(
 
 def _source(base: Base, *kinds: Sequence[Reference]) -> str:
     """A hash of what is encoded, and by what; settings aside, which a training knows itself."""
-    digest = hashlib.sha256(base.encoding().encode())
+    digest = hashlib.sha256(base.encoding_fingerprint().encode())
     for references in kinds:
         digest.update(f"{len(references)} images".encode())
         for reference in references:

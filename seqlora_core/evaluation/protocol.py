@@ -78,7 +78,7 @@ class Evaluation:
     ) -> None:
         self.base, self.bank, self.references, self.metrics = base, bank, references, metrics
         self.drawing, self.folder, self.monitor = drawing, folder, monitor
-        self._appearance = base.appearance()
+        self._appearance = base.rendering_fingerprint()
         self._pixels = {name: _pixels(pictures) for name, pictures in references.items()}
         self._targets: dict[tuple[str, str], Tensor] = {}
 

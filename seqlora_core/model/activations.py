@@ -3,7 +3,6 @@
 Nothing grows with the number of tokens but the kept rows: a layer costs n x n floats, however long the model runs.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_SELF_ATTENTION = re.compile(r"(.+\.attn1)\.to_[qkv]")
-_TEXT = re.compile(r".+\.attn2\.to_[kv]")
+from .sd15 import SD15
+
 TEXT_GROUP = "text"
 
 
@@ -43,10 +42,10 @@ class LayerInputs:
 
 def input_group(layer: str) -> str:
     """Layers of one group read the very same input: q, k and v of a self-attention, and all keys and values of text."""
-    match = _SELF_ATTENTION.fullmatch(layer)
+    match = SD15.self_attention.fullmatch(layer)
     if match:
         return match[1]
-    return TEXT_GROUP if _TEXT.fullmatch(layer) else layer
+    return TEXT_GROUP if SD15.text_layer.fullmatch(layer) else layer
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def watch_protected(
         batch: pictures at a time, there.
         between: called before each batch; may raise.
     """
-    device = denoiser.device
+    device, channels = denoiser.device, denoiser.architecture.latent_channels
     groups = {name: input_group(name) for name in layers}
     # Keys and values of the text read the same in every pass and at every size, so that the cheapest pass shows all.
     texts_alone = set(groups.values()) == {TEXT_GROUP}
@@ -90,7 +90,7 @@ def watch_protected(
         generator = named_generator(seed, "earlier")
         for texts in prompts.float().split(batch):
             between()
-            text, noise = texts.to(device), torch.randn(len(texts), 4, *size, generator=generator).to(device)
+            text, noise = texts.to(device), torch.randn(len(texts), channels, *size, generator=generator).to(device)
             ddim(
                 lambda x, t, text=text: denoiser.predict_noise(x, t, text).float(),
                 denoiser.alphas_cumprod,

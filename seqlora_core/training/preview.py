@@ -29,8 +29,7 @@ def preview_latents(
         [1, 4, h, w] on the training device, in the scale of the examples' latents.
     """
     example, device = data.examples[0], objective.denoiser.device
-    height, width = data.latent_size
-    noise = torch.randn(1, 4, height, width, generator=named_generator(seed, "preview")).to(device)
+    noise = torch.randn(1, len(example.mean), *data.latent_size, generator=named_generator(seed, "preview")).to(device)
     text = example.prompts[:1].float().to(device)
     return ddim(
         lambda x, timesteps: objective.predict_noise(*factors, x, timesteps, text),

@@ -16,8 +16,7 @@ from seqlora_core.data.prompts import template_prompts
 from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base
-from seqlora_core.model.denoiser import sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 from seqlora_core.training.config import TrainingConfig
 
 
@@ -42,7 +41,7 @@ def test_a_single_file_with_the_first_names_of_the_text_encoder_is_the_same_mode
     save_file(older, tmp_path / "older.safetensors")
     first = load_base(str(base_file))
     second = load_base(str(tmp_path / "older.safetensors"), tokenizer=str(base_file.parent / "tokenizer"))
-    assert first.appearance() == second.appearance()
+    assert first.rendering_fingerprint() == second.rendering_fingerprint()
     assert torch.equal(first.encode_prompt("photo of a sksdog dog"), second.encode_prompt("photo of a sksdog dog"))
 
 
@@ -50,7 +49,7 @@ def test_a_folder_with_the_weights_of_one_variant_alone_is_the_same_model(base_f
     copy = shutil.copytree(base_folder, tmp_path / "copy")
     for file in list(copy.glob("*/*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    assert load_base(str(copy)).appearance() == load_base(str(base_folder)).appearance()
+    assert load_base(str(copy)).rendering_fingerprint() == load_base(str(base_folder)).rendering_fingerprint()
 
 
 @pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
