@@ -1,7 +1,6 @@
 """Files that are never half written, and locks between processes."""
 
 import contextlib
-import hashlib
 import os
 import secrets
 import time
@@ -77,11 +76,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(content: bytes) -> str:
-    """Hexadecimal digest."""
-    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .. import files as storage
 from .. import subspace
 from ..errors import UserError
+from ..hashing import sha256
 from ..model.adapters import Adapter, update_norm
 from ..monitor import Monitor, wait_for_others
 from ..training.plan import check_new_name
@@ -38,7 +38,7 @@ def import_lora(
             nothing.
     """
     lora = foreign_lora.read(path, bank.refresh().manifest.layers)
-    origin = {"source": path.name, "sha256": storage.sha256(path.read_bytes()), "projected": project}
+    origin = {"source": path.name, "sha256": sha256(path.read_bytes()), "projected": project}
     with bank.training(wait_for_others(monitor or Monitor())):
         existing = bank.manifest.find(spec.name)
         if existing and _same_import(existing, spec, origin):

@@ -70,7 +70,15 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda: encode_concept(base, references, config, prior, protected_prompts(bank.refresh(), spec)),
+            lambda: encode_concept(
+                base,
+                references,
+                config.resolution,
+                prior,
+                protected_prompts(bank.refresh(), spec),
+                crop=config.crop,
+                flip=config.flip,
+            ),
             bank,
             spec,
             config,

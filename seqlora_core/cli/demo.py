@@ -100,7 +100,7 @@ def _train(base: Base, bank: Bank, entry: Learned, config: TrainingConfig, monit
     references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        encode_concept(base, references, config, keep=protected_prompts(bank, entry.spec)),
+        encode_concept(base, references, config.resolution, protected_prompts=protected_prompts(bank, entry.spec)),
         bank,
         entry.spec,
         config,

@@ -1,6 +1,5 @@
 """One concept's training data, encoded: what the trainer takes, from the command line and from a graph alike."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..hashing import tensors_fingerprint
 from ..model.sd15 import SD15
 
 
@@ -67,15 +67,14 @@ class EncodedConcept:
         return self.source or self.encoded_fingerprint()
 
     def encoded_fingerprint(self) -> str:
-        """A hash of the tensors."""
-        digest = hashlib.sha256()
-        for example in (*self.examples, *self.prior):
-            for tensor in (example.mean, example.std, example.prompts, example.mask):
-                if tensor is not None:
-                    digest.update(str(tuple(tensor.shape)).encode())
-                    digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        digest.update(f"{len(self.examples)}+{len(self.prior)}".encode())
-        return digest.hexdigest()
+        """Hash the encoded tensors."""
+        tensors = (
+            tensor
+            for example in (*self.examples, *self.prior)
+            for tensor in (example.mean, example.std, example.prompts, example.mask)
+            if tensor is not None
+        )
+        return tensors_fingerprint(tensors, f"{len(self.examples)}+{len(self.prior)}")
 
 
 def _check(example: Example) -> None:

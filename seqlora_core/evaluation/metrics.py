@@ -1,6 +1,5 @@
 """What a picture is measured with: all metrics are cosine similarities of embeddings, and no weights are downloaded."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.nn import functional
 
 from ..data.images import to_tensor
 from ..errors import UserError
-from ..hashing import fingerprint
+from ..hashing import fingerprint, sha256
 
 
 class Metric(Protocol):
@@ -164,7 +163,5 @@ def _load(folder: Path, processor_class, model_class, device: torch.device):
 
 
 def _weights(folder: Path, model) -> str:
-    digest = hashlib.sha256(fingerprint(model.state_dict()).encode())
-    for settings in sorted(folder.glob("*.json")):
-        digest.update(settings.read_bytes())
-    return digest.hexdigest()[:32]
+    settings = [file.read_bytes() for file in sorted(folder.glob("*.json"))]
+    return sha256(b"".join([fingerprint(model.state_dict()).encode(), *settings]))[:32]

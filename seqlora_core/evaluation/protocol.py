@@ -4,7 +4,6 @@ After stage k the model is the sum of the first k concepts.  A concept's initial
 it was learned, its final score the last stage's, its forgetting the difference (Appendix G).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ..bank.names import slug
 from ..composition.concatenation import compose
 from ..errors import UserError
 from ..files import write_atomically
-from ..hashing import digest
+from ..hashing import digest, images_fingerprint
 from ..model.base import Base
 from ..model.sampling import generate
 from ..monitor import Monitor
@@ -79,7 +78,7 @@ class Evaluation:
         self.base, self.bank, self.references, self.metrics = base, bank, references, metrics
         self.drawing, self.folder, self.monitor = drawing, folder, monitor
         self._appearance = base.rendering_fingerprint()
-        self._pixels = {name: _pixels(pictures) for name, pictures in references.items()}
+        self._pixels = {name: images_fingerprint(pictures) for name, pictures in references.items()}
         self._targets: dict[tuple[str, str], Tensor] = {}
 
     def run(self, trajectory: bool) -> list[Score]:
@@ -168,14 +167,6 @@ def _together(seeds: Sequence[int]) -> list[list[int]]:
         else:
             groups.append([seed])
     return groups
-
-
-def _pixels(pictures: Sequence[Image.Image]) -> str:
-    seen = hashlib.sha256()
-    for picture in pictures:
-        seen.update(f"{picture.mode}{picture.size}".encode())
-        seen.update(picture.tobytes())
-    return seen.hexdigest()
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -17,7 +17,6 @@ from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base
 from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
-from seqlora_core.training.config import TrainingConfig
 
 
 def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_file):
@@ -202,11 +201,11 @@ def test_encoding_gives_a_mean_and_a_spread_and_one_embedding_a_prompt(base_fold
     picture = to_rgb(Image.open(photos / "dog" / "00.jpg"))
     wide = picture.resize((200, 100))
     references = [Reference(picture, template_prompts("sks dog"), "a"), Reference(wide, ("my caption",), "b")]
-    data = encode_concept(base, references, TrainingConfig(resolution=64))
+    data = encode_concept(base, references, 64)
     assert [example.mean.shape for example in data.examples] == [(4, 8, 8)] * 2
     assert all((example.std > 0).all() for example in data.examples)
     assert data.examples[0].prompts.shape == (6, 77, 64)
     assert torch.equal(data.examples[1].prompts[0], base.encode_prompt("my caption"))
-    data = encode_concept(base, references, TrainingConfig(resolution=64, crop="random", flip=True))
+    data = encode_concept(base, references, 64, crop="random", flip=True)
     assert [example.mean.shape[1:] for example in data.examples] == [(8, 8), (8, 8), (8, 16), (8, 16)]
     assert data.window == 8
