@@ -34,9 +34,7 @@ CONCEPT = [(RED, ("a sksdog dog", "b")), (RED.transpose(Image.Transpose.ROTATE_9
             "86a6f6d73ed1a5f967e519ac563316bf5d2b12ccd22937d14add128072cba22f",
         ),
         (
-            lambda: EncodedConcept(
-                [*EXAMPLES], [Example(torch.ones(4, 2, 2), torch.zeros(1, 2, 3))]
-            ).encoded_fingerprint(),
+            ENCODED.encoded_fingerprint,
             "04c4d41b5046e77e8f8480f63b01daf92729d08678bd6cc7f12a6b9055225ec3",
         ),
         (
