@@ -2,6 +2,7 @@
 
 from ..bank import Bank
 from ..bank.spec import ConceptSpec
+from ..data.prompts import subject_prompt
 
 EMPTY_PROMPT_COUNT = 4  # to keep beside one of each concept
 # To keep as well: invented subjects, for all that a bank does not hold yet, and ordinary ones, for all else.
@@ -32,4 +33,4 @@ def protected_prompts(bank: Bank, spec: ConceptSpec) -> list[str]:
     own = spec.class_word.casefold().split()
     subjects += [f"{token} {class_word}" for token, class_word in PLACEHOLDER_SUBJECTS if class_word not in own]
     subjects += [word for word in COMMON_SUBJECTS if word not in own]
-    return [f"photo of a {subject}" for subject in subjects] + [""] * EMPTY_PROMPT_COUNT
+    return [subject_prompt(subject) for subject in subjects] + [""] * EMPTY_PROMPT_COUNT

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...data.prompts import PHOTO_OF, subject_prompt
 from ...model.activations import TEXT_GROUP, LayerInputs, input_group
 from ..selection import SelectedConcept
 
@@ -36,13 +37,13 @@ class ModelSource(ABC):
         """Called before every layer; may raise."""
 
     def inputs(self, part: SelectedConcept, layers: Collection[str]) -> Mapping[str, LayerInputs]:
-        inputs = dict.fromkeys(layers, LayerInputs.of_rows(self.words(part)))
+        inputs = dict.fromkeys(layers, LayerInputs.from_samples(self.words(part)))
         if spatial := {layer for layer in layers if input_group(layer) != TEXT_GROUP}:
-            inputs |= self.inputs_while_sampling(f"photo of a {part.subject}", part, spatial)
+            inputs |= self.inputs_while_sampling(subject_prompt(part.subject), part, spatial)
         return inputs
 
     def words(self, part: SelectedConcept) -> Tensor:
-        return torch.cat([self.encode_words(part.subject), self.encode_words(part.subject, after="photo of a")])
+        return torch.cat([self.encode_words(part.subject), self.encode_words(part.subject, after=PHOTO_OF)])
 
     def captions(self, captions: Sequence[str]) -> Tensor:
         return torch.cat([self.encode_words(caption) for caption in captions])

@@ -34,7 +34,7 @@ class BaseSource(ModelSource):
             layers=layers,
             steps=settings.sampling_steps,
             seed=settings.seed,
-            rows=settings.rows,
+            samples_per_pass=settings.rows,
         )
 
     def between(self) -> None:

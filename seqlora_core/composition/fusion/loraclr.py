@@ -31,11 +31,11 @@ _WEIGHT_DECAY = 1e-4
 
 def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
     layers, scaled = adapted_layers(parts), [part.scaled() for part in parts]
-    rows = [{layer: x.rows for layer, x in source.inputs(part, layers).items()} for part in parts]
+    samples = [{layer: x.samples for layer, x in source.inputs(part, layers).items()} for part in parts]
     fused = {}
     for layer in layers:
         source.between()
-        X = pad_sequence([inputs[layer] for inputs in rows], batch_first=True)  # [k, N, n]
+        X = pad_sequence([inputs[layer] for inputs in samples], batch_first=True)  # [k, N, n]
         W0 = source.weight(layer)
         Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])
         fused[layer] = _as_factors(_optimize(X, Y, W0, settings))

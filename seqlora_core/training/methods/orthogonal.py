@@ -5,7 +5,7 @@ from .method import Method, step_coefficients
 
 
 def _start(Q, config, generator, covariance, directions):
-    return subspace.shared_columns(Q, config.rank, generator, config.draw == "without-replacement")
+    return subspace.shared_columns(Q, config.rank, generator, config.draw)
 
 
 ORTHOGONAL = Method("orthogonal", _start, step_coefficients, constrained=True, base="bare")
