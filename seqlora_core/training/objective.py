@@ -19,11 +19,11 @@ FIRST_LOSS_SCALE = 2.0**12
 
 
 class DenoisingObjective:
-    """`L(A, B)` of the minibatches at hand, on a UNet whose layers read `adapters` (see `layers.attach`).
+    """`L(A, B)` of the current minibatches, on a UNet with `adapters` attached (see `adapters.attach`).
 
     Args:
-        adapters: the mapping that the attach hooks look up; holds the factors only while a pass lasts.
-        dtype: of the passes, by its name in torch.
+        adapters: the mapping that the attach hooks look up; holds the factors during a pass only.
+        dtype: precision of the passes, by its name in torch.
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         crosstalk: a further term of (A, B), or None.
         show: called with `seen` of every minibatch before its pass, and with None after the last.
@@ -52,13 +52,13 @@ class DenoisingObjective:
         self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
 
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
-        """L(A, B) with its graph over all minibatches."""
+        """Return L(A, B) over all minibatches, with its graph."""
         self.passes += len(self.minibatches)
         with self._using(A, B):
             return sum(self._errors(minibatch) for minibatch in self.minibatches) + self._regularization(A, B)
 
     def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
-        """L, dL/dA and dL/dB; one minibatch's graph in memory at a time.
+        """Compute L, dL/dA and dL/dB, with one minibatch's graph in memory at a time.
 
         Raises:
             TrainingDiverged: they are not finite.
@@ -80,7 +80,7 @@ class DenoisingObjective:
             regularization = self._regularization(A, B)
             totals = list(torch.autograd.grad(regularization, factors))
             loss = float(regularization.detach())
-            # Gradient checkpointing reads the factors again in the backward pass, so they stay in use until its end.
+            # Gradient checkpointing uses the factors again in the backward pass, so they stay attached until its end.
             with self._using(A, B):
                 for minibatch in self.minibatches:
                     error = self._errors(minibatch)
@@ -94,7 +94,7 @@ class DenoisingObjective:
     def predict_noise(
         self, A: Sequence[Tensor], B: Sequence[Tensor], noisy: Tensor, timesteps: Tensor, text: Tensor
     ) -> Tensor:
-        """The noise that the UNet with these factors sees (shapes as `Denoiser.predict_noise`), in float32."""
+        """Predict noise with these factors, in float32 (shapes as in `Denoiser.predict_noise`)."""
         with self._using(A, B):
             return self._predict(noisy, timesteps, text).float()
 
@@ -132,9 +132,10 @@ def heldout_loss(
     steps: int,
     between: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean denoising error of the UNet, with whatever is attach to it, over `steps` fixed minibatches of `data`.
+    """Compute the mean denoising error of the UNet, with its attached adapters, over fixed minibatches of `data`.
 
     Args:
+        steps: the number of minibatches.
         between: called before each minibatch; may raise.
     """
     losses = []
