@@ -26,7 +26,7 @@ from ..model.sampling import ddim
 from ..randomness import named_generator
 
 STEPS = 8  # forward passes per image
-# If only layers of the text are adapted: latents (in latent px) that a UNet can halve three times, and as many per batch
+# If only layers of the text are adapted: latents (latent px) that a UNet can halve three times, and as many per batch
 # as have half the area of a 512 px image.
 SMALL, MANY = (8, 8), 32
 
