@@ -123,7 +123,7 @@ def run(tmp_path, denoiser, base_identity, monkeypatch) -> Run:
         denoiser=lambda: denoiser,
     )
     monkeypatch.setattr(
-        runs, "encode_concept", lambda base, references, config, keep: random_concept(len(references[0].source))
+        runs, "encode_concept", lambda base, references, *rest, **more: random_concept(len(references[0].source))
     )
     monkeypatch.setattr(runs, "draw", lambda base, prompt, seed: [Image.new("RGB", (8, 8))] * 2)
     monkeypatch.setattr(runs, "score", lambda metric, pictures, references, prompt: 1.0)

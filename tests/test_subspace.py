@@ -61,7 +61,7 @@ def test_every_start_is_orthonormal_and_free(space, rank, seed, kind):
         if kind == "contrastive":
             B = subspace.contrastive_basis(Q, rank, subspace.contrastive_directions(Q, sigma, kept))
     else:
-        B = subspace.shared_columns(Q, rank, generator(seed), without_replacement=True)
+        B = subspace.shared_columns(Q, rank, generator(seed), "without-replacement")
     assert torch.allclose(B.mT @ B, torch.eye(rank, dtype=B.dtype), atol=1e-9)
     assert Q.shape[1] == 0 or float((Q.mT @ B).abs().max()) < 1e-12
 
@@ -120,13 +120,13 @@ def test_others_notice_all_contrastive_directions_alike_and_the_new_concept_the_
 
 
 def test_columns_of_the_shared_matrix_repeat_only_with_replacement():
-    first = subspace.shared_columns(subspace.empty(8), 5, generator(0), without_replacement=False)
-    second = subspace.shared_columns(subspace.empty(8), 5, generator(1), without_replacement=False)
+    first = subspace.shared_columns(subspace.empty(8), 5, generator(0), "independent")
+    second = subspace.shared_columns(subspace.empty(8), 5, generator(1), "independent")
     cosines = (first.mT @ second).abs()
     assert torch.allclose(cosines, cosines.round(), atol=1e-12)  # the same columns or orthogonal ones
     assert cosines.sum() >= 2  # 5 + 5 of 8: at least two are shared
     Q = subspace.occupied([first], 8)
-    third = subspace.shared_columns(Q, 3, generator(1), without_replacement=True)
+    third = subspace.shared_columns(Q, 3, generator(1), "without-replacement")
     assert float((first.mT @ third).abs().max()) < 1e-12
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from .. import files as storage
 from .. import subspace
 from ..errors import UserError
+from ..hashing import sha256
 from ..model.adapters import Adapter
+from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from . import lora_file, names
-from .manifest import BaseIdentity, Concept, Manifest, Provenance
+from .manifest import Concept, Manifest, Provenance
 from .spec import ConceptSpec
 
 _MANIFEST = "bank.json"
@@ -178,7 +180,7 @@ class Bank:
             raise UserError(
                 f"The file of concept {concept.name!r} cannot be read: {path} ({error.strerror})."
             ) from error
-        if storage.sha256(content) != concept.sha256:
+        if sha256(content) != concept.sha256:
             raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
         adapters = lora_file.deserialize(content, str(path))
         for layer, adapter in adapters.items():
@@ -236,7 +238,7 @@ class Bank:
 
     def checkpoint_path(self, name: str) -> Path:
         """Where the unfinished training of a concept is kept, outside the manifest."""
-        own = storage.sha256(name.strip().casefold().encode())[:8]  # many names may have the same slug
+        own = sha256(name.strip().casefold().encode())[:8]  # many names may have the same slug
         return self.folder / "checkpoints" / f"{names.slug(name)}-{own}.safetensors"
 
     def discard_checkpoint(self, name: str) -> None:
@@ -335,7 +337,7 @@ class Bank:
         storage.write_atomically(self.folder / record.file, content)
         if thumbnail:
             storage.write_atomically(self.folder / record.thumbnail, thumbnail)
-        return dataclasses.replace(record, sha256=storage.sha256(content))
+        return dataclasses.replace(record, sha256=sha256(content))
 
     def _publish(self, concepts: tuple[Concept, ...]) -> None:
         self.manifest = self.manifest.with_concepts(concepts)

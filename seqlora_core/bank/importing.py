@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import subspace
 from ..errors import UserError
-from ..files import sha256
+from ..hashing import sha256
 from ..model.adapters import Adapter, update_norm
 from ..monitor import Monitor, wait_for_others
 from . import Bank, Concept, NewConcept, Provenance, foreign_lora

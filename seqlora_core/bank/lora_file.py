@@ -12,10 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model.adapters import Adapter
-
-_KOHYA_LAYER = re.compile(
-    r"lora_unet_((?:down|up)_blocks_\d+|mid_block)_attentions_(\d+)_transformer_blocks_(\d+)_(attn[12])_to_(q|k|v|out_0)"
-)
+from ..model.sd15 import SD15
 
 
 def kohya_name(layer: str) -> str:
@@ -26,7 +23,7 @@ def kohya_name(layer: str) -> str:
 @lru_cache(maxsize=1024)
 def canonical_name(prefix: str) -> str | None:
     """The inverse of `kohya_name`; None for anything but an SD1.5 attention projection."""
-    match = _KOHYA_LAYER.fullmatch(prefix)
+    match = SD15.kohya_layer.fullmatch(prefix)
     if not match:
         return None
     block, attention, depth, attn, projection = match.groups()
@@ -100,10 +97,10 @@ def metadata(title: str, trigger: str, base_name: str, rank: int, extra: Mapping
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
-        "ss_base_model_version": "sd_v1",
+        "ss_base_model_version": SD15.kohya_version,
         "ss_sd_model_name": base_name,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": SD15.modelspec,
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.trigger_phrase": trigger,

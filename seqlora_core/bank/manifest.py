@@ -17,20 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import UserError
+from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from .migration import concept_from_version_1
 from .spec import ConceptSpec
 
 FORMAT = "seqlora-bank"
 VERSION = 2
-
-
-@dataclass(frozen=True)
-class BaseIdentity:
-    """The base model that a bank belongs to: a name for people, a fingerprint for the check."""
-
-    name: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)

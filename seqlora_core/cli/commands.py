@@ -14,6 +14,7 @@ from ..composition.concatenation import compose
 from ..composition.fusion import FUSIONS, FusionSettings, fuse
 from ..composition.lora_files import check_fits, load_composed, save_composed
 from ..composition.selection import parse_selection, select
+from ..data.prompts import subject_prompt
 from ..errors import UserError
 from ..files import check_writable
 from ..model.adapters import sum_adapters
@@ -66,7 +67,9 @@ def _train(args: Namespace, requested: TrainingConfig, spec: ConceptSpec) -> Non
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda prompts: encode_concept(base, references, config, prior, prompts),
+            lambda prompts: encode_concept(
+                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip
+            ),
             bank,
             spec,
             config,
@@ -157,7 +160,7 @@ def _diagnose(args: Namespace, bank: Bank):
     settings = {"seed": args.seed, "steps": args.sampling_steps}
     return diagnose(
         select(bank, [(concept.name, 1.0) for concept in bank.concepts]),
-        lambda part: inputs_while_sampling(base, f"photo of a {part.subject}", part.scaled(), **settings),
+        lambda part: inputs_while_sampling(base, subject_prompt(part.subject), part.scaled(), **settings),
     )
 
 
@@ -240,18 +243,16 @@ def generate_picture(args: Namespace) -> None:
 
 
 def _sample(args: Namespace, base, adapters, out: Path) -> None:
-    from ..model.sampling import generate
+    from ..model.sampling import SamplingSettings, generate
 
-    picture = generate(
-        base,
-        args.prompt,
-        adapters,
-        seed=args.seed,
+    settings = SamplingSettings(
         steps=args.steps,
         size=args.size if args.size is not None else base.native_size,
         guidance=args.guidance,
+        seed=args.seed,
         negative_prompt=args.negative_prompt,
-    )[0]
+    )
+    picture = generate(base, args.prompt, adapters, settings)[0]
     _save_picture(picture, out)
     print(f"Wrote {out}.")
 
@@ -300,21 +301,23 @@ def evaluate_bank(args: Namespace) -> None:
     """Draw all concepts of a bank after several stages, and score them."""
     from ..devices import resolve_device
     from ..evaluation.metrics import load_metrics
-    from ..evaluation.protocol import Evaluation, SamplingSettings
+    from ..evaluation.protocol import Evaluation, EvaluationSettings
     from ..evaluation.report import write_report
     from ..evaluation.tables import to_markdown
+    from ..model.sampling import SamplingSettings
     from .terminal import TerminalMonitor
 
     bank = Bank.open(args.bank)
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
-    drawing = SamplingSettings(args.prompt, args.images, args.seed, args.steps, args.guidance)
+    sampling = SamplingSettings(steps=args.steps, guidance=args.guidance, seed=args.seed, count=args.images)
+    settings = EvaluationSettings(args.prompt, sampling)
     check_writable(Path(args.out) / "report.json")
     metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
     references = _references(args, bank)
     base = _load_bank_base(args, bank)
-    drawing = replace(drawing, size=args.size or base.native_size)
-    evaluation = Evaluation(base, bank, references, metrics, drawing, Path(args.out), TerminalMonitor())
+    settings = EvaluationSettings(args.prompt, replace(sampling, size=args.size or base.native_size))
+    evaluation = Evaluation(base, bank, references, metrics, settings, Path(args.out), TerminalMonitor())
     rows = write_report(evaluation, evaluation.run(args.trajectory))
     print(to_markdown(rows), end="")
 

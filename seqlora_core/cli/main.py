@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from ..composition.fusion import FUSIONS, FusionSettings
+from ..data.prompts import SUBJECT_TEMPLATE
 from ..errors import Cancelled, TrainingDiverged, UserError
 from ..training.config import DTYPES, LARGEST_SEED
 from . import commands
@@ -197,7 +198,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--trajectory", action="store_true", help="score all concepts after every stage (Figure 3b)")
     command.add_argument("--images", type=_count, default=16, metavar="N", help="a concept and stage (default: 16)")
-    command.add_argument("--prompt", default="photo of a {}", help="with {} for the token and class word")
+    command.add_argument("--prompt", default=SUBJECT_TEMPLATE, help="with {} for the token and class word")
     command.add_argument("--seed", type=_seed, default=0)
     command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
     command.add_argument("--size", type=_count, metavar="PX", help="of the square pictures (default: the base's own)")

@@ -2,15 +2,22 @@
 
 from ..errors import UserError
 
+PHOTO_OF = "photo of a"
+SUBJECT_TEMPLATE = f"{PHOTO_OF} {{}}"  # for everything but training: evaluation, previews, protected prompts, fusions
 # The wording of Textual Inversion's and DreamBooth's neutral templates: they say nothing that could bind to the token.
 TEMPLATES = (
-    "photo of a {}",
+    SUBJECT_TEMPLATE,
     "a photo of a {}",
     "a close-up photo of a {}",
     "a good photo of a {}",
     "a photo of one {}",
     "a rendering of a {}",
 )
+
+
+def subject_prompt(subject: str) -> str:
+    """The prompt that shows a subject and nothing else."""
+    return SUBJECT_TEMPLATE.format(subject)
 
 
 def template_prompts(subject: str) -> tuple[str, ...]:

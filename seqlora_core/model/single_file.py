@@ -1,7 +1,7 @@
-"""Single-file checkpoints in SD1.5's original layout, loaded by diffusers without asking the network for a config.
+"""Load single-file checkpoints in SD1.5's original layout with diffusers, without downloading a configuration.
 
-diffusers converts such a file once it has the configuration of every part; for SD1.5's topology that can be read off
-the shapes of the weights, also for models that are narrower or shallower than the published one.
+diffusers converts such a file if it has the configuration of every component.  For SD1.5's topology the configuration
+follows from the shapes of the weights, also for models that are narrower or shallower than the published one.
 """
 
 import json
@@ -14,14 +14,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from .sd15 import BETA_END, BETA_START, SD15, TIMESTEPS, unsupported_input
 
 _UNET = "model.diffusion_model."
 _VAE = "first_stage_model."
 _TEXT = "cond_stage_model.transformer.text_model."
 _OLDER_TEXT = re.compile(r"cond_stage_model\.transformer\.(?=(?:embeddings|encoder|final_layer_norm)\.)")
-_HEADS = 8  # in every attention layer of SD1.5; shapes cannot tell
 _CLIP_HEAD_WIDTH = 64
-_PROMPT_TOKENS = 77
 _VELOCITY_SETTING = re.compile(r"""^\s*parameterization:\s*["']?v["']?\s*(?:#.*)?$""", re.MULTILINE)
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 
@@ -29,10 +28,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_single_file(path: Path, tokenizer: str | None) -> Any:
-    """A `StableDiffusionPipeline` from a checkpoint file.
+    """Load a `StableDiffusionPipeline` from a checkpoint file.
+
+    Args:
+        path: a `.safetensors` file.
+        tokenizer: a folder with CLIP's tokenizer; None takes the folder `tokenizer` next to the file, or downloads it.
 
     Raises:
-        UserError: it cannot be read, or is not SD1.5 (says what it looks like).
+        UserError: the file cannot be read, or is not SD1.5 (the message names the kind of model).
     """
     from diffusers import StableDiffusionPipeline
 
@@ -42,24 +45,24 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), shapes)
         try:
-            known = any(key.startswith(_TEXT) for key in named)  # to diffusers
-            parts = {} if known else {"text_encoder": _older_text_encoder(path, shapes)}
+            diffusers_knows_names = any(key.startswith(_TEXT) for key in named)
+            components = {} if diffusers_knows_names else {"text_encoder": _older_text_encoder(path, shapes)}
             return StableDiffusionPipeline.from_single_file(
                 str(path),
                 config=folder,
                 tokenizer=_load_tokenizer(tokenizer, path),
-                **parts,
+                **components,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
                 local_files_only=True,
             )
         except (KeyError, ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"{path} cannot be loaded as a Stable Diffusion 1.5 checkpoint: {error}") from error
+            raise UserError(f"{path} cannot be loaded as a {SD15.name} checkpoint: {error}") from error
 
 
 def _read_header(path: Path) -> tuple[Shapes, Mapping[str, str]]:
-    """The shape of every tensor, and what the file says about itself."""
+    """Return the shape of every tensor, and the file's own metadata."""
     if path.suffix.lower() != ".safetensors":
         raise UserError(
             f"{path} is not a .safetensors file: convert the checkpoint first (other formats can run code)."
@@ -88,22 +91,18 @@ def _refuse_others(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> N
         problem = "a LoRA, not a base model"
     elif not first:
         problem = "not a checkpoint with a UNet in SD1.5's layout"
-    elif first[1] == 9:
-        problem = "an inpainting model"
-    elif first[1] != 4:
-        problem = f"a model with {first[1]} input channels"
+    elif unsupported := unsupported_input(first[1]):
+        problem = unsupported
     elif not any(key.startswith(_TEXT) for key in shapes) or not any(key.startswith(_VAE) for key in shapes):
         problem = "a checkpoint without text encoder or VAE"
     elif _predicts_velocity(path, shapes, metadata):
         problem = "a v-prediction model"
     if problem:
-        raise UserError(
-            f"{path} is {problem}, which SeqLoRA cannot train on: give a full Stable Diffusion 1.5 checkpoint."
-        )
+        raise UserError(f"{path} is {problem}, which SeqLoRA cannot train on: give a full {SD15.name} checkpoint.")
 
 
 def _predicts_velocity(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> bool:
-    """Whether anything says so: its weights look like others, and would be trained to predict noise."""
+    """Return whether the file, or a .yaml next to it, declares v-prediction; the weights themselves do not show it."""
     if "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v"):
         return True
     settings = path.with_suffix(".yaml")
@@ -113,26 +112,26 @@ def _predicts_velocity(path: Path, shapes: Shapes, metadata: Mapping[str, str]) 
 def _load_tokenizer(folder: str | None, checkpoint: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    beside = checkpoint.parent / "tokenizer"
-    source = folder or (str(beside) if beside.is_dir() else CLIP_TOKENIZER)
+    neighbor = checkpoint.parent / "tokenizer"
+    source = folder or (str(neighbor) if neighbor.is_dir() else CLIP_TOKENIZER)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"CLIP's tokenizer was not found in {source}: give --tokenizer a folder with its vocab.json and merges.txt."
         ) from error
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _PROMPT_TOKENS)  # those two files do not say it
+    tokenizer.model_max_length = min(tokenizer.model_max_length, SD15.prompt_tokens)  # not in those two files
     return tokenizer
 
 
 def _older_text_encoder(path: Path, shapes: Shapes) -> Any:
-    """The text encoder of a checkpoint whose names for its weights are those of the first releases."""
+    """Load the text encoder of a checkpoint that names its weights as the first releases did."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_config(shapes)))
     with safe_open(path, framework="pt") as file:
         weights = {_OLDER_TEXT.sub("", key): file.get_tensor(key) for key in file.keys() if _OLDER_TEXT.match(key)}  # noqa: SIM118
-    # Some releases of transformers have a level "text_model" of their own.
+    # Some releases of transformers prefix the names with "text_model.".
     encoder.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in encoder.state_dict()})
     return encoder
 
@@ -151,10 +150,10 @@ def _write_configs(folder: Path, shapes: Shapes) -> None:
     }
     scheduler = {
         "_class_name": "PNDMScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
+        "beta_start": BETA_START,
+        "beta_end": BETA_END,
         "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
+        "num_train_timesteps": TIMESTEPS,
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
         "steps_offset": 1,
@@ -172,7 +171,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def unet_config(shapes: Shapes) -> dict:
-    """The config of diffusers' `UNet2DConditionModel` for a UNet in the original layout."""
+    """Derive the config of diffusers' `UNet2DConditionModel` from a UNet in the original layout."""
     blocks = {int(m[1]) for m in (re.match(rf"{_UNET}input_blocks\.(\d+)\.", key) for key in shapes) if m}
     samplers = sorted(
         int(m[1]) for m in (re.match(rf"{_UNET}input_blocks\.(\d+)\.0\.op\.weight", k) for k in shapes) if m
@@ -192,15 +191,15 @@ def unet_config(shapes: Shapes) -> dict:
         "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "cross_attention_dim": shapes[f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
-        "attention_head_dim": _HEADS,
+        "attention_head_dim": SD15.attention_heads,
         "transformer_layers_per_block": _count(shapes, rf"{_UNET}middle_block\.1\.transformer_blocks\.(\d+)\."),
         "use_linear_projection": len(shapes[f"{_UNET}middle_block.1.proj_in.weight"]) == 2,
-        "sample_size": 64,
+        "sample_size": SD15.native_size // SD15.vae_scale_factor,
     }
 
 
 def vae_config(shapes: Shapes) -> dict:
-    """The config of diffusers' `AutoencoderKL` for a VAE in the original layout."""
+    """Derive the config of diffusers' `AutoencoderKL` from a VAE in the original layout."""
     levels = _count(shapes, rf"{_VAE}encoder\.down\.(\d+)\.")
     return {
         "_class_name": "AutoencoderKL",
@@ -211,12 +210,12 @@ def vae_config(shapes: Shapes) -> dict:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": _count(shapes, rf"{_VAE}encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": shapes[f"{_VAE}post_quant_conv.weight"][1],
-        "scaling_factor": 0.18215,
+        "scaling_factor": SD15.latent_scaling,
     }
 
 
 def text_config(shapes: Shapes) -> dict:
-    """The config of transformers' `CLIPTextModel`."""
+    """Derive the config of transformers' `CLIPTextModel` from a text encoder in the original layout."""
     vocabulary, width = shapes[f"{_TEXT}embeddings.token_embedding.weight"]
     return {
         "architectures": ["CLIPTextModel"],

@@ -37,8 +37,8 @@ def measure(arguments: argparse.Namespace, settings: dict) -> dict:
     from seqlora_core.bank import Bank, BaseIdentity
     from seqlora_core.bank.spec import ConceptSpec
     from seqlora_core.data.dataset import EncodedConcept, Example
-    from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-    from seqlora_core.model.sd15 import find_layers, layer_shapes
+    from seqlora_core.model.denoiser import DiffusersDenoiser
+    from seqlora_core.model.sd15 import find_layers, layer_shapes, sd15_alphas_cumprod
     from seqlora_core.monitor import Monitor
     from seqlora_core.training.config import TrainingConfig
     from seqlora_core.training.trainer import train_concept

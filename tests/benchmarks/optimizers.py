@@ -38,8 +38,8 @@ def heldout_after(base: Base, photos: Path, subject: str, passes: int, **setting
     """Held-out loss before and after training one subject."""
     references = read_folder(photos / subject, f"sks{subject} {subject}")
     config = TrainingConfig(resolution=128, steps=passes // PASSES[settings.get("method", "seqlora")], **settings)
-    train = encode_concept(base, references[:-1], config)
-    held = encode_concept(base, references[-1:], config)
+    train = encode_concept(base, references[:-1], config.resolution)
+    held = encode_concept(base, references[-1:], config.resolution)
     denoiser = base.denoiser()
     before = heldout_loss(denoiser, held, config, HELDOUT_STEPS)
     with tempfile.TemporaryDirectory() as folder:

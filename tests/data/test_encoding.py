@@ -12,7 +12,6 @@ from seqlora_core.cli.terminal import TerminalMonitor
 from seqlora_core.data.encoding import encode_concept
 from seqlora_core.data.images import Reference
 from seqlora_core.model.base import Base, load_base
-from seqlora_core.training.config import TrainingConfig
 
 SIZE = (64, 80)
 
@@ -67,8 +66,7 @@ def fingerprints(base_folder):
     def of(*given, change=lambda pipeline: None) -> list[str]:
         base = load_base(str(base_folder))
         change(base.pipeline)
-        config = TrainingConfig(resolution=64)
-        return [encode_concept(base, images, config, prior).fingerprint() for images, prior in given]
+        return [encode_concept(base, images, 64, prior).fingerprint() for images, prior in given]
 
     return of
 

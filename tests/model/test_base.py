@@ -16,9 +16,7 @@ from seqlora_core.data.prompts import template_prompts
 from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base
-from seqlora_core.model.denoiser import sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
-from seqlora_core.training.config import TrainingConfig
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 
 
 def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_file):
@@ -42,7 +40,7 @@ def test_a_single_file_with_the_first_names_of_the_text_encoder_is_the_same_mode
     save_file(older, tmp_path / "older.safetensors")
     first = load_base(str(base_file))
     second = load_base(str(tmp_path / "older.safetensors"), tokenizer=str(base_file.parent / "tokenizer"))
-    assert first.appearance() == second.appearance()
+    assert first.rendering_fingerprint() == second.rendering_fingerprint()
     assert torch.equal(first.encode_prompt("photo of a sksdog dog"), second.encode_prompt("photo of a sksdog dog"))
 
 
@@ -50,7 +48,7 @@ def test_a_folder_with_the_weights_of_one_variant_alone_is_the_same_model(base_f
     copy = shutil.copytree(base_folder, tmp_path / "copy")
     for file in list(copy.glob("*/*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    assert load_base(str(copy)).appearance() == load_base(str(base_folder)).appearance()
+    assert load_base(str(copy)).rendering_fingerprint() == load_base(str(base_folder)).rendering_fingerprint()
 
 
 @pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
@@ -203,11 +201,11 @@ def test_encoding_gives_a_mean_and_a_spread_and_one_embedding_a_prompt(base_fold
     picture = to_rgb(Image.open(photos / "dog" / "00.jpg"))
     wide = picture.resize((200, 100))
     references = [Reference(picture, template_prompts("sks dog"), "a"), Reference(wide, ("my caption",), "b")]
-    data = encode_concept(base, references, TrainingConfig(resolution=64))
+    data = encode_concept(base, references, 64)
     assert [example.mean.shape for example in data.examples] == [(4, 8, 8)] * 2
     assert all((example.std > 0).all() for example in data.examples)
     assert data.examples[0].prompts.shape == (6, 77, 64)
     assert torch.equal(data.examples[1].prompts[0], base.encode_prompt("my caption"))
-    data = encode_concept(base, references, TrainingConfig(resolution=64, crop="random", flip=True))
+    data = encode_concept(base, references, 64, crop="random", flip=True)
     assert [example.mean.shape[1:] for example in data.examples] == [(8, 8), (8, 8), (8, 16), (8, 16)]
     assert data.window == 8

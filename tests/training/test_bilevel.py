@@ -10,8 +10,8 @@ import torch
 from training_runs import random_concept, resolved
 
 from seqlora_core import subspace
-from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
+from seqlora_core.model.denoiser import DiffusersDenoiser
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 from seqlora_core.training.bilevel import bilevel_iteration, reusing_iteration
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead

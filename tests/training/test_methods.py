@@ -53,12 +53,12 @@ def test_inflora_freezes_the_left_singular_vectors_of_the_inputs_of_the_accumula
     data, config = random_concept(2), resolved(method="inflora", rank=3, steps=5, layers="all")
     first = bank.load()["a"]
     with attach(layers, first):
-        inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), rows=1000)
+        inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), samples_per_pass=1000)
     train_concept(denoiser, encoded(data), bank, ConceptSpec("b", "b", "b"), config)
     second = bank.load()["b"]
     for name in list(layers)[::5]:
         M = torch.linalg.qr(first[name].B.double()).Q
-        H = inputs[name].rows.double().mT  # [n, N]
+        H = inputs[name].samples.double().mT  # [n, N]
         U = torch.linalg.svd(H - M @ (M.mT @ H), full_matrices=False).U
         assert same_span(second[name].B, U[:, :3])
 

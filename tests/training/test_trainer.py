@@ -14,8 +14,8 @@ from seqlora_core.composition.concatenation import compose
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.adapters import attach
-from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
+from seqlora_core.model.denoiser import DiffusersDenoiser
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 from seqlora_core.training.minibatches import draw_minibatches
 from seqlora_core.training.objective import DenoisingObjective, heldout_loss
 from seqlora_core.training.plan import already_trained, next_version

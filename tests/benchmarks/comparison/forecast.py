@@ -1,5 +1,6 @@
 """What diagnostics expect of each concept, beside what became of it."""
 
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.evaluation.interference import diagnose
 from seqlora_core.model.sampling import inputs_while_sampling
 
@@ -14,7 +15,7 @@ def forecast(system: System, run: Run, count: int) -> dict:
     parts = run.parts(run.learn(count))
     found = diagnose(
         parts,
-        lambda part: inputs_while_sampling(run.base, f"photo of a {part.subject}", part.scaled(), seed=run.config.seed),
+        lambda part: inputs_while_sampling(run.base, subject_prompt(part.subject), part.scaled(), seed=run.config.seed),
     )
     initial, final = result["scores"]["initial"], result["scores"]["final"]
     names = list(initial)[:-1]  # nothing was learned after the last

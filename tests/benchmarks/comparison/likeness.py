@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from seqlora_core.bank.names import default_token
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.mini import MiniConcept
 from seqlora_core.model.base import Base
 
@@ -13,7 +14,7 @@ from .summary import Summary, Table, correlation
 
 def nearest_prompts(base: Base, concepts: Sequence[MiniConcept]) -> dict[str, float]:
     """How far each concept's prompt is from the nearest of an earlier one, as a share of its norm; not of the first."""
-    prompts = [base.encode_prompt(f"photo of a {default_token(c.name)} {c.class_word}") for c in concepts]
+    prompts = [base.encode_prompt(subject_prompt(f"{default_token(c.name)} {c.class_word}")) for c in concepts]
     return {
         concept.name: min(((prompt - other).norm() / prompt.norm()).item() for other in prompts[:place])
         for place, (concept, prompt) in enumerate(zip(concepts, prompts, strict=True))
@@ -22,9 +23,11 @@ def nearest_prompts(base: Base, concepts: Sequence[MiniConcept]) -> dict[str, fl
 
 
 def likeness(pairs: Sequence[tuple[Summary, Summary]], distance: Mapping[str, float]) -> Table:
-    """Args:
-    pairs: for every number of concepts, ours and the LoRAs that were trained to be drawn alone.
-    distance: what `nearest_prompts` gave.
+    """Tabulate what our concepts lack compared with single LoRAs, by the distance of their prompts.
+
+    Args:
+        pairs: for every number of concepts, ours and the LoRAs that were trained to be drawn alone.
+        distance: what `nearest_prompts` returned.
     """
     rows = []
     for ours, single in pairs:

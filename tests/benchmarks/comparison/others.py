@@ -7,6 +7,7 @@ from statistics import fmean
 from PIL import Image
 
 from seqlora_core.data.images import to_tensor
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.mini.identity import identity_similarity
 from seqlora_core.model.base import Base
 from seqlora_core.training.protected_prompts import COMMON_SUBJECTS
@@ -42,7 +43,7 @@ def measure_others(system: System, run: Run, count: int) -> dict:
 
 
 def _pictures(base: Base, names: Sequence[str], seed: int) -> list[list[Image.Image]]:
-    return [draw(base, f"photo of a {name}", seed) for name in names]
+    return [draw(base, subject_prompt(name), seed) for name in names]
 
 
 def _alike(pictures: Sequence[Sequence[Image.Image]], own: Sequence[Sequence[Image.Image]]) -> float:

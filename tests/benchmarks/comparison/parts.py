@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqlora_core.bank.names import slug
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.errors import TrainingDiverged, UserError
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
@@ -197,7 +198,7 @@ def _plain_base_job(experiment: Experiment) -> Job:
 
     def make() -> dict:
         words = dict.fromkeys(concept.class_word for concept in experiment.concepts)
-        pictures = {word: draw(experiment.base, f"photo of a {word}", SEED_OF_ALL) for word in words}
+        pictures = {word: draw(experiment.base, subject_prompt(word), SEED_OF_ALL) for word in words}
         scores = {c.name: score(Identity(), pictures[c.class_word], c.references, "") for c in experiment.concepts}
         return {"system": PLAIN_BASE, "seed": SEED_OF_ALL, "scores": {"final": scores}}
 

@@ -18,22 +18,22 @@ from seqlora_core.bank.names import default_token, slug
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.composition.fusion import FUSIONS, fuse
 from seqlora_core.composition.fusion.base_source import BaseSource
-from seqlora_core.composition.selection import Part
+from seqlora_core.composition.selection import SelectedConcept
 from seqlora_core.data.encoding import encode_concept
 from seqlora_core.data.images import Reference
-from seqlora_core.data.prompts import template_prompts
+from seqlora_core.data.prompts import subject_prompt, template_prompts
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.files import write_atomically
 from seqlora_core.mini import MiniConcept
 from seqlora_core.model.adapters import Adapter
 from seqlora_core.model.base import Base
-from seqlora_core.model.sampling import generate
+from seqlora_core.model.sampling import SamplingSettings, generate
 from seqlora_core.model.sd15 import find_layers
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.methods import METHODS
 from seqlora_core.training.protected_prompts import protected_prompts
-from seqlora_core.training.trainer import Options, train_concept
+from seqlora_core.training.trainer import RunOptions, train_concept
 
 from .recipes import System
 
@@ -85,11 +85,11 @@ class Run:
             self._train(bank, self.concepts[number], f"{number + 1}/{count}")
         return list(bank.refresh().concepts[:count])
 
-    def parts(self, concepts: Sequence[Concept], strength: float = 1.0) -> list[Part]:
+    def parts(self, concepts: Sequence[Concept], strength: float = 1.0) -> list[SelectedConcept]:
         """Concepts of the bank to be put together; every file is read once."""
         missing = [concept for concept in concepts if concept.name not in self._loaded]
         self._loaded |= self.bank.load(missing) if missing else {}
-        return [Part(c.name, c.subject, self._loaded[c.name], strength) for c in concepts]
+        return [SelectedConcept(c.name, c.subject, self._loaded[c.name], strength) for c in concepts]
 
     def sheet(self, name: str, asked: Sequence[Concept], make: Callable[[], tuple[Adapters, dict]]) -> dict:
         """The scores of `asked` in pictures of one model.
@@ -108,7 +108,7 @@ class Run:
             record = {**facts, **record}
             with folded(self.base, adapters):
                 for concept in missing:
-                    pictures = draw(self.base, f"photo of a {concept.subject}", self.config.seed)
+                    pictures = draw(self.base, subject_prompt(concept.subject), self.config.seed)
                     self._keep(name, concept.name, pictures)
                     record["scores"][concept.name] = score(Identity(), pictures, self.references(concept.name), "")
                     write_json(path, record)
@@ -131,8 +131,9 @@ class Run:
     def _train(self, bank: Bank, concept: MiniConcept, place: str) -> None:
         spec = ConceptSpec(concept.name, default_token(concept.name), concept.class_word)
         references = [Reference(p, template_prompts(spec.subject), concept.name) for p in concept.references]
-        data = encode_concept(self.base, references, self.config, keep=protected_prompts(bank, spec))
-        options = Options(resume=True)
+        prompts = protected_prompts(bank, spec)
+        data = encode_concept(self.base, references, self.config.resolution, protected_prompts=prompts)
+        options = RunOptions(resume=True)
         record = train_concept(self.base.denoiser(), data, bank, spec, self.config, self.monitor, options)
         print(f"  {self.folder.name} {place} {concept.name}: {record.metrics['seconds']:.0f} s", flush=True)
 
@@ -164,7 +165,7 @@ def _kept_path(folder: Path, sheet: str, concept: str) -> Path:
     return folder / "pictures" / sheet / f"{slug(concept)}.png"
 
 
-def put_together(base: Base, system: System, parts: Sequence[Part]) -> tuple[Adapters, dict]:
+def put_together(base: Base, system: System, parts: Sequence[SelectedConcept]) -> tuple[Adapters, dict]:
     """One update out of several concepts, and what that cost."""
     fusion = FUSIONS[system.fusion]
     source = BaseSource(base, system.settings) if fusion.reads_base else None
@@ -174,8 +175,8 @@ def put_together(base: Base, system: System, parts: Sequence[Part]) -> tuple[Ada
 
 def draw(base: Base, prompt: str, seed: int) -> list[Image.Image]:
     """The pictures of one prompt; a seed stands for the same noise in every run."""
-    size, first = base.native_size, seed * PICTURES
-    return generate(base, prompt, seed=first, steps=SAMPLER_STEPS, size=size, guidance=GUIDANCE, count=PICTURES)
+    settings = SamplingSettings(SAMPLER_STEPS, base.native_size, GUIDANCE, seed * PICTURES, count=PICTURES)
+    return generate(base, prompt, settings=settings)
 
 
 @contextmanager
