@@ -39,8 +39,8 @@ def train(args: Namespace, settings: dict) -> None:
 
 
 def _train(args: Namespace, settings: dict, spec) -> None:
-    from ..data.encoding import encode_concept
-    from ..data.images import read_folder
+    from ..data.encoding import cut_prompts, encode_concept
+    from ..data.images import ReferenceFolder, read_folder
     from ..devices import best_dtype, resolve_device
     from ..model.base import load_base
     from ..training.protected_prompts import protected_prompts
@@ -51,8 +51,8 @@ def _train(args: Namespace, settings: dict, spec) -> None:
         settings["dtype"] = best_dtype(resolve_device(args.device))
     native = settings["resolution"] is None
     config = TrainingConfig.from_dict({**settings, "resolution": 512 if native else settings["resolution"]})
-    references = read_folder(args.images, spec.subject)
-    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else []
+    references = read_folder(args.images, spec.subject, token=spec.token)
+    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
     quiet_libraries()
     base = load_base(args.base, args.device, config.dtype, args.tokenizer)
     if native:
@@ -60,7 +60,9 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     base.check_resolution(config.resolution)
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     monitor = TerminalMonitor()
-    monitor.message(f"{len(references)} images; {config}")
+    for note in (*references.notes, *prior.notes, *cut_prompts(base, [*references, *prior])):
+        monitor.message(note)
+    monitor.message(f"{references.summary}; {config}")
     options = RunOptions(
         resume=args.resume,
         replace=args.on_existing == "replace",

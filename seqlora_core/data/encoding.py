@@ -11,6 +11,7 @@ from ..model.base import Base
 from ..training.config import TrainingConfig
 from .dataset import EncodedConcept, Example
 from .images import Reference, fit, to_tensor
+from .prompts import describe_cut_prompts
 
 
 def encode_concept(
@@ -23,7 +24,7 @@ def encode_concept(
     """Latents (mean and standard deviation) and text embeddings of all references, on the CPU.
 
     With random crops the whole picture is encoded, and each step cuts its window out of the latents; flipped pictures
-    are encoded as further examples.
+    are encoded as further examples.  A reference with repeats is encoded once and is that many examples.
 
     Args:
         keep: prompts whose pictures should stay as they are (see `plan.protected_prompts`).
@@ -42,7 +43,18 @@ def _source(base: Base, *kinds: Sequence[Reference]) -> str:
         for reference in references:
             digest.update(repr((reference.image.size, reference.prompts)).encode())
             digest.update(reference.image.tobytes())
+            if reference.repeats != 1:  # without, hashes are those of versions that knew no repeats
+                digest.update(f"{reference.repeats} repeats".encode())
     return digest.hexdigest()
+
+
+def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:
+    """Report the prompts that are too long for the base's text encoder, as sentences."""
+    tokenizer = base.pipeline.tokenizer
+    prompts = [prompt for reference in references for prompt in reference.prompts]
+    return describe_cut_prompts(
+        prompts, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), tokenizer.model_max_length
+    )
 
 
 def _examples(base: Base, references: Sequence[Reference], config: TrainingConfig) -> list[Example]:
@@ -55,5 +67,5 @@ def _examples(base: Base, references: Sequence[Reference], config: TrainingConfi
         image = fit(reference.image, config.resolution, config.crop == "center", base.vae_scale_factor)
         for variant in [image, mirror(image)] if config.flip else [image]:
             mean, std = base.encode_image(to_tensor([variant]))
-            examples.append(Example(mean[0], prompts, std[0]))
+            examples += [Example(mean[0], prompts, std[0])] * reference.repeats
     return examples
