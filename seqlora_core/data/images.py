@@ -164,8 +164,11 @@ def _decode(path: Path) -> tuple[Image.Image, list[str]]:
     content = read_regular(path, MAX_FILE, "image")
     kind = identify(content)
     if kind not in FORMATS:
-        what = f"is a {kind} file in spite of its name" if kind else "is not an image, or is damaged"
-        raise UserError(f"The image {shown(path)} {what}: replace it by a jpg, png or webp, or take it out.")
+        what = f"a {kind} file in spite of its name" if kind else "not an image, or damaged"
+        raise UserError(
+            f"The image {shown(path)} cannot be read, since it is {what}: replace it by a jpg, png or webp, or take it "
+            "out of the folder."
+        )
     notes = []
     if kind != _NAMED.get(path.suffix.lower(), kind):
         notes.append(f"is a {kind} file in spite of its name, and is read as such.")

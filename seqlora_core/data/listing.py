@@ -94,7 +94,9 @@ def _add_files(folder: Path, prefix: str, repeats: int, listing: Listing) -> lis
     try:
         entries = [(path, path.is_dir()) for path in sorted(folder.iterdir()) if not _is_of_system(path.name)]
     except OSError as error:
-        raise UserError(f"The folder {shown(folder)} cannot be listed ({error.strerror}): check its rights.") from error
+        raise UserError(
+            f"The folder {shown(folder)} cannot be listed ({error.strerror}): check its permissions."
+        ) from error
     images: list[Path] = []
     texts: list[Path] = []
     others: list[Path] = []

@@ -64,7 +64,7 @@ def test_any_bytes_with_an_image_ending_are_refused_by_name(tmp_path, start, res
 def test_other_formats_are_not_decoded_and_named_whatever_their_ending(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     (tmp_path / "a.png").write_bytes(save(photo(), kind))
-    with pytest.raises(UserError, match=rf"a\.png is a {kind.replace('G2', 'G 2')} file"):
+    with pytest.raises(UserError, match=rf"a\.png .* is a {kind.replace('G2', 'G 2')} file"):
         read_folder(tmp_path, "sksdog dog")
 
 
