@@ -51,7 +51,7 @@ def test_every_recipe_spends_the_same_passes_but_for_an_unfinished_step(recipe):
 )
 def test_the_passes_of_a_step_are_those_that_a_training_makes(denoiser, bank, recipe):
     config = recipe.config(20, 0, 1e-3, 1e-3)
-    concept = train_concept(denoiser, random_concept(1), bank, ConceptSpec("a", "a", "a"), config)
+    concept = train_concept(denoiser, random_concept(1), bank, ConceptSpec("a", "sksa", "a"), config)
     assert concept.metrics["passes"] == config.steps * passes_a_step(config)
 
 

@@ -16,7 +16,7 @@ ENCODED = EncodedConcept(
     ],
     prior=[Example(torch.ones(4, 2, 2), torch.zeros(1, 2, 3))],
 )
-CONCEPT = [(RED, ("a sksdog dog", "b")), (RED.transpose(Image.Transpose.ROTATE_90), ("ü",))]
+CONCEPT = [(RED, ("a sksdog dog", "b"), 1), (RED.transpose(Image.Transpose.ROTATE_90), ("ü",), 1)]
 
 
 @pytest.mark.parametrize(

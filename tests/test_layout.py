@@ -9,7 +9,7 @@ CORE = Path(__file__).parents[1] / "seqlora_core"
 LAYERS = (  # from the bottom to the top: modules or packages, by the start of their name
     ("errors",),
     ("monitor", "devices", "randomness", "hashing", "files", "subspace", "plots"),
-    ("mini", "data.images", "data.prompts"),
+    ("mini", "data.formats", "data.listing", "data.prompts", "data.images"),
     ("model",),
     ("data.dataset", "data.encoding"),
     ("bank",),

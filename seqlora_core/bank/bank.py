@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -154,6 +154,22 @@ class Bank:
         """Raises UserError, with the advice, where the bank has a concept of that name."""
         if taken := self.manifest.find(name):
             raise UserError(f"The bank already has a concept {taken.name!r}: {advice}.")
+
+    def check_words(self, spec: ConceptSpec, vocabulary: Container[str] = ()) -> list[str]:
+        """Check the token of a new concept, or of one that replaces its namesake, against the others.
+
+        Args:
+            vocabulary: entries of the base's tokenizer, by which ordinary words are recognized.
+
+        Returns:
+            Sentences about what will work less well than another token.
+
+        Raises:
+            UserError: prompts could not tell the concept from its class or from another concept.
+        """
+        replaced = self.manifest.find(spec.name)
+        others = [concept.token for concept in self.concepts if concept is not replaced]
+        return names.check_new_words(spec.token, spec.class_word, others, vocabulary)
 
     def load(self, concepts: Sequence[Concept] | None = None) -> dict[str, dict[str, Adapter]]:
         """The adapters of some concepts (default: all), by concept name, then canonical layer name; float32, CPU.

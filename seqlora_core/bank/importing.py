@@ -38,12 +38,15 @@ def import_lora(
     """
     lora = foreign_lora.read(path, bank.refresh().manifest.layers)
     provenance = Provenance(source=path.name, sha256=sha256(path.read_bytes()), projected=project)
-    with bank.training(wait_for_others(monitor or Monitor())):
+    monitor = monitor or Monitor()
+    with bank.training(wait_for_others(monitor)):
         existing = bank.manifest.find(spec.name)
         if existing and _same_import(existing, spec, provenance):
             return existing
         if not replace:
             bank.require_free(spec.name)
+        for note in bank.check_words(spec):
+            monitor.message(note)
         outside = project_off(lora.adapters, bank.occupied(without=spec.name))
         if project and not outside:
             raise UserError(

@@ -40,8 +40,8 @@ def train(args: Namespace) -> None:
 
 
 def _train(args: Namespace, requested: TrainingConfig, spec: ConceptSpec) -> None:
-    from ..data.encoding import encode_concept
-    from ..data.images import read_folder
+    from ..data.encoding import cut_prompts, encode_concept
+    from ..data.images import ReferenceFolder, read_folder
     from ..devices import best_dtype, resolve_device
     from ..model.base import load_base
     from ..training.methods import resolve
@@ -49,20 +49,23 @@ def _train(args: Namespace, requested: TrainingConfig, spec: ConceptSpec) -> Non
     from .terminal import TerminalMonitor, quiet_libraries
 
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
-    references = read_folder(args.images, spec.subject)
-    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else []
+    references = read_folder(args.images, spec.subject, token=spec.token)
+    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
     quiet_libraries()
     base = load_base(args.base, args.device, dtype, args.tokenizer)
     config = resolve(requested, base.native_size, dtype)
     base.check_resolution(config.resolution)
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     monitor = TerminalMonitor()
-    monitor.message(f"{len(references)} images; {config}")
+    for note in (*references.notes, *prior.notes, *cut_prompts(base, [*references, *prior])):
+        monitor.message(note)
+    monitor.message(f"{references.summary}; {config}")
     options = RunOptions(
         resume=args.resume,
         replace=args.on_existing == "replace",
         checkpoint_seconds=args.checkpoint_seconds,
         thumbnail=references[0].image,
+        vocabulary=base.pipeline.tokenizer.get_vocab(),
     )
     with monitor.watching():
         concept = train_concept(

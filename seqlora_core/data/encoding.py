@@ -10,6 +10,7 @@ from ..hashing import data_fingerprint
 from ..model.base import Base
 from .dataset import EncodedConcept, Example
 from .images import Reference, fit, to_tensor
+from .prompts import describe_cut_prompts
 
 
 def encode_concept(
@@ -23,6 +24,8 @@ def encode_concept(
     flip: bool = False,
 ) -> EncodedConcept:
     """Encode a concept's references into latents (mean and standard deviation) and text embeddings, on the CPU.
+
+    A reference with repeats is encoded once and is that many examples.
 
     Args:
         resolution: the shorter side that images are scaled to, in px; a multiple of the base's VAE scale factor.
@@ -38,9 +41,18 @@ def encode_concept(
 
     window = None if crop == "center" else resolution // base.vae_scale_factor
     protected = torch.stack([base.encode_prompt(prompt) for prompt in protected_prompts]) if protected_prompts else None
-    groups = [[(reference.image, reference.prompts) for reference in images] for images in (references, prior)]
+    groups = [[(r.image, r.prompts, r.repeats) for r in images] for images in (references, prior)]
     source = data_fingerprint(base.encoding_fingerprint(), *groups)
     return EncodedConcept(examples(references), examples(prior), window, protected, source)
+
+
+def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:
+    """Report the prompts that are too long for the base's text encoder, as sentences."""
+    tokenizer = base.pipeline.tokenizer
+    prompts = [prompt for reference in references for prompt in reference.prompts]
+    return describe_cut_prompts(
+        prompts, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), tokenizer.model_max_length
+    )
 
 
 def _examples(base: Base, references: Sequence[Reference], resolution: int, square: bool, flip: bool) -> list[Example]:
@@ -53,5 +65,5 @@ def _examples(base: Base, references: Sequence[Reference], resolution: int, squa
         image = fit(reference.image, resolution, square, base.vae_scale_factor)
         for variant in [image, mirror(image)] if flip else [image]:
             mean, std = base.encode_image(to_tensor([variant]))
-            examples.append(Example(mean[0], prompts, std[0]))
+            examples += [Example(mean[0], prompts, std[0])] * reference.repeats
     return examples
