@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import random_concept, resolved
+from training_runs import encoded, random_concept, resolved
 
 from seqlora_core.bank import Bank
 from seqlora_core.bank.spec import ConceptSpec
@@ -94,7 +94,7 @@ def test_only_the_residual_of_an_orthogonal_bank_is_disturbed(denoiser, bank):
     """Theorem 8: on the captured part of its inputs a concept does not see later ones; as JSON too."""
     for name in ("a", "b"):
         config = resolved(rank=2, steps=6, lr_coefficients=1e-2, layers="all")
-        train_concept(denoiser, random_concept(ord(name)), bank, ConceptSpec(name, f"sks{name}", name), config)
+        train_concept(denoiser, encoded(random_concept(ord(name))), bank, ConceptSpec(name, f"sks{name}", name), config)
     parts = select(Bank.open(bank.folder), [("a", 1.0), ("b", 1.0)])
     layers = find_layers(denoiser.unet)
 
