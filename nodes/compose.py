@@ -85,7 +85,7 @@ def _check_clip(clip, fusion: str) -> None:
 
 def _fuse(fusion: Fusion, bank, selection: list[tuple[str, float]], model, clip) -> Fused:
     settings = FusionSettings()
-    resolution = max(bank.concept(name).config.get("resolution", SD15.native_size) for name, _ in selection)
+    resolution = max(bank.concept(name).settings.get("resolution", SD15.native_size) for name, _ in selection)
     source = host.HostSource(model, clip, settings, resolution)
     with host.outside_inference_mode():
         return fuse(fusion, select(bank, selection), settings, source)

@@ -1,6 +1,8 @@
 """SeqLoRA Train Concept."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 
 import torch
 from comfy_api.latest import io
@@ -11,9 +13,9 @@ from ..seqlora_core.data.dataset import EncodedConcept
 from ..seqlora_core.data.prompts import caption_prompts
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.plots import loss_curve
-from ..seqlora_core.training.config import HYPERGRADIENTS, LAYER_PRESETS, METHODS, OPTIMIZERS, TRAIN_ON, TrainingConfig
+from ..seqlora_core.training.config import TrainingConfig, current_names
+from ..seqlora_core.training.methods import resolve
 from ..seqlora_core.training.plan import already_trained, describe_full_layers, full_layers, next_version
-from ..seqlora_core.training.protected_prompts import protected_prompts
 from ..seqlora_core.training.trainer import RunOptions, train_concept
 from . import host
 from .bank import BankType
@@ -70,6 +72,10 @@ _DEFAULTS = TrainingConfig()
 _PREVIEW_EVERY = 100
 
 
+def _choices(setting: str) -> list[str]:
+    return next(list(entry.metadata["choices"]) for entry in fields(TrainingConfig) if entry.name == setting)
+
+
 def _graph_inputs() -> list[io.Input]:
     return [
         io.Model.Input("model", tooltip="Stable Diffusion 1.5. It is not changed; LoRAs on it are trained with."),
@@ -97,7 +103,9 @@ def _concept_inputs() -> list[io.Input]:
             step=64,
             tooltip="Side of the square training crops, in pixels.",
         ),
-        io.Combo.Input("method", options=list(METHODS), default="seqlora", tooltip="seqlora is the paper's method."),
+        io.Combo.Input(
+            "method", options=_choices("method"), default="seqlora", tooltip="seqlora is the paper's method."
+        ),
         io.Int.Input(
             "seed",
             default=0,
@@ -135,7 +143,7 @@ def _advanced_inputs() -> list[io.Input]:
         host.advanced(
             io.Combo.Input,
             "layers",
-            options=list(LAYER_PRESETS),
+            options=_choices("layers"),
             default=_DEFAULTS.layers,
             optional=True,
             tooltip="Attention layers to adapt: the keys and values of the text, all that read it, or all.",
@@ -143,7 +151,7 @@ def _advanced_inputs() -> list[io.Input]:
         host.advanced(
             io.Combo.Input,
             "optimizer",
-            options=list(OPTIMIZERS),
+            options=_choices("optimizer"),
             default=_DEFAULTS.optimizer,
             optional=True,
             tooltip="Projected Adam, or the paper's plain gradient steps.",
@@ -151,15 +159,21 @@ def _advanced_inputs() -> list[io.Input]:
         host.advanced(
             io.Combo.Input,
             "hypergradient",
-            options=list(HYPERGRADIENTS),
+            options=_choices("hypergradient"),
             default=_DEFAULTS.hypergradient,
             optional=True,
             tooltip="How the coupling of the two factors is differentiated; lookahead is the fast one.",
         ),
         host.advanced(
-            io.Float.Input, "alpha", default=_DEFAULTS.alpha, tooltip="Step size of the coefficients A.", **step_size
+            io.Float.Input,
+            "alpha",
+            default=_DEFAULTS.lr_coefficients,
+            tooltip="Step size of the coefficients A.",
+            **step_size,
         ),
-        host.advanced(io.Float.Input, "beta", default=_DEFAULTS.beta, tooltip="Step size of the basis B.", **step_size),
+        host.advanced(
+            io.Float.Input, "beta", default=_DEFAULTS.lr_basis, tooltip="Step size of the basis B.", **step_size
+        ),
         host.advanced(
             io.Int.Input, "batch_size", default=1, min=1, max=64, optional=True, tooltip="Pictures in one pass."
         ),
@@ -182,8 +196,8 @@ def _advanced_inputs() -> list[io.Input]:
         host.advanced(
             io.Combo.Input,
             "train_on",
-            options=list(TRAIN_ON),
-            default=_DEFAULTS.train_on,
+            options=["auto", *_choices("train_on"), "subsets"],  # the last is the old name of alternate
+            default="auto",
             optional=True,
             tooltip="Earlier concepts in the model while training: all and none in turn (subsets, auto for seqlora), "
             "always all (accumulated: better where all are composed, weaker alone), or always none (bare).",
@@ -198,9 +212,8 @@ _SETTINGS = (
 
 
 def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: dict) -> tuple[Bank, Concept, str]:
-    config = TrainingConfig.from_dict(
-        {"dtype": host.training_dtype(model), **{name: values[name] for name in _SETTINGS if name in values}}
-    )
+    requested = TrainingConfig(**current_names({name: values[name] for name in _SETTINGS if name in values}))
+    config = resolve(requested, 512, host.training_dtype(model))
     spec = ConceptSpec(values["concept_name"], values["token"], values["class_word"])
     pictures = to_pictures(images)
     if not pictures:
@@ -224,17 +237,17 @@ def _train(node: type[TrainConcept], model, clip, vae, images, masks, values: di
     denoiser = host.HostDenoiser(model)
     with ExitStack() as in_memory:
 
-        def encoded() -> EncodedConcept:
+        def encode(prompts: Sequence[str]) -> EncodedConcept:
             """Comes after the checks of the plan.  The UNet is loaded last, or the VAE and CLIP would push it out."""
             with host.seeded_rng(config.seed):
                 examples = host.encode(model, clip, vae, pictures, latent_masks, prompts, config.resolution)
-                keep = host.encode_prompts(clip, protected_prompts(bank.refresh(), spec))
+                protected = host.encode_prompts(clip, list(prompts))
             in_memory.enter_context(denoiser.loaded())
-            return EncodedConcept(examples, keep=keep, source=source)
+            return EncodedConcept(examples, protected=protected, source=source)
 
         options = _options(values, pictures[0])
         monitor = host.NodeMonitor(node.hidden.unique_id, model)
-        concept = train_concept(denoiser, encoded, bank, spec, config, monitor, options)
+        concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested)
     return bank, concept, "learned"
 
 

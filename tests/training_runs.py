@@ -6,7 +6,8 @@ from seqlora_core.bank import Bank
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.monitor import Monitor
-from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.config import ResolvedConfig, TrainingConfig
+from seqlora_core.training.methods import resolve
 from seqlora_core.training.trainer import RunOptions, train_concept
 
 SMALL = ["--resolution", "64", "--steps", "2", "--rank", "2"]
@@ -28,9 +29,21 @@ def spec(name: str) -> ConceptSpec:
 
 
 def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **settings):
-    config = TrainingConfig(**{"steps": 4, "rank": 2, "layers": "all", **settings})
     data = data or random_concept(sum(map(ord, name)))
-    return train_concept(denoiser, data, bank, spec(name), config, monitor, options or RunOptions())
+    config = resolved(**{"layers": "all", **settings})
+    return train_concept(
+        denoiser, data if callable(data) else encoded(data), bank, spec(name), config, monitor, options or RunOptions()
+    )
+
+
+def encoded(data: EncodedConcept):
+    """What `train_concept` encodes with, for data that is encoded already."""
+    return lambda prompts: data
+
+
+def resolved(**settings) -> ResolvedConfig:
+    """Settings of a short run, with whatever is left open decided."""
+    return resolve(TrainingConfig(**{"steps": 4, "rank": 2, **settings}), native_size=512, dtype="float32")
 
 
 def factors(bank: Bank, name: str) -> dict:

@@ -20,23 +20,23 @@ from ..model.adapters import Adapter
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from . import lora_file, names
-from .manifest import Concept, Manifest
+from .manifest import Concept, Manifest, Provenance
+from .spec import ConceptSpec
 
 _MANIFEST = "bank.json"
 _THUMBNAIL_SIZE = 256
 
 
 @dataclass(frozen=True)
-class NewConcept:
-    """A trained concept on its way into a bank; `adapters` by canonical layer name."""
+class NewConcept(ConceptSpec):
+    """A concept on its way into a bank (attributes as `Concept`'s); `adapters` by canonical layer name."""
 
-    name: str
-    token: str
-    class_word: str
     rank: int
     method: str
     adapters: Mapping[str, Adapter]
-    config: dict = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    settings: dict = field(default_factory=dict)
+    requested: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     thumbnail: Image.Image | None = None
 
@@ -150,6 +150,11 @@ class Bank:
             raise UserError(f"The bank {self.folder} has no concept {name!r}; it has: {known}.")
         return found
 
+    def require_free(self, name: str, advice: str = "choose another name, or replace it") -> None:
+        """Raises UserError, with the advice, where the bank has a concept of that name."""
+        if taken := self.manifest.find(name):
+            raise UserError(f"The bank already has a concept {taken.name!r}: {advice}.")
+
     def load(self, concepts: Sequence[Concept] | None = None) -> dict[str, dict[str, Adapter]]:
         """The adapters of some concepts (default: all), by concept name, then canonical layer name; float32, CPU.
 
@@ -214,8 +219,7 @@ class Bank:
             without: a concept to leave out, because it is about to be replaced.
         """
         skipped = self.manifest.find(without) if without else None
-        kept = [concept for concept in self.concepts if concept is not skipped]
-        loaded = self.load(kept)
+        loaded = self.load([concept for concept in self.concepts if concept is not skipped])
         return {
             layer: subspace.occupied(
                 (adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width
@@ -237,20 +241,24 @@ class Bank:
         own = sha256(name.strip().casefold().encode())[:8]  # many names may have the same slug
         return self.folder / "checkpoints" / f"{names.slug(name)}-{own}.safetensors"
 
+    def discard_checkpoint(self, name: str) -> None:
+        """Delete the checkpoint of a concept that is in the bank now; one that somebody holds open stays, unused."""
+        with contextlib.suppress(OSError):
+            self.checkpoint_path(name).unlink(missing_ok=True)
+
     def add(self, new: NewConcept, replace: bool = False) -> Concept:
         """Append a concept; with `replace`, in place of the one of that name (its order becomes the last).
 
         Raises:
             UserError: the name is bad, or taken (without `replace`).
         """
-        name = names.check_name(new.name)
         with self._changing():
-            old = self.manifest.find(name)
-            if old is not None and not replace:
-                raise UserError(f"The bank already has a concept {old.name!r}: choose another name, or replace it.")
-            kept = tuple(concept for concept in self.concepts if concept is not old)
+            if not replace:
+                self.require_free(new.name)
+            old = self.manifest.find(new.name)
+            others = tuple(concept for concept in self.concepts if concept is not old)
             record = Concept(
-                name=name,
+                name=new.name,
                 token=new.token,
                 class_word=new.class_word,
                 rank=new.rank,
@@ -259,11 +267,13 @@ class Bank:
                 sha256="",
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 layers_skipped=tuple(layer for layer in self.manifest.layers if layer not in new.adapters),
-                config=new.config,
+                provenance=new.provenance,
+                settings=new.settings,
+                requested=new.requested,
                 metrics=new.metrics,
             )
             record = self._write_concept(record, new.adapters, _webp(new.thumbnail))
-            self._publish((*kept, record))
+            self._publish((*others, record))
             if old is not None:
                 self._discard(old)
         return record
@@ -286,9 +296,8 @@ class Bank:
         new_name = names.check_name(new_name)
         with storage.locked(self.folder / ".training.lock", _refuse_while_training), self._changing():
             old = self.concept(name)
-            taken = self.manifest.find(new_name)
-            if taken is not None and taken is not old:
-                raise UserError(f"The bank already has a concept {taken.name!r}: choose another name.")
+            if self.manifest.find(new_name) is not old:
+                self.require_free(new_name, "choose another name")
             thumbnail = b""
             if old.thumbnail:
                 with contextlib.suppress(OSError):  # no more than decoration

@@ -11,8 +11,7 @@ from ..errors import UserError
 from ..hashing import sha256
 from ..model.adapters import Adapter, update_norm
 from ..monitor import Monitor, wait_for_others
-from ..training.plan import check_new_name
-from . import Bank, Concept, NewConcept, foreign_lora
+from . import Bank, Concept, NewConcept, Provenance, foreign_lora
 from .inspection import OVERLAP_LIMIT, overlaps_with
 from .spec import ConceptSpec
 
@@ -38,12 +37,13 @@ def import_lora(
             nothing.
     """
     lora = foreign_lora.read(path, bank.refresh().manifest.layers)
-    origin = {"source": path.name, "sha256": sha256(path.read_bytes()), "projected": project}
+    provenance = Provenance(source=path.name, sha256=sha256(path.read_bytes()), projected=project)
     with bank.training(wait_for_others(monitor or Monitor())):
         existing = bank.manifest.find(spec.name)
-        if existing and _same_import(existing, spec, origin):
+        if existing and _same_import(existing, spec, provenance):
             return existing
-        check_new_name(bank, spec, replace)
+        if not replace:
+            bank.require_free(spec.name)
         outside = project_off(lora.adapters, bank.occupied(without=spec.name))
         if project and not outside:
             raise UserError(
@@ -52,16 +52,15 @@ def import_lora(
             )
         adapters = outside if project else lora.adapters
         metrics = {
-            **origin,
-            "kept": _norm(outside) / _norm(lora.adapters),
-            "least_kept": _least_kept(lora.adapters, outside),
+            "remaining": _norm(outside) / _norm(lora.adapters),
+            "least_remaining": _least_remaining(lora.adapters, outside),
             "left_out": lora.left_out,
             "partly": lora.partly,
             "share": lora.share,
             "alpha_known": lora.alpha_known,
         }
         rank = max(adapter.rank for adapter in adapters.values())
-        new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, metrics=metrics)
+        new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, provenance, metrics=metrics)
         return bank.add(new, replace)
 
 
@@ -80,7 +79,7 @@ def describe_import(bank: Bank, concept: Concept) -> str:
     """What was taken from the file, what was not, and how it fits among the bank's concepts."""
     facts, layers = concept.metrics, len(bank.manifest.layers)
     lines = [
-        f"{concept.name}: '{concept.token} {concept.class_word}' from {facts['source']}; "
+        f"{concept.name}: '{concept.token} {concept.class_word}' from {concept.provenance.source}; "
         f"{layers - len(concept.layers_skipped)} of {layers} attention layers, rank {concept.rank}."
     ]
     left_out = [f"{count} {kind}" for kind, count in facts["left_out"].items() if count]
@@ -103,9 +102,9 @@ def _describe_overlap(bank: Bank, concept: Concept) -> list[str]:
     facts, overlaps = concept.metrics, overlaps_with(bank, concept)
     if not overlaps:
         return ["The bank has no other concept."]
-    shares = f"{facts['kept']:.0%} of |dW| (at least {facts['least_kept']:.0%} in every layer)"
-    if facts["projected"]:
-        lines = [f"Projected off the bank's concepts: {shares} is kept."]
+    shares = f"{facts['remaining']:.0%} of |dW| (at least {facts['least_remaining']:.0%} in every layer)"
+    if concept.provenance.projected:
+        lines = [f"Projected off the bank's concepts: {shares} remains."]
     else:
         lines = [f"Not projected: {shares} lies outside of the directions that the bank's concepts occupied."]
     lines += [f"Overlap with {name}: {value:.1e}" for name, value in overlaps.items()]
@@ -114,13 +113,12 @@ def _describe_overlap(bank: Bank, concept: Concept) -> list[str]:
     return lines
 
 
-def _same_import(existing: Concept, spec: ConceptSpec, origin: dict) -> bool:
-    return (existing.method, existing.token, existing.class_word) == (METHOD, spec.token, spec.class_word) and all(
-        existing.metrics.get(key) == value for key, value in origin.items()
-    )
+def _same_import(existing: Concept, spec: ConceptSpec, provenance: Provenance) -> bool:
+    same_words = (existing.token, existing.class_word) == (spec.token, spec.class_word)
+    return existing.method == METHOD and same_words and existing.provenance == provenance
 
 
-def _least_kept(whole: Mapping[str, Adapter], outside: Mapping[str, Adapter]) -> float:
+def _least_remaining(whole: Mapping[str, Adapter], outside: Mapping[str, Adapter]) -> float:
     return min(update_norm(outside[layer]) / update_norm(whole[layer]) if layer in outside else 0.0 for layer in whole)
 
 

@@ -1,10 +1,13 @@
 """`bank.json`: what a bank holds.  The format is public; a change of it comes with a higher version and a migration.
 
-{"format": "seqlora-bank", "version": 1, "id": "...", "generation": 7,
+{"format": "seqlora-bank", "version": 2, "id": "...", "generation": 7,
  "base": {"name": "...", "fingerprint": "..."},
  "layers": {"<canonical layer name>": {"width": n, "out": m}, ...},
- "concepts": [{"name", "token", "class_word", "rank", "method", "file", "sha256", "layers_skipped", "created",
-               "id", "thumbnail", "config": {...}, "metrics": {...}}, ...]}          in training order
+ "concepts": [{"name", "token", "class_word", "rank", "method", "file", "sha256", "created", "thumbnail",
+               "layers_skipped", "provenance": {"data", "source", "sha256", "projected"},
+               "settings": {...}, "requested": {...}, "metrics": {...}, "id"}, ...]}          in training order
+
+Version 1 had "config" in place of "settings" and "requested", and what is in "provenance" among the metrics.
 """
 
 import dataclasses
@@ -16,26 +19,45 @@ from dataclasses import dataclass, field
 from ..errors import UserError
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
+from .migration import concept_from_version_1
+from .spec import ConceptSpec
 
 FORMAT = "seqlora-bank"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
-class Concept:
+class Provenance:
+    """Where a concept comes from.  Whether a concept is already in the bank is decided by this and its settings.
+
+    Attributes:
+        data: fingerprint of the images and captions that it was trained on; empty for an imported one.
+        source: name of the file that it was imported from; empty for a trained one.
+        sha256: of that file's bytes.
+        projected: whether only what was orthogonal to the bank was imported.
+    """
+
+    data: str = ""
+    source: str = ""
+    sha256: str = ""
+    projected: bool = False
+
+
+@dataclass(frozen=True)
+class Concept(ConceptSpec):
     """The record of one concept.
 
     Attributes:
         rank: of every layer that it adapts; the largest, where an imported one has several.
-        layers_skipped: canonical names of layers that were full, or outside the preset, when it was trained.
         file, thumbnail: relative to the bank's folder, with forward slashes; no thumbnail is an empty string.
         sha256: of the file's bytes.
         created: UTC, ISO 8601.
+        layers_skipped: canonical names of layers that were full, or outside the preset, when it was trained.
+        settings: everything that decided what its training run computed; empty for an imported one.
+        requested: what the user asked for; None is what was left open.
+        metrics: what was measured.
     """
 
-    name: str
-    token: str
-    class_word: str
     rank: int
     method: str
     file: str
@@ -43,25 +65,24 @@ class Concept:
     created: str
     thumbnail: str = ""
     layers_skipped: tuple[str, ...] = ()
-    config: dict = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    settings: dict = field(default_factory=dict)
+    requested: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def subject(self) -> str:
-        """What prompts call it."""
-        return f"{self.token} {self.class_word}"
 
     def as_dict(self) -> dict:
         """JSON-ready values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Concept":
+    def from_dict(cls, values: Mapping[str, object]) -> "Concept":
         """From `as_dict`, leaving out names that this version does not know."""
         known = {entry.name for entry in dataclasses.fields(cls)}
         values = {name: value for name, value in values.items() if name in known}
-        return cls(**{**values, "layers_skipped": tuple(values.get("layers_skipped", ()))})
+        provenance = Provenance(**values.get("provenance", {}))
+        layers_skipped = tuple(values.get("layers_skipped", ()))
+        return cls(**{**values, "provenance": provenance, "layers_skipped": layers_skipped})
 
 
 @dataclass(frozen=True)
@@ -116,10 +137,11 @@ class Manifest:
                 raise UserError(f"{source} is not the manifest of a SeqLoRA bank: choose a bank's folder.")
             if document["version"] > VERSION:
                 raise UserError(f"{source} was written by a newer SeqLoRA: update the node pack to use this bank.")
+            upgrade = concept_from_version_1 if document["version"] == 1 else dict
             return cls(
                 base=BaseIdentity(document["base"]["name"], document["base"]["fingerprint"]),
                 layers={name: LayerShape(int(s["width"]), int(s["out"])) for name, s in document["layers"].items()},
-                concepts=tuple(Concept.from_dict(values) for values in document["concepts"]),
+                concepts=tuple(Concept.from_dict(upgrade(values)) for values in document["concepts"]),
                 generation=int(document["generation"]),
                 id=document["id"],
             )

@@ -7,10 +7,10 @@ from . import names
 
 @dataclass(frozen=True)
 class ConceptSpec:
-    """Who a concept is.
+    """What a concept is called: by people (its name) and in prompts (its token and class word).
 
     Raises:
-        UserError: a part is empty or cannot be used.
+        UserError: one of the three is empty or cannot be used.
     """
 
     name: str
@@ -24,5 +24,5 @@ class ConceptSpec:
 
     @property
     def subject(self) -> str:
-        """What prompts call it."""
+        """The words for it in a prompt: "sksdog dog"."""
         return f"{self.token} {self.class_word}"

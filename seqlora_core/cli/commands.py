@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..bank import Bank
+from ..bank import Bank, ConceptSpec
 from ..bank.inspection import Inspection, inspect
 from ..composition.concatenation import compose
 from ..composition.fusion import FUSIONS, FusionSettings, fuse
@@ -22,42 +22,38 @@ from ..plots import crosstalk_map
 from ..training.config import TrainingConfig
 
 
-def train(args: Namespace, settings: dict) -> None:
+def train(args: Namespace) -> None:
     """Learn one concept from a folder of images and add it to the bank."""
     from ..bank.names import default_token
-    from ..bank.spec import ConceptSpec
-    from ..training.plan import check_new_name
+    from .settings import requested_config
 
     token = args.token if args.token is not None else default_token(args.name)
-    spec = ConceptSpec(args.name, token, args.class_word)
-    existing = Bank.open(args.bank).manifest.find(spec.name) if Bank.exists(args.bank) else None
-    if existing and args.on_existing == "skip":
-        print(f"The bank already has {existing.name!r}; nothing to do.")
-        return
-    if existing:
-        check_new_name(Bank.open(args.bank), spec, replace=args.on_existing == "replace")
-    _train(args, settings, spec)
+    spec, requested = ConceptSpec(args.name, token, args.class_word), requested_config(args)
+    if Bank.exists(args.bank):
+        bank = Bank.open(args.bank)
+        if args.on_existing == "skip" and (existing := bank.manifest.find(spec.name)):
+            print(f"The bank already has {existing.name!r}; nothing to do.")
+            return
+        if args.on_existing == "error":
+            bank.require_free(spec.name)
+    _train(args, requested, spec)
 
 
-def _train(args: Namespace, settings: dict, spec) -> None:
+def _train(args: Namespace, requested: TrainingConfig, spec: ConceptSpec) -> None:
     from ..data.encoding import encode_concept
     from ..data.images import read_folder
     from ..devices import best_dtype, resolve_device
     from ..model.base import load_base
-    from ..training.protected_prompts import protected_prompts
+    from ..training.methods import resolve
     from ..training.trainer import RunOptions, train_concept
     from .terminal import TerminalMonitor, quiet_libraries
 
-    if settings["dtype"] == "auto":
-        settings["dtype"] = best_dtype(resolve_device(args.device))
-    native = settings["resolution"] is None
-    config = TrainingConfig.from_dict({**settings, "resolution": 512 if native else settings["resolution"]})
+    dtype = requested.dtype or best_dtype(resolve_device(args.device))
     references = read_folder(args.images, spec.subject)
     prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else []
     quiet_libraries()
-    base = load_base(args.base, args.device, config.dtype, args.tokenizer)
-    if native:
-        config = TrainingConfig.from_dict({**config.as_dict(), "resolution": base.native_size})
+    base = load_base(args.base, args.device, dtype, args.tokenizer)
+    config = resolve(requested, base.native_size, dtype)
     base.check_resolution(config.resolution)
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     monitor = TerminalMonitor()
@@ -71,20 +67,15 @@ def _train(args: Namespace, settings: dict, spec) -> None:
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda: encode_concept(
-                base,
-                references,
-                config.resolution,
-                prior,
-                protected_prompts(bank.refresh(), spec),
-                crop=config.crop,
-                flip=config.flip,
+            lambda prompts: encode_concept(
+                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip
             ),
             bank,
             spec,
             config,
             monitor,
             options,
+            requested,
         )
     metrics = concept.metrics
     print(
@@ -286,7 +277,6 @@ def import_concept(args: Namespace) -> None:
     """Take the attention layers of any SD1.5 LoRA file into a bank."""
     from ..bank.importing import describe_import, import_lora
     from ..bank.names import default_token
-    from ..bank.spec import ConceptSpec
     from .terminal import TerminalMonitor
 
     token = args.token if args.token is not None else default_token(args.name)

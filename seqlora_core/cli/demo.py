@@ -23,15 +23,15 @@ from ..model.base import Base, load_base
 from ..model.sampling import SamplingSettings, generate
 from ..monitor import Monitor
 from ..plots import line_chart, picture_grid
-from ..training.config import TrainingConfig
-from ..training.protected_prompts import protected_prompts
+from ..training.config import ResolvedConfig, TrainingConfig
+from ..training.methods import resolve
 from ..training.trainer import RunOptions, train_concept
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
 SHOWN = 2  # of them in the grid
 SAMPLER_STEPS, GUIDANCE = 25, 4.0
 # Of the settings tried on these four, those that keep most in the end.
-SETTINGS = {"rank": 2, "steps": 200, "batch_size": 4, "alpha": 1e-2, "beta": 1e-2}
+SETTINGS = {"rank": 2, "steps": 200, "batch_size": 4, "lr_coefficients": 1e-2, "lr_basis": 1e-2}
 # The first two look alike on purpose.
 ORDER = ("guide dog", "service dog", "taxi", "parrot")
 
@@ -67,7 +67,7 @@ def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict 
     base = load_base("mini", "cpu")
     chosen = _choose(count)
     bank = _new_bank(out, base)
-    config = TrainingConfig(resolution=base.native_size, seed=seed, **settings)
+    config = resolve(TrainingConfig(seed=seed, **settings), base.native_size, "float32")
     learned = [Learned(c, ConceptSpec(c.name, default_token(c.name), c.class_word)) for c in chosen]
     for number, entry in enumerate(learned, start=1):
         monitor.message(f"{number}/{count}: {entry.spec.subject!r}")
@@ -95,12 +95,12 @@ def _new_bank(out: Path, base: Base) -> Bank:
     return Bank.open_or_create(out / "bank", base.identity, base.layers)
 
 
-def _train(base: Base, bank: Bank, entry: Learned, config: TrainingConfig, monitor: Monitor) -> None:
+def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monitor: Monitor) -> None:
     prompts = template_prompts(entry.spec.subject)
     references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        encode_concept(base, references, config.resolution, protected_prompts=protected_prompts(bank, entry.spec)),
+        lambda prompts: encode_concept(base, references, config.resolution, protected=prompts),
         bank,
         entry.spec,
         config,
@@ -130,7 +130,7 @@ def _draw(base: Base, adapters, prompt: str, seed: int) -> list[Image.Image]:
     return generate(base, prompt, adapters, settings)
 
 
-def _report(bank: Bank, learned: Sequence[Learned], config: TrainingConfig, seconds: float) -> dict:
+def _report(bank: Bank, learned: Sequence[Learned], config: ResolvedConfig, seconds: float) -> dict:
     concepts = []
     for entry in learned:
         figures = {stage.replace(" ", "_"): round(entry.similarity(stage), 4) for stage in entry.pictures}

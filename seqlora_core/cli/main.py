@@ -4,7 +4,6 @@ Exit status: 0 on success, 2 for the user's mistakes (one line on stderr), 130 w
 """
 
 import argparse
-import dataclasses
 import io
 import logging
 import math
@@ -17,66 +16,9 @@ import torch
 from ..composition.fusion import FUSIONS, FusionSettings
 from ..data.prompts import SUBJECT_TEMPLATE
 from ..errors import Cancelled, TrainingDiverged, UserError
-from ..training.config import (
-    COORDINATES,
-    DTYPES,
-    HYPERGRADIENTS,
-    INITS,
-    LARGEST_SEED,
-    LAYER_PRESETS,
-    LOWER_STEPS,
-    METHODS,
-    OPTIMIZERS,
-    TRAIN_ON,
-    TrainingConfig,
-)
+from ..training.config import DTYPES, LARGEST_SEED
 from . import commands
-
-_CHOICES = {
-    "method": METHODS,
-    "hypergradient": HYPERGRADIENTS,
-    "lower_step": LOWER_STEPS,
-    "optimizer": OPTIMIZERS,
-    "init": INITS,
-    "coordinates": COORDINATES,
-    "layers": LAYER_PRESETS,
-    "train_on": TRAIN_ON,
-    "draw": ("without-replacement", "independent"),
-    "crop": ("center", "random"),
-    "dtype": ("auto", *DTYPES),
-}
-_HELP = {
-    "method": "how the factors are trained; seqlora is the paper's",
-    "hypergradient": "how the coupling of A and B is differentiated",
-    "optimizer": "projected Adam, or the paper's plain gradient steps",
-    "alpha": "step size of the coefficients A (lower level)",
-    "beta": "step size of the basis B (upper level)",
-    "rank": "directions that the concept takes in every layer",
-    "steps": "minibatches",
-    "batch_size": "images in one forward pass",
-    "accumulation": "forward passes a minibatch consists of",
-    "bilevel_iterations": "iterations of Algorithm 1 on each minibatch",
-    "inner_steps": "lower-level steps in each iteration",
-    "lower_step": "keep the tentative one, or take it again at the new basis as published; auto keeps with lookahead",
-    "ridge": "weight of the regularization of both factors; seqlora's is 0, others' 0.0001",
-    "crosstalk": "weight of what it does to the prompts of earlier concepts and others; seqlora's is 0.01, others' 0",
-    "average": "share of the steps, the last ones, over which both factors are averaged; seqlora's is 0.5, others' 0",
-    "clip": "bound on the norm of each factor's gradient, 0 for none",
-    "init": "where the basis starts inside the free subspace; auto is contrastive for seqlora",
-    "coordinates": "in which the basis is stepped: its own, or such that no step costs others more; auto is the latter "
-    "for seqlora",
-    "layers": "attention layers to adapt",
-    "train_on": "the base with all earlier concepts and none in turn (subsets, seqlora's), always with all, or bare",
-    "draw": "columns of the shared matrix (method orthogonal)",
-    "prior_weight": "weight of the class images' loss",
-    "resolution": "pixels; the default is the base's own size",
-    "crop": "how images become square",
-    "flip": "train on mirrored images too",
-    "dtype": "precision of the passes; auto takes the device's fastest",
-    "gradient_checkpointing": "less memory, about a third more time",
-    "seed": "of everything random",
-}
-
+from .settings import add_settings
 
 _EXTRA = ("diffusers", "transformers")  # which the nodes do without
 _OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the name moved in torch 2.5
@@ -183,27 +125,8 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resume", action="store_true", help="continue where a stopped training was")
     command.add_argument("--on-existing", choices=("error", "skip", "replace"), default="error")
     command.add_argument("--checkpoint-seconds", type=_positive, default=60.0, metavar="SECONDS")
-    for field in dataclasses.fields(TrainingConfig):
-        _add_setting(command, field)
-    command.set_defaults(dtype="auto", resolution=None)
-    settings = [field.name for field in dataclasses.fields(TrainingConfig)]
-    command.set_defaults(run=lambda args: commands.train(args, {name: getattr(args, name) for name in settings}))
-
-
-def _add_setting(command: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-    flag = "--" + field.name.replace("_", "-")
-    if field.type is bool:
-        command.add_argument(flag, action="store_true", help=_HELP[field.name])
-    elif field.name in _CHOICES:
-        note = "auto" if field.name == "dtype" else field.default
-        command.add_argument(
-            flag, choices=_CHOICES[field.name], default=field.default, help=f"{_HELP[field.name]} (default: {note})"
-        )
-    else:
-        note = "" if field.default is None or field.name == "resolution" else f" (default: {field.default})"
-        kind = int if field.type is int else float
-        metavar = "N" if kind is int else "X"
-        command.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=_HELP[field.name] + note)
+    add_settings(command)
+    command.set_defaults(run=commands.train)
 
 
 def _add_compose(command: argparse.ArgumentParser) -> None:
@@ -243,7 +166,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=_count, default=30, help="of the sampler (default: 30)")
     command.add_argument("--size", type=_count, metavar="PX", help="of the square picture (default: the base's own)")
     command.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance (default: 7.5)")
-    command.add_argument("--dtype", choices=_CHOICES["dtype"], default="auto")
+    command.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     command.set_defaults(run=commands.generate_picture)
 
 

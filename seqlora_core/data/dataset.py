@@ -37,8 +37,8 @@ class EncodedConcept:
         prior: the images of the class.
         window: side, in latent px, of the square that each step cuts at random from an example; None uses the whole
             example (cut to the smallest sides in the batch, if the sizes differ).
-        keep: [K, tokens, d] text embeddings of the protected prompts, whose images should stay as they are (see
-            `training.interference_penalty`); None if there are none.
+        protected: [K, tokens, d] text embeddings of the protected prompts (see `training.protected_prompts`), of which
+            no images are needed; None if there are none.
         source: a fingerprint of the images and captions before encoding.  The encoding itself may differ between runs
             (a host's VAE samples) and between machines (rounding).  If empty, the tensors are hashed instead.
 
@@ -49,7 +49,7 @@ class EncodedConcept:
     examples: Sequence[Example]
     prior: Sequence[Example] = ()
     window: int | None = None
-    keep: Tensor | None = None
+    protected: Tensor | None = None
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The state of an unfinished training: one safetensors file, rewritten atomically."""
+"""The state of an unfinished training run: one safetensors file, rewritten atomically."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,10 +8,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..bank.migration import resolved_settings
+from ..data.dataset import EncodedConcept
 from ..errors import UserError
 from ..files import write_atomically
-from .config import SPARE_MEMORY, TrainingConfig
+from ..monitor import Monitor
+from .config import OF_THE_MACHINE, ResolvedConfig
 
+VERSION = 2
 _METADATA_KEY = "seqlora.checkpoint"
 _LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing
 
@@ -21,29 +25,26 @@ class Checkpoint:
     """Everything that the next step depends on.
 
     Attributes:
-        identity: what must be the same for a resumed training to be the same training: the base model's and the data's
+        identity: what must be the same for a resumed run to be the same run: the base model's and the data's
             fingerprints, the concept, the bank's concepts before it.
         tensors: factors and optimizer state by name.
-        directions: a hash of the coordinates that the upper optimizer's state is in; empty for the basis's own.
+        directions: a hash of the coordinates in which the basis's optimizer works; empty for the basis's own.
     """
 
     step: int
-    config: TrainingConfig
+    config: ResolvedConfig
     identity: dict
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     passes: int = 0
-    loss_scale: float | None = None  # unknown in files of the version before
+    loss_scale: float | None = None  # unknown in early files of version 1
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    directions: str | None = None  # unknown in files of the version before
-
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, without it."""
-        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+    directions: str | None = None  # unknown in early files of version 1
 
     def save(self, path: Path) -> None:
         """Write it in place of the previous one."""
         record = {
+            "version": VERSION,
             "step": self.step,
             "config": self.config.as_dict(),
             "identity": self.identity,
@@ -68,22 +69,24 @@ class Checkpoint:
                 record = json.loads((file.metadata() or {})[_METADATA_KEY])
                 # Copies: a tensor in the file's memory map would keep Windows from replacing or deleting the file.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-            config = TrainingConfig.from_dict(record.pop("config"))
-            return cls(config=config, tensors=tensors, **record)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            settings = record.pop("config")
+            if record.pop("version", 1) == 1:
+                settings = resolved_settings(settings)
+            return cls(config=ResolvedConfig.from_dict(settings), tensors=tensors, **record)
+        except (SafetensorError, KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{path} is not a readable checkpoint: delete it and train again.") from error
 
-    def difference(self, config: TrainingConfig, identity: dict) -> str | None:
-        """The first thing in which a training differs from this one, in words; None where it is the same."""
+    def difference(self, config: ResolvedConfig, identity: dict) -> str | None:
+        """The first thing in which a run differs from this one, in words; None if it is the same."""
         old, new = {**self.config.as_dict(), **self.identity}, {**config.as_dict(), **identity}
         for name, value in new.items():
-            if name not in SPARE_MEMORY and old.get(name) != value:
+            if name not in OF_THE_MACHINE and old.get(name) != value:
                 shown = f"its {name} was {old.get(name)!r} and is now {value!r}"
                 return shown if len(repr(value)) <= _LONGEST_SHOWN else f"its {name} changed"
         return None
 
-    def check_same_training(self, config: TrainingConfig, identity: dict, path: Path) -> None:
-        """Refuse to continue another training.
+    def check_same_run(self, config: ResolvedConfig, identity: dict, path: Path) -> None:
+        """Refuse to continue another run.
 
         Raises:
             UserError: names the first thing that differs.
@@ -92,3 +95,34 @@ class Checkpoint:
             raise UserError(
                 f"Cannot resume {path}: {difference}. Use the same settings and data, or train without resuming."
             )
+
+
+def resumable_checkpoint(
+    path: Path,
+    config: ResolvedConfig,
+    identity: dict,
+    data: EncodedConcept,
+    restart_if_changed: bool,
+    monitor: Monitor,
+) -> Checkpoint | None:
+    """The checkpoint at `path` if it is of the same run; None if there is none to continue from.
+
+    Args:
+        restart_if_changed: ignore a checkpoint of another run, with a message, instead of refusing.
+
+    Raises:
+        UserError: it is of another run, or cannot be read.
+    """
+    if not path.is_file():
+        return None
+    saved = Checkpoint.load(path)
+    # Early files of version 1 do not name the base, and have the data as it was encoded.
+    saved.identity.setdefault("base model", identity["base model"])
+    if saved.identity.get("data") == data.encoded_fingerprint():
+        saved.identity["data"] = identity["data"]
+    if restart_if_changed and (difference := saved.difference(config, identity)):
+        monitor.message(f"Starting again at step 0 instead of {saved.step}: {difference}.")
+        return None
+    saved.check_same_run(config, identity, path)
+    monitor.message(f"Resuming at step {saved.step} of {config.steps}.")
+    return saved

@@ -1,144 +1,250 @@
-"""The frozen settings of one training."""
+"""The settings of one training run: as a user asks for them, and resolved to what is computed.
+
+Every setting carries its help, choices and bounds as field metadata; the command line and the nodes make their options
+from it, and `TrainingConfig` checks its values against it.
+"""
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 
-HYPERGRADIENTS = ("lookahead", "finite-difference", "exact")
-METHODS = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
-LOWER_STEPS = ("auto", "kept", "again")
-OPTIMIZERS = ("adam", "gradient")
+HYPERGRADIENT_NAMES = ("lookahead", "finite-difference", "exact")
+METHOD_NAMES = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
-INITS = ("auto", "random", "spectral", "contrastive")
-COORDINATES = ("auto", "plain", "contrastive")
-TRAIN_ON = ("auto", "subsets", "accumulated", "bare")
+_CROPS = ("center", "random")
 DTYPES = ("float32", "bfloat16", "float16")
-SPARE_MEMORY = ("gradient_checkpointing",)  # settings that take time for it, and change nothing that is computed
-LARGEST_SEED = 2**62  # pictures of one prompt count on from it, and torch has 64 bits
+LARGEST_SEED = 2**62  # images of one prompt count on from it, and torch has 64 bits
+# Settings of the machine, not of the concept: two runs that differ in these alone make the same concept.
+OF_THE_MACHINE = ("dtype", "gradient_checkpointing")
+# Larger step sizes were never useful: Adam moves every number by about that much, and plain steps follow the gradient.
+_LARGEST_STEP_SIZE = {"adam": 1.0, "gradient": 1e6}
+# What settings and some of their values were called before; still read from records, flags and graphs.
+OLD_NAMES = {
+    "alpha": "lr_coefficients",
+    "beta": "lr_basis",
+    "crosstalk": "interference_penalty",
+    "draw": "column_sampling",
+}
+OLD_VALUES = {
+    "train_on": {"subsets": "alternate"},
+    "lower_step": {"kept": "reuse", "again": "repeat"},
+}
+
+
+def _setting(
+    default: object,
+    text: str,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    unset: str = "",
+) -> object:
+    """A field.
+
+    Args:
+        text: one line of help.
+        least, most: bounds of a number, both allowed.
+        unset: what None means, for settings that may be left open.
+    """
+    return field(
+        default=default, metadata={"help": text, "choices": choices, "least": least, "most": most, "unset": unset}
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides what a training computes.  Stored with every concept.
-
-    Step sizes `alpha` (coefficients A, the lower level) and `beta` (basis B, the upper level) are those of
-    eqs. 8 and 17 with `optimizer="gradient"`, and Adam's learning rates with `optimizer="adam"`.
+    """What a user asks of a training run.  None leaves a setting to the method, the base model or the device.
 
     Raises:
         UserError: a value is out of range; the message names the setting.
     """
 
-    method: str = "seqlora"
-    hypergradient: str = "lookahead"
-    optimizer: str = "adam"
-    alpha: float = 1e-3
-    beta: float = 1e-3
-    rank: int = 4
-    steps: int = 800
-    batch_size: int = 1
-    accumulation: int = 1  # micro-batches per step; every hypergradient sees all of them
-    bilevel_iterations: int = 1  # of Algorithm 1, on one minibatch
-    inner_steps: int = 1  # lower-level steps in each of them
-    lower_step: str = "auto"  # eq. 8's is "kept", or taken "again" at the new B (eq. 18); "auto" keeps with lookahead
-    # None is what the method does
-    ridge: float | None = None  # eps of the term eps/2 (|A|^2 + |B|^2)
-    crosstalk: float | None = None  # weight of what each prompt to keep would notice
-    average: float | None = None  # share of the steps, the last, over which the factors are averaged
-    clip: float = 1.0  # bound on the norm of each factor's whole gradient; 0 turns it off
-    # "auto" is what the method does
-    init: str = "auto"
-    coordinates: str = "auto"
-    layers: str = "cross-kv"
-    train_on: str = "auto"
-    draw: str = "without-replacement"  # of the orthogonal method's columns; "independent" is its paper's
-    prior_weight: float = 1.0
-    resolution: int = 512
-    crop: str = "center"
-    flip: bool = False
-    dtype: str = "float32"
-    gradient_checkpointing: bool = False
-    seed: int = 0
+    method: str = _setting("seqlora", "how the two factors are trained; seqlora is the paper's method", METHOD_NAMES)
+    hypergradient: str = _setting(
+        "lookahead", "how the effect of the coefficients on the basis is differentiated (seqlora)", HYPERGRADIENT_NAMES
+    )
+    optimizer: str = _setting(
+        "adam", "Adam with a projection after each step, or the paper's plain gradient steps", ("adam", "gradient")
+    )
+    lr_coefficients: float = _setting(1e-3, "learning rate of the coefficients A, LoRA's up matrix; not LoRA's alpha")
+    lr_basis: float = _setting(1e-3, "learning rate of the basis B, LoRA's down matrix")
+    rank: int = _setting(4, "LoRA rank: directions that the concept takes per layer", least=1)
+    steps: int = _setting(800, "training steps", least=1)
+    batch_size: int = _setting(1, "images per forward pass", least=1)
+    accumulation: int = _setting(1, "forward passes per step, whose gradients are added up", least=1)
+    bilevel_iterations: int = _setting(1, "iterations of Algorithm 1 per step, on the same images", least=1)
+    inner_steps: int = _setting(1, "steps of the coefficients per iteration (lower level)", least=1)
+    lower_step: str | None = _setting(
+        None,
+        "reuse the tentative step of the coefficients, or repeat it at the new basis as published",
+        ("reuse", "repeat"),
+        unset="reuse with lookahead, else repeat",
+    )
+    ridge: float | None = _setting(
+        None, "weight of the penalty on the size of both factors", least=0, unset="0 for seqlora, else 0.0001"
+    )
+    interference_penalty: float | None = _setting(
+        None,
+        "weight of the penalty on changing other prompts' images",
+        least=0,
+        unset="0.01 for seqlora, else 0",
+    )
+    average: float | None = _setting(
+        None,
+        "share of the steps, counted from the end, whose factors are averaged",
+        least=0,
+        most=1,
+        unset="0.5 for seqlora, else 0",
+    )
+    clip: float = _setting(1.0, "bound on the norm of each factor's gradient; 0 turns it off", least=0)
+    init: str | None = _setting(
+        None,
+        "where the basis starts inside the free subspace",
+        ("random", "spectral", "contrastive"),
+        unset="contrastive for seqlora, else random",
+    )
+    coordinates: str | None = _setting(
+        None,
+        "coordinates in which the basis moves: its own, or scaled so that every step disturbs others equally",
+        ("plain", "contrastive"),
+        unset="contrastive for seqlora, else plain",
+    )
+    layers: str = _setting(
+        "cross-kv", "attention layers to train: keys and values of the text, all that receive it, or all", LAYER_PRESETS
+    )
+    train_on: str | None = _setting(
+        None,
+        "earlier concepts present while training: in every other image (alternate), always (accumulated) or never "
+        "(bare)",
+        ("alternate", "accumulated", "bare"),
+        unset="alternate for seqlora, accumulated for alternating and inflora, else bare",
+    )
+    column_sampling: str = _setting(
+        "without-replacement",
+        "how method orthogonal draws columns of its shared matrix; its paper draws independently",
+        ("without-replacement", "independent"),
+    )
+    prior_weight: float = _setting(1.0, "weight of the loss on class images (--prior-images)", least=0)
+    resolution: int | None = _setting(
+        None, "side of the square training images, in pixels", least=8, unset="the base model's own"
+    )
+    crop: str = _setting(
+        "center", "how images become square: the center, or a random part per step", ("center", "random")
+    )
+    flip: bool = _setting(False, "train on mirrored images too")
+    dtype: str | None = _setting(
+        None, "precision of the forward and backward passes", DTYPES, unset="the device's fastest safe one"
+    )
+    gradient_checkpointing: bool = _setting(False, "less memory, about a third more time")
+    seed: int = _setting(0, "random seed", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        _one_of(self, "method", METHODS)
-        _one_of(self, "hypergradient", HYPERGRADIENTS)
-        _one_of(self, "lower_step", LOWER_STEPS)
-        _one_of(self, "optimizer", OPTIMIZERS)
-        _one_of(self, "init", INITS)
-        _one_of(self, "layers", LAYER_PRESETS)
-        _one_of(self, "coordinates", COORDINATES)
-        _one_of(self, "train_on", TRAIN_ON)
-        _one_of(self, "draw", ("without-replacement", "independent"))
-        _one_of(self, "crop", ("center", "random"))
-        _one_of(self, "dtype", DTYPES)
-        for name in ("rank", "steps", "batch_size", "accumulation", "bilevel_iterations", "inner_steps"):
-            _at_least(self, name, 1)
-        for name in ("clip", "prior_weight", "seed"):
-            _at_least(self, name, 0)
-        if self.seed > LARGEST_SEED:
-            raise UserError(f"seed must be at most {LARGEST_SEED}, not {self.seed}.")
-        for name in ("ridge", "crosstalk"):
-            if getattr(self, name) is not None:
-                _at_least(self, name, 0)
-        if self.average is not None and not 0 <= self.average <= 1:
-            raise UserError(f"average must be a share between 0 and 1, not {self.average}.")
-        for name in ("alpha", "beta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}.")
-        if self.resolution < 8 or self.resolution % 8:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if value is not None or not entry.metadata["unset"]:
+                _check(entry, value)
+        self._check_step_sizes()
+        if self.resolution is not None and self.resolution % 8:
             raise UserError(f"resolution must be a multiple of 8 pixels, not {self.resolution}.")
-        if self.lower_step == "kept" and self.hypergradient != "lookahead":
+        if self.lower_step == "reuse" and self.hypergradient != "lookahead":
             raise UserError(
-                f"The lower step can be kept with the lookahead hypergradient alone, not with {self.hypergradient}: "
-                "choose one of the two anew."
+                f"lower_step reuse works with the lookahead hypergradient only, not with {self.hypergradient}: "
+                "choose lower_step repeat or hypergradient lookahead."
             )
-        if self.hypergradient == "exact" and self.dtype == "float16" and self.method == "seqlora":
+        if self.hypergradient == "exact" and self.method == "seqlora":
+            self._check_exact()
+
+    def _check_step_sizes(self) -> None:
+        most = _LARGEST_STEP_SIZE[self.optimizer]
+        for name in ("lr_coefficients", "lr_basis"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be a number above 0, not {value}.")
+            if value > most:
+                raise UserError(
+                    f"{name} is a learning rate, not the alpha of a LoRA: {value:g} is too large for the optimizer "
+                    f"{self.optimizer}. Use about 0.001; a LoRA's alpha is not set here, since it always equals the "
+                    "rank."
+                )
+
+    def _check_exact(self) -> None:
+        if self.dtype == "float16":
             raise UserError(
                 "The exact hypergradient loses small gradients in float16: choose lookahead, or bfloat16 or float32."
             )
-        if self.hypergradient == "exact" and self.gradient_checkpointing and self.method == "seqlora":
+        if self.gradient_checkpointing:
             raise UserError(
                 "The exact hypergradient differentiates twice, which gradient checkpointing does not allow: "
                 "choose lookahead, or switch gradient checkpointing off."
             )
 
     @property
-    def keeps_lower_step(self) -> bool:
-        """Whether an iteration of `seqlora` keeps the lower steps of eq. 8 (see `bilevel.reusing_iteration`)."""
-        return self.lower_step == "kept" or (self.lower_step == "auto" and self.hypergradient == "lookahead")
-
-    @property
     def draws_independently(self) -> bool:
         """Whether bases are drawn as Orthogonal Adaptation draws them: without regard to what others hold."""
-        return self.method == "orthogonal" and self.draw == "independent"
+        return self.method == "orthogonal" and self.column_sampling == "independent"
 
     def as_dict(self) -> dict:
         """The settings as JSON-ready values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "TrainingConfig":
-        """The settings from `as_dict`; names that this version does not know are left out."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+    def from_dict(cls, values: Mapping[str, object]) -> "TrainingConfig":
+        """The settings from `as_dict`, also under their old names; unknown names are left out."""
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in current_names(values).items() if name in known})
 
-    def asks_for_the_same(self, other: "TrainingConfig") -> bool:
-        """Whether both settings make the same concept; in which precision and memory is the machine's affair."""
-        own, others = self.as_dict(), other.as_dict()
-        return all(own[name] == others[name] for name in own if name not in ("dtype", *SPARE_MEMORY))
+    def resolve(self, method_defaults: Mapping[str, object], native_size: int, dtype: str) -> "ResolvedConfig":
+        """Decide what was left open.
+
+        Args:
+            method_defaults: of the method (see `methods.Method.defaults`).
+            native_size: side of the base model's images, in pixels.
+            dtype: the device's fastest safe precision.
+        """
+        defaults = {
+            "lower_step": "reuse" if self.hypergradient == "lookahead" else "repeat",
+            "resolution": native_size,
+            "dtype": dtype,
+            **method_defaults,
+        }
+        return ResolvedConfig(**{n: defaults[n] if v is None else v for n, v in self.as_dict().items()})
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items())
 
 
-def _one_of(config: TrainingConfig, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(config, name) not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}.")
+@dataclass(frozen=True)
+class ResolvedConfig(TrainingConfig):
+    """Everything that decides what a training run computes, with nothing left open.  Stored with every concept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unset = [name for name, value in self.as_dict().items() if value is None]
+        if unset:
+            raise UserError(f"The setting {unset[0]} has no value: give it one.")
+
+    def makes_the_same(self, other: "ResolvedConfig") -> bool:
+        """Whether both make the same concept; precision and memory are the machine's affair."""
+        own, others = self.as_dict(), other.as_dict()
+        return all(own[name] == others[name] for name in own if name not in OF_THE_MACHINE)
 
 
-def _at_least(config: TrainingConfig, name: str, least: int) -> None:
-    value = getattr(config, name)
-    if not (math.isfinite(value) and value >= least):
-        raise UserError(f"{name} must be at least {least}, not {value}.")
+def current_names(values: Mapping[str, object]) -> dict[str, object]:
+    """Settings under today's names, with today's words for their values; "auto" is None."""
+    renamed = {OLD_NAMES.get(name, name): value for name, value in values.items()}
+    return {
+        name: None if value == "auto" else OLD_VALUES.get(name, {}).get(value, value) for name, value in renamed.items()
+    }
+
+
+def _check(entry: dataclasses.Field, value: object) -> None:
+    choices, least, most = (entry.metadata[key] for key in ("choices", "least", "most"))
+    if choices and value not in choices:
+        raise UserError(f"{entry.name} must be one of {', '.join(choices)}, not {value!r}.")
+    if least is not None and not (math.isfinite(value) and value >= least):
+        raise UserError(f"{entry.name} must be at least {least:g}, not {value}.")
+    if most is not None and value > most:
+        raise UserError(f"{entry.name} must be at most {most:g}, not {value}.")

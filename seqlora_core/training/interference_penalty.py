@@ -61,7 +61,7 @@ class ProtectedInputs(NamedTuple):
     energies: Mapping[str, float]
     prompts: int
 
-    def crosstalk(self, weight: float) -> InterferencePenalty:
+    def penalty(self, weight: float) -> InterferencePenalty:
         """Return the penalty for the layers in their order, with this weight per prompt."""
         tiny = torch.finfo(torch.float32).tiny
         shares = [weight * self.prompts / max(energy, tiny) for energy in self.energies.values()]

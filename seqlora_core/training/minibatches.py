@@ -9,7 +9,7 @@ from torch import Tensor
 from ..data.dataset import EncodedConcept, Example
 from ..model.denoiser import Denoiser
 from ..randomness import named_generator
-from .config import TrainingConfig
+from .config import ResolvedConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Minibatch:
     text: Tensor  # [b, tokens, d]
     mask: Tensor  # [b, 1, h, w]
     weight: float  # of its loss in the step's
-    seen: Tensor | None = None  # [b], which are seen with the earlier concepts; None for all
+    with_earlier: Tensor | None = None  # [b], which images see the earlier concepts; None is all
 
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Compute the weighted mean squared error over the latent values inside the mask, a scalar."""
@@ -31,16 +31,11 @@ class Minibatch:
         return self.weight * (error * self.mask).sum() / counted
 
 
-def draw_minibatches(
-    data: EncodedConcept, denoiser: Denoiser, config: TrainingConfig, step: int, varies: bool = False
-) -> list[Minibatch]:
+def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: ResolvedConfig, step: int) -> list[Minibatch]:
     """Draw the micro-batches of a step: a pure function of the seed and the step's number.
 
     A resumed training run therefore uses exactly the minibatches of an uninterrupted one, on any device (random numbers
     come from the CPU).
-
-    Args:
-        varies: whether every other picture is seen without the earlier concepts (see `TrainingPlan`).
     """
     generator = named_generator(config.seed, "step", step)
     share = 1 / config.accumulation
@@ -48,7 +43,7 @@ def draw_minibatches(
     for micro in range(config.accumulation):
         first = (step * config.accumulation + micro) * config.batch_size
         places = torch.arange(first, first + config.batch_size, device=denoiser.device)
-        seen = places % 2 == 0 if varies else None
+        with_earlier = places % 2 == 0 if config.train_on == "alternate" else None
         sources = [(data.examples, share)]
         if data.prior and config.prior_weight:
             sources.append((data.prior, share * config.prior_weight))
@@ -57,7 +52,7 @@ def draw_minibatches(
                 _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
             ]
             picks = [examples[index] for index in order]
-            batches.append(_minibatch(picks, data.window, denoiser, generator, weight, seen))
+            batches.append(_minibatch(picks, data.window, denoiser, generator, weight, with_earlier))
     return batches
 
 
@@ -67,7 +62,7 @@ def _minibatch(
     denoiser: Denoiser,
     generator: torch.Generator,
     weight: float,
-    seen: Tensor | None,
+    with_earlier: Tensor | None,
 ) -> Minibatch:
     height, width = (min(pick.mean.shape[axis] for pick in picks) for axis in (1, 2))
     if window is not None:
@@ -80,7 +75,7 @@ def _minibatch(
     timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
     signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight, seen)
+    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight, with_earlier)
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:

@@ -1,17 +1,18 @@
 """The denoising loss of one minibatch (eq. 2) as the objective `L(A, B)` of the bilevel iteration."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.dataset import EncodedConcept
 from ..errors import TrainingDiverged
-from ..model.adapters import Adapter
+from ..model.adapters import Adapter, attach
 from ..model.denoiser import Denoiser
-from .config import TrainingConfig
+from .config import ResolvedConfig
+from .earlier_concepts import EarlierConcepts
 from .minibatches import Minibatch, draw_minibatches
 
 # float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.
@@ -19,43 +20,61 @@ FIRST_LOSS_SCALE = 2.0**12
 
 
 class DenoisingObjective:
-    """`L(A, B)` of the current minibatches, on a UNet with `adapters` attached (see `adapters.attach`).
+    """`L(A, B)` of the current minibatches, on a UNet with an adapter on each of `layers`.
 
     Args:
-        adapters: the mapping that the attach hooks look up; holds the factors during a pass only.
+        layers: the adapted layers, by canonical name; A and B are lists in their order.
         dtype: precision of the passes, by its name in torch.
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
-        crosstalk: a further term of (A, B), or None.
-        show: called with `seen` of every minibatch before its pass, and with None after the last.
+        penalty: a further term of (A, B), or None.
+        earlier: the earlier concepts, which minibatches may leave out.
+
+    Attributes:
+        passes: forward-backward passes over a micro-batch so far.
+        loss_scale: factor on the loss that keeps float16 gradients from vanishing; halved when they overflow.
+        difference_step: relative step at which a central difference of the gradient is accurate.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        adapters: dict[str, Adapter],
-        names: Sequence[str],
-        dtype: str,
+        layers: Mapping[str, nn.Module],
+        dtype: str = "float32",
         ridge: float = 0.0,
-        crosstalk: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
-        show: Callable[[Tensor | None], None] = lambda seen: None,
+        penalty: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
+        earlier: EarlierConcepts | None = None,
     ) -> None:
         self.denoiser = denoiser
-        self.minibatches: list[Minibatch] = []
-        self.passes = 0  # forward-backward passes over a micro-batch so far
-        self._adapters = adapters
-        self._names = list(names)
+        self._layers = layers
+        self._adapters: dict[str, Adapter] = {}  # holds the factors only while a pass lasts
+        self._minibatches: Sequence[Minibatch] = ()
         self._ridge = ridge
-        self._crosstalk = crosstalk
-        self._show = show
+        self._penalty = penalty
+        self._earlier = earlier or EarlierConcepts()
         self._dtype = getattr(torch, dtype)
+        self.passes = 0
         self.loss_scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self.difference_step = 1e-2 if self._dtype == torch.float32 else 1e-1
 
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While the block lasts, passes see the factors that they are given."""
+        with attach(self._layers, self._adapters):
+            yield
+
+    def use(self, minibatches: Sequence[Minibatch]) -> None:
+        """Define L by these minibatches until the next call."""
+        self._minibatches = minibatches
+
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         """Return L(A, B) over all minibatches, with its graph."""
-        self.passes += len(self.minibatches)
+        self.passes += len(self._minibatches)
         with self._using(A, B):
-            return sum(self._errors(minibatch) for minibatch in self.minibatches) + self._regularization(A, B)
+            errors = []
+            for minibatch in self._minibatches:
+                with self._earlier.in_images(minibatch.with_earlier):
+                    errors.append(self._error(minibatch))
+            return sum(errors) + self._regularization(A, B)
 
     def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
         """Compute L, dL/dA and dL/dB, with one minibatch's graph in memory at a time.
@@ -69,7 +88,7 @@ class DenoisingObjective:
             if finite:
                 return loss, gradients[: len(A)], gradients[len(A) :]
             if self.loss_scale <= 1:
-                raise TrainingDiverged("The loss is no longer finite: lower the step sizes alpha and beta.")
+                raise TrainingDiverged("The loss is no longer finite: lower lr_coefficients and lr_basis.")
             self.loss_scale /= 2
 
     def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
@@ -82,9 +101,11 @@ class DenoisingObjective:
             loss = float(regularization.detach())
             # Gradient checkpointing uses the factors again in the backward pass, so they stay attached until its end.
             with self._using(A, B):
-                for minibatch in self.minibatches:
-                    error = self._errors(minibatch)
-                    for total, part in zip(totals, torch.autograd.grad(error * self.loss_scale, factors), strict=True):
+                for minibatch in self._minibatches:
+                    with self._earlier.in_images(minibatch.with_earlier):
+                        error = self._error(minibatch)
+                        parts = torch.autograd.grad(error * self.loss_scale, factors)
+                    for total, part in zip(totals, parts, strict=True):
                         total += part / self.loss_scale
                     loss += float(error.detach())
                     self.passes += 1
@@ -105,30 +126,27 @@ class DenoisingObjective:
         with nullcontext() if plain else torch.autocast(device, self._dtype):
             return self.denoiser.predict_noise(noisy, timesteps, text)
 
-    def _errors(self, minibatch: Minibatch) -> Tensor:
-        self._show(minibatch.seen)
+    def _error(self, minibatch: Minibatch) -> Tensor:
         return minibatch.squared_error(self._predict(minibatch.noisy, minibatch.timesteps, minibatch.text))
 
     def _regularization(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         ridge = self._ridge / 2 * sum(factor.square().sum() for factor in (*A, *B))
-        return ridge if self._crosstalk is None else ridge + self._crosstalk(A, B)
+        return ridge if self._penalty is None else ridge + self._penalty(A, B)
 
     @contextmanager
     def _using(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Iterator[None]:
-        self._adapters.update(zip(self._names, map(Adapter.from_factors, A, B), strict=True))
+        self._adapters.update(zip(self._layers, map(Adapter.from_factors, A, B), strict=True))
         try:
             yield
         finally:
-            self._show(None)
-            for name in self._names:
-                self._adapters.pop(name, None)
+            self._adapters.clear()
 
 
 @torch.no_grad()
 def heldout_loss(
     denoiser: Denoiser,
     data: EncodedConcept,
-    config: TrainingConfig,
+    config: ResolvedConfig,
     steps: int,
     between: Callable[[], None] = lambda: None,
 ) -> float:

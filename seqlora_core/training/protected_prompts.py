@@ -1,11 +1,13 @@
-"""The prompts whose images a training run leaves as they are."""
+"""The prompts whose images a training run must leave as they are (see `interference_penalty`)."""
 
-from ..bank import Bank
-from ..bank.spec import ConceptSpec
+from collections.abc import Sequence
+
+from ..bank import Concept
 from ..data.prompts import subject_prompt
 
-EMPTY_PROMPT_COUNT = 4  # to keep beside one of each concept
-# To keep as well: invented subjects, for all that a bank does not hold yet, and ordinary ones, for all else.
+EMPTY_PROMPT_COUNT = 4  # guidance subtracts what the model makes of the empty prompt from every image
+# Invented subjects stand for concepts that the bank does not hold yet.  Without them a basis would turn to directions
+# that only later concepts use, and the new concept would answer to their words.
 PLACEHOLDER_SUBJECTS = (
     ("sksarbo", "tree"),
     ("skslumi", "house"),
@@ -16,21 +18,22 @@ PLACEHOLDER_SUBJECTS = (
     ("skskran", "boat"),
     ("skswilf", "animal"),
 )
+# Common subjects stand for the rest of the world.
 COMMON_SUBJECTS = ("tree", "house", "person", "plant", "toy", "food", "boat", "animal")
 COMMON_SUBJECTS += ("street", "mountain", "book", "chair", "clock", "bridge", "shoe", "cloud")
 
 
-def protected_prompts(bank: Bank, spec: ConceptSpec) -> list[str]:
-    """Prompts whose pictures a training should leave as they are (see `crosstalk`).
+def protected_prompts(concepts: Sequence[Concept], class_word: str) -> list[str]:
+    """One prompt for every concept, for invented and common subjects, and some empty ones.
 
-    One for every concept of the bank, but for the one that a training is to replace; `PLACEHOLDER_SUBJECTS`, or a basis would turn
-    to what only later concepts read, and they would find it answering to their words; `COMMON_SUBJECTS` subjects, which stand
-    for the rest of the world; and some empty ones, since guidance subtracts what the model makes of it from every
-    picture.  None of the invented and ordinary ones is of the new concept's class: it lives by its class word.
+    Invented and common subjects of the new concept's own class are left out, because it is called by its class word.
+
+    Args:
+        concepts: the bank's, without the one that is about to be replaced.
+        class_word: the new concept's.
     """
-    replaced = bank.manifest.find(spec.name)
-    subjects = [concept.subject for concept in bank.concepts if concept is not replaced]
-    own = spec.class_word.casefold().split()
-    subjects += [f"{token} {class_word}" for token, class_word in PLACEHOLDER_SUBJECTS if class_word not in own]
+    own = class_word.casefold().split()
+    subjects = [concept.subject for concept in concepts]
+    subjects += [f"{token} {word}" for token, word in PLACEHOLDER_SUBJECTS if word not in own]
     subjects += [word for word in COMMON_SUBJECTS if word not in own]
     return [subject_prompt(subject) for subject in subjects] + [""] * EMPTY_PROMPT_COUNT

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from training_runs import random_concept
+from training_runs import given, random_concept, resolved
 
 from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.importing import describe_import, import_lora
@@ -17,7 +17,6 @@ from seqlora_core.errors import UserError
 from seqlora_core.model.adapters import Adapter, attach
 from seqlora_core.model.base import load_base
 from seqlora_core.model.sd15 import find_layers, original_names
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.trainer import train_concept
 
 SPEC = ConceptSpec("style", "sksstyle", "style")
@@ -244,8 +243,8 @@ def test_files_that_cannot_be_used_are_refused_in_one_sentence_and_change_nothin
 def taught(denoiser, bank):
     """A bank with two trained concepts."""
     for name in ("dog", "cat"):
-        config = TrainingConfig(steps=2, rank=4, alpha=0.05)
-        train_concept(denoiser, random_concept(0), bank, ConceptSpec(name, f"sks{name}", name), config)
+        config = resolved(steps=2, rank=4, lr_coefficients=0.05)
+        train_concept(denoiser, given(random_concept(0)), bank, ConceptSpec(name, f"sks{name}", name), config)
     return bank
 
 
@@ -277,7 +276,7 @@ def test_a_projected_import_is_orthogonal_and_says_what_was_lost(taught, tmp_pat
         kept, whole = kept + expected.square().sum(), whole + original.square().sum()
     share = float((kept / whole).sqrt())
     assert 0.5 < share < 1
-    assert concept.metrics["kept"] == pytest.approx(share, rel=1e-4)
+    assert concept.metrics["remaining"] == pytest.approx(share, rel=1e-4)
     assert f"{share:.0%} of |dW|" in describe_import(taught, concept)
 
 
@@ -286,14 +285,14 @@ def test_a_copy_of_a_concept_has_nothing_left_to_project(taught, tmp_path):
     with pytest.raises(UserError, match="Nothing of copy"):
         import_lora(taught, copy, SPEC, project=True)
     concept = import_lora(taught, copy, SPEC)
-    assert concept.metrics["kept"] == pytest.approx(0, abs=1e-5)
+    assert concept.metrics["remaining"] == pytest.approx(0, abs=1e-5)
     assert len(taught.refresh().concepts) == 3
 
 
 def test_a_later_training_keeps_off_an_imported_concept(denoiser, bank, tmp_path):
     import_lora(bank, write(tmp_path / "x.safetensors", random_adapters(bank), kohya), SPEC)
-    config = TrainingConfig(steps=2, rank=2)
-    train_concept(denoiser, random_concept(0), bank, ConceptSpec("dog", "sksdog", "dog"), config)
+    config = resolved(steps=2, rank=2)
+    train_concept(denoiser, given(random_concept(0)), bank, ConceptSpec("dog", "sksdog", "dog"), config)
     assert inspect(bank).ok
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from training_runs import encoded, resolved
 
 from seqlora_core.bank import Bank, NewConcept, lora_file
 from seqlora_core.bank.spec import ConceptSpec
@@ -19,7 +20,6 @@ from seqlora_core.model.adapters import Adapter, attach, sum_adapters
 from seqlora_core.model.base import load_base
 from seqlora_core.model.sampling import SamplingSettings, generate
 from seqlora_core.model.sd15 import find_layers
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.trainer import train_concept
 
 
@@ -110,8 +110,8 @@ def trained(base_folder, tmp_path_factory):
     for name in ("dog", "cat"):
         text = base.encode_prompt(f"photo of a {name}")[None]
         data = EncodedConcept([Example(torch.randn(4, 16, 16, generator=generator), text)])
-        config = TrainingConfig(steps=3, rank=3 if name == "dog" else 2, alpha=0.05, beta=0.05, layers="all")
-        train_concept(base.denoiser(), data, bank, ConceptSpec(name, f"sks{name}", name), config)
+        config = resolved(steps=3, rank=3 if name == "dog" else 2, lr_coefficients=0.05, lr_basis=0.05, layers="all")
+        train_concept(base.denoiser(), encoded(data), bank, ConceptSpec(name, f"sks{name}", name), config)
     return base, bank
 
 

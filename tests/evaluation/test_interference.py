@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import random_concept
+from training_runs import random_concept, resolved
 
 from seqlora_core.bank import Bank
 from seqlora_core.bank.spec import ConceptSpec
@@ -13,7 +13,6 @@ from seqlora_core.evaluation.interference import diagnose, largest_eigenvalue, l
 from seqlora_core.model.activations import LayerInputs, capture_inputs
 from seqlora_core.model.adapters import Adapter, attach
 from seqlora_core.model.sd15 import find_layers
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.objective import heldout_loss
 from seqlora_core.training.trainer import train_concept
 
@@ -94,14 +93,14 @@ def test_the_largest_eigenvalue_is_found_also_beside_a_close_one():
 def test_only_the_residual_of_an_orthogonal_bank_is_disturbed(denoiser, bank):
     """Theorem 8: on the captured part of its inputs a concept does not see later ones; as JSON too."""
     for name in ("a", "b"):
-        config = TrainingConfig(rank=2, steps=6, alpha=1e-2, layers="all")
+        config = resolved(rank=2, steps=6, lr_coefficients=1e-2, layers="all")
         train_concept(denoiser, random_concept(ord(name)), bank, ConceptSpec(name, name, name), config)
     parts = select(Bank.open(bank.folder), [("a", 1.0), ("b", 1.0)])
     layers = find_layers(denoiser.unet)
 
     def inputs_of(part: SelectedConcept) -> dict[str, LayerInputs]:
         with attach(layers, part.scaled()):
-            return capture_inputs(layers, lambda: heldout_loss(denoiser, random_concept(5), TrainingConfig(), 2))
+            return capture_inputs(layers, lambda: heldout_loss(denoiser, random_concept(5), resolved(), 2))
 
     def captured_part_of(part: SelectedConcept) -> dict[str, LayerInputs]:
         captured = {}

@@ -157,7 +157,7 @@ def test_concepts_act_under_attention_patches_of_other_nodes(host, bank, kind):
 
 def test_weights_of_eight_bits_are_trained_on_in_place(host):
     unet = unet_alone(host, "fp8_e4m3fn")
-    trained = training("dog", alpha=0.1, bank_name="eight bits", model=["unet", 0])
+    trained = training("dog", lr_coefficients=0.1, bank_name="eight bits", model=["unet", 0])
     assert "learned" in text(host.run({**loader(), "unet": unet, **trained}), "train-dog")
     nodes = composed("dog", "eight bits")
     nodes["compose"]["inputs"]["model"] = ["unet", 0]

@@ -7,14 +7,12 @@ import itertools
 import pytest
 import tiny_base
 import torch
-from training_runs import random_concept
+from training_runs import random_concept, resolved
 
 from seqlora_core import subspace
-from seqlora_core.model.adapters import attach
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 from seqlora_core.training.bilevel import bilevel_iteration, reusing_iteration
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead
 from seqlora_core.training.minibatches import draw_minibatches
@@ -30,16 +28,16 @@ class Problem:
         self.unet = unet.to(dtype)
         self.denoiser = DiffusersDenoiser(self.unet, sd15_alphas_cumprod())
         self.layers = find_layers(self.unet)
-        self.adapters: dict = {}
-        config = TrainingConfig(rank=RANK, batch_size=2)
-        self.objective = DenoisingObjective(self.denoiser, self.adapters, list(self.layers), config.dtype, ridge)
+        config = resolved(rank=RANK, batch_size=2)
+        self.objective = DenoisingObjective(self.denoiser, self.layers, config.dtype, ridge)
         (minibatch,) = draw_minibatches(random_concept(0, size=size), self.denoiser, config, 0)
         floats = {
             name: value.to(dtype)
             for name, value in vars(minibatch).items()
             if torch.is_tensor(value) and value.is_floating_point()
         }
-        self.objective.minibatches = [dataclasses.replace(minibatch, **floats)]
+        self.minibatches = [dataclasses.replace(minibatch, **floats)]
+        self.objective.use(self.minibatches)
         generator = torch.Generator().manual_seed(1)
         self.A = [self._normal(layer.out_features, generator, dtype) for layer in self.layers.values()]
         self.B = [self._normal(layer.in_features, generator, dtype) for layer in self.layers.values()]
@@ -49,7 +47,7 @@ class Problem:
         return torch.randn(width, RANK, generator=generator, dtype=torch.float64).to(dtype) / width**0.5
 
     def attach(self):
-        return attach(self.layers, self.adapters)
+        return self.objective.attached()
 
     def step_for(self, share: float) -> float:
         """The lower step size whose first step is `share` of |A| long."""
@@ -222,9 +220,9 @@ def test_kept_lower_steps_move_b_as_the_algorithm_does_and_a_twice_along_its_gra
 @pytest.mark.parametrize("name", ["lookahead", "finite-difference"])
 def test_under_bfloat16_the_hypergradient_stays_close_to_the_exact_one_in_float32(sd15_problem, name):
     problem = sd15_problem
-    half = DenoisingObjective(problem.denoiser, problem.adapters, list(problem.layers), "bfloat16", ridge=1e-3)
-    half.minibatches = problem.objective.minibatches
-    with problem.attach():
+    half = DenoisingObjective(problem.denoiser, problem.layers, "bfloat16", ridge=1e-3)
+    half.use(problem.minibatches)
+    with problem.attach(), half.attached():
         alpha, reference = problem.step_for(0.1), problem.exact(0.1)
         _, gradient = HYPERGRADIENTS[name](half, problem.A, problem.B, lambda g: [alpha] * len(g), 1)
     assert error(gradient, reference) <= 7e-3

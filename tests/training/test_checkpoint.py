@@ -9,21 +9,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
-from training_runs import StopAfter, equal, factors, learn, random_concept
+from training_runs import StopAfter, equal, factors, learn, random_concept, resolved
 
 from seqlora_core import files as storage
 from seqlora_core import subspace
 from seqlora_core.bank import Bank
 from seqlora_core.errors import Cancelled, UserError
 from seqlora_core.training.checkpoint import Checkpoint
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.trainer import RunOptions
 
 
 def test_a_checkpoint_that_was_read_does_not_need_its_file_any_more(tmp_path):
     """Windows neither replaces nor deletes a file that a tensor is a part of, and resuming does both to it."""
     path, tensors = tmp_path / "dog.safetensors", {"A.layer": torch.arange(100_000.0)}
-    Checkpoint(3, TrainingConfig(), {"data": "x"}, [1.0], 2.0, 6, 512.0, tensors).save(path)
+    Checkpoint(3, resolved(), {"data": "x"}, [1.0], 2.0, 6, 512.0, tensors).save(path)
     read = Checkpoint.load(path)
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
@@ -60,7 +59,7 @@ def test_a_checkpoint_that_tells_data_apart_by_its_tensors_as_the_version_before
         data = dataclasses.replace(random_concept(seed), source="hash of the pictures")
         with pytest.raises(UserError, match="its data") if seed == 5 else nullcontext():
             learn(denoiser, bank, "a", data, options=RunOptions(resume=True))
-    assert bank.refresh().concept("a").metrics["data"] == "hash of the pictures"
+    assert bank.refresh().concept("a").provenance.data == "hash of the pictures"
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ class TestContrastiveCoordinates:
     def resumed(self, denoiser, bank):
         """change of the checkpoint's file -> what a stopped training ends with, and what it says on the way."""
         data = dataclasses.replace(
-            random_concept(4), keep=torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
+            random_concept(4), protected=torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
         )
         path = bank.checkpoint_path("a")
         with pytest.raises(Cancelled):
@@ -146,12 +145,12 @@ class TestContrastiveCoordinates:
                 del tensors[name]
 
         remembered, told = resumed()
-        assert "begins anew" not in told
+        assert "was reset" not in told
         expected, _ = resumed(without_memory)
         real = subspace.contrastive_directions
         monkeypatch.setattr(subspace, "contrastive_directions", lambda *given: -real(*given))
         turned, told = resumed()
-        assert "begins anew" in told
+        assert "was reset" in told
         assert equal(turned, expected)
         assert not equal(turned, remembered)
 
@@ -159,4 +158,4 @@ class TestContrastiveCoordinates:
         unchanged, _ = resumed()
         old, told = resumed(lambda record, tensors: record.pop("directions"))
         assert equal(old, unchanged)
-        assert "begins anew" not in told
+        assert "was reset" not in told

@@ -11,13 +11,13 @@ from seqlora_core.training.config import TrainingConfig
     [
         {"rank": 0},
         {"steps": 0},
-        {"alpha": 0.0},
-        {"beta": float("nan")},
+        {"lr_coefficients": 0.0},
+        {"lr_basis": float("nan")},
         {"method": "magic"},
         {"resolution": 100},
         {"hypergradient": "exact", "gradient_checkpointing": True},
         {"hypergradient": "exact", "dtype": "float16"},
-        {"hypergradient": "exact", "lower_step": "kept"},
+        {"hypergradient": "exact", "lower_step": "reuse"},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from training_runs import StopAfter, equal, factors, learn, random_concept
+from training_runs import StopAfter, equal, factors, learn, random_concept, resolved
 
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.errors import Cancelled
@@ -13,25 +13,25 @@ from seqlora_core.model.adapters import attach
 from seqlora_core.model.sd15 import SD15, find_layers, sd15_alphas_cumprod
 from seqlora_core.training.interference_penalty import watch_protected
 from seqlora_core.training.protected_prompts import protected_prompts
-from seqlora_core.training.trainer import RunOptions
+from seqlora_core.training.trainer import RunOptions, train_concept
 
 
 def with_prompts(seed: int, prompts: int = 2):
     """A concept's data, with as many prompts whose pictures it should leave alone."""
     generator = torch.Generator().manual_seed(100)
     data = random_concept(seed)
-    return type(data)(data.examples, keep=torch.randn(prompts, 7, 32, generator=generator))
+    return type(data)(data.examples, protected=torch.randn(prompts, 7, 32, generator=generator))
 
 
 def interference(denoiser, data, own: dict) -> float:
     """How far an adapter moves what the UNet makes of the prompts to keep."""
     generator = torch.Generator().manual_seed(5)
-    count = len(data.keep)
+    count = len(data.protected)
     noisy, timesteps = torch.randn(count, 4, 8, 8, generator=generator), torch.full((count,), 600)
     with torch.no_grad():
-        before = denoiser.predict_noise(noisy, timesteps, data.keep)
+        before = denoiser.predict_noise(noisy, timesteps, data.protected)
         with attach(find_layers(denoiser.unet), own):
-            after = denoiser.predict_noise(noisy, timesteps, data.keep)
+            after = denoiser.predict_noise(noisy, timesteps, data.protected)
     return (after - before).square().mean().item()
 
 
@@ -53,7 +53,7 @@ def test_the_term_is_for_every_prompt_the_energy_of_the_interference_beside_that
     kept = watch_protected(
         denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda: None
     )
-    term = kept.crosstalk(0.7)
+    term = kept.penalty(0.7)
     A, B, x = torch.randn(5, 2, generator=generator), torch.randn(6, 2, generator=generator), torch.cat(seen)
     share = (x @ B @ A.T).square().sum() / layer(x).square().sum()
     assert term([A], [B]).item() == pytest.approx(3 * 0.7 * share.item(), rel=1e-4)
@@ -63,7 +63,7 @@ def test_a_later_concept_moves_the_pictures_of_earlier_ones_less(denoiser, bank)
     data, moved = with_prompts(7), {}
     learn(denoiser, bank, "first", steps=2)
     for weight in (0.0, 1.0):
-        learn(denoiser, bank, f"with {weight}", data, steps=40, alpha=1e-2, crosstalk=weight)
+        learn(denoiser, bank, f"with {weight}", data, steps=40, lr_coefficients=1e-2, interference_penalty=weight)
         moved[weight] = interference(denoiser, data, factors(bank, f"with {weight}"))
         bank.remove(f"with {weight}")
     assert moved[1.0] < 0.5 * moved[0.0]
@@ -72,7 +72,7 @@ def test_a_later_concept_moves_the_pictures_of_earlier_ones_less(denoiser, bank)
 def test_the_first_concept_leaves_the_empty_prompt_more_alone(denoiser, bank):
     data, moved = with_prompts(7, prompts=1), {}
     for weight in (0.0, 1.0):
-        learn(denoiser, bank, "first", data, steps=40, alpha=1e-2, crosstalk=weight)
+        learn(denoiser, bank, "first", data, steps=40, lr_coefficients=1e-2, interference_penalty=weight)
         moved[weight] = interference(denoiser, data, factors(bank, "first"))
         bank.remove("first")
     assert moved[1.0] < 0.5 * moved[0.0]
@@ -91,28 +91,41 @@ def test_keys_and_values_of_the_text_need_one_small_pass_and_give_what_many_do(d
         assert kept.energies[name] == pytest.approx(layer(rows).square().sum(1).mean().item(), rel=1e-4)
 
 
+def encoded_prompts(denoiser, bank, spec: ConceptSpec) -> list[str]:
+    """The prompts that a training run asks to have encoded."""
+    asked = []
+
+    def encode(prompts):
+        asked.extend(prompts)
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        train_concept(denoiser, encode, bank, spec, resolved(), options=RunOptions(replace=True))
+    return asked
+
+
 def test_prompts_to_keep_are_of_other_concepts_strangers_ordinary_things_and_nothing(denoiser, bank):
-    none = protected_prompts(bank, ConceptSpec("first", "sks", "dog"))
+    none = protected_prompts([], "dog")
     assert none[-4:] == [""] * 4
     assert len(set(none)) > 20
     for name in ("first", "second"):
         learn(denoiser, bank, name, steps=1)
     subjects = {concept.name: f"photo of a {concept.subject}" for concept in bank.refresh().concepts}
-    assert protected_prompts(bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), *none]
-    assert protected_prompts(bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], *none]
+    assert encoded_prompts(denoiser, bank, ConceptSpec("third", "sks", "dog")) == [*subjects.values(), *none]
+    assert encoded_prompts(denoiser, bank, ConceptSpec("first", "sks", "dog")) == [subjects["second"], *none]
 
 
-def test_nothing_of_the_new_concept_s_class_is_kept_as_it_is(bank):
-    kept = protected_prompts(bank, ConceptSpec("oak", "sks", "Old Tree"))
+def test_nothing_of_the_new_concept_s_class_is_kept_as_it_is():
+    kept = protected_prompts([], "Old Tree")
     assert not any(prompt.endswith(" tree") for prompt in kept)
-    assert any(prompt.endswith(" tree") for prompt in protected_prompts(bank, ConceptSpec("rex", "sks", "dog")))
+    assert any(prompt.endswith(" tree") for prompt in protected_prompts([], "dog"))
 
 
 def test_only_seqlora_has_it_unless_asked_for(denoiser, bank):
     learn(denoiser, bank, "first", steps=1)
     results = {}
     for weight in (None, 0.0, 0.5):
-        learn(denoiser, bank, "second", with_prompts(3), method="alternating", crosstalk=weight)
+        learn(denoiser, bank, "second", with_prompts(3), method="alternating", interference_penalty=weight)
         results[weight] = factors(bank, "second")
         bank.remove("second")
     assert equal(results[None], results[0.0])
@@ -137,12 +150,12 @@ def test_the_basis_of_seqlora_alone_is_stepped_in_coordinates_of_its_own(denoise
     learn(denoiser, bank, "first", steps=1)
     results = {}
     for method in ("seqlora", "alternating"):
-        for coordinates in ("auto", "plain", "contrastive"):
+        for coordinates in (None, "plain", "contrastive"):
             learn(denoiser, bank, "second", with_prompts(3), method=method, coordinates=coordinates)
             results[coordinates] = factors(bank, "second")
             bank.remove("second")
         assert not equal(results["plain"], results["contrastive"])
-        assert equal(results["auto"], results["contrastive" if method == "seqlora" else "plain"])
+        assert equal(results[None], results["contrastive" if method == "seqlora" else "plain"])
 
 
 def test_a_stop_while_earlier_concepts_are_drawn_comes_at_once_and_is_said(denoiser, bank):
@@ -150,7 +163,7 @@ def test_a_stop_while_earlier_concepts_are_drawn_comes_at_once_and_is_said(denoi
     monitor = StopAfter(0)
     with pytest.raises(Cancelled):
         learn(denoiser, bank, "second", with_prompts(2), monitor)
-    assert any("earlier concepts" in message for message in monitor.messages)
+    assert any("protected prompts" in message for message in monitor.messages)
 
 
 def test_who_gives_no_prompts_to_keep_is_told(denoiser, bank):
@@ -162,7 +175,7 @@ def test_who_gives_no_prompts_to_keep_is_told(denoiser, bank):
     ):
         monitor = StopAfter(99)
         learn(denoiser, bank, name, data, monitor, steps=1, **settings)
-        told[name] = any("prompts to keep" in message for message in monitor.messages)
+        told[name] = any("No protected prompts" in message for message in monitor.messages)
     assert told == {"without": True, "with": False, "needless": False}
 
 

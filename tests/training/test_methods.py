@@ -3,14 +3,13 @@
 import pytest
 import torch
 from torch import Tensor
-from training_runs import random_concept
+from training_runs import encoded, random_concept, resolved
 
 from seqlora_core import subspace
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.model.activations import capture_inputs
 from seqlora_core.model.adapters import attach
 from seqlora_core.model.sd15 import find_layers
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.methods import METHODS
 from seqlora_core.training.objective import heldout_loss
@@ -25,7 +24,7 @@ def same_span(first: Tensor, second: Tensor) -> bool:
 
 
 def inflora_basis(Q: Tensor, covariance: Tensor, rank: int) -> Tensor:
-    return METHODS["inflora"].start(Q, TrainingConfig(method="inflora", rank=rank), torch.Generator(), covariance, None)
+    return METHODS["inflora"].start(Q, resolved(method="inflora", rank=rank), torch.Generator(), covariance, None)
 
 
 def test_inflora_takes_the_strongest_directions_that_are_free():
@@ -49,13 +48,13 @@ def test_inflora_stays_free_where_its_inputs_have_no_energy_left():
 def test_inflora_freezes_the_left_singular_vectors_of_the_inputs_of_the_accumulated_model(denoiser, bank):
     layers = find_layers(denoiser.unet)
     train_concept(
-        denoiser, random_concept(1), bank, ConceptSpec("a", "a", "a"), TrainingConfig(rank=2, steps=6, layers="all")
+        denoiser, encoded(random_concept(1)), bank, ConceptSpec("a", "a", "a"), resolved(rank=2, steps=6, layers="all")
     )
-    data, config = random_concept(2), TrainingConfig(method="inflora", rank=3, steps=5, layers="all")
+    data, config = random_concept(2), resolved(method="inflora", rank=3, steps=5, layers="all")
     first = bank.load()["a"]
     with attach(layers, first):
         inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), samples_per_pass=1000)
-    train_concept(denoiser, data, bank, ConceptSpec("b", "b", "b"), config)
+    train_concept(denoiser, encoded(data), bank, ConceptSpec("b", "b", "b"), config)
     second = bank.load()["b"]
     for name in list(layers)[::5]:
         M = torch.linalg.qr(first[name].B.double()).Q
@@ -89,7 +88,7 @@ class OneNumber:
         # b follows (1.6 * 2 - 5) (1.6 + 2 * da+/db) = -3.24 with da+/db = -0.1 (2 a b - 5) = 0.1; then a at the new b.
         ("seqlora", {"hypergradient": "exact"}, (1 + 0.1 * 2.676 * 2.324, 2.324)),
         # 2 dL/db(a+, b) - dL/db(a, b) = 2 * -2.88 + 3.
-        ("seqlora", {"hypergradient": "lookahead", "lower_step": "again"}, (1 + 0.1 * 2.724 * 2.276, 2.276)),
+        ("seqlora", {"hypergradient": "lookahead", "lower_step": "repeat"}, (1 + 0.1 * 2.724 * 2.276, 2.276)),
         # The same b; a goes on from 1.6 by what the pass there gives, (1.6 * 2 - 5) * 2 = -3.6.
         ("seqlora", {}, (1.96, 2.276)),
     ],
@@ -97,15 +96,15 @@ class OneNumber:
 def test_one_iteration_is_the_methods_definition(method, settings, expected):
     lower, upper = (FactorOptimizer([torch.tensor([[x]]).double()], "gradient", 0.1, clip=0) for x in (1.0, 2.0))
     Q = [subspace.empty(1)]
-    METHODS[method].iterate(OneNumber(), lower, upper, Q, TrainingConfig(method=method, **settings))
+    METHODS[method].iterate(OneNumber(), lower, upper, Q, resolved(method=method, **settings))
     assert (lower.parameters[0].item(), upper.parameters[0].item()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("method", ["orthogonal", "inflora"])
 def test_a_frozen_basis_is_the_same_after_one_step_and_after_many(denoiser, bank, method):
     for name, steps in (("short", 1), ("long", 8)):
-        config = TrainingConfig(method=method, rank=2, steps=steps, train_on="bare", alpha=1e-2)
-        train_concept(denoiser, random_concept(3), bank, ConceptSpec("a", "a", "a"), config)
+        config = resolved(method=method, rank=2, steps=steps, train_on="bare", lr_coefficients=1e-2)
+        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "a", "a"), config)
         bank.rename("a", name)
         concept = bank.load([bank.concept(name)])[name]
         bank.remove(name)
@@ -120,20 +119,22 @@ def test_the_ridge_term_is_the_method_s_own_where_none_is_given(denoiser, bank):
     data = random_concept(1)
 
     def first_loss(name, **settings):
-        config = TrainingConfig(steps=1, rank=2, layers="all", train_on="bare", **settings)
-        return train_concept(denoiser, data, bank, ConceptSpec(name, name, "thing"), config).metrics["first_loss"]
+        config = resolved(steps=1, rank=2, layers="all", train_on="bare", **settings)
+        return train_concept(denoiser, encoded(data), bank, ConceptSpec(name, name, "thing"), config).metrics[
+            "first_loss"
+        ]
 
     assert first_loss("a") == first_loss("b", ridge=0)
     term = first_loss("c", method="lora") - first_loss("d", method="lora", ridge=0)
     assert term == pytest.approx(1e-4 / 2 * 2 * len(find_layers(denoiser.unet)), rel=0.02)
 
 
-@pytest.mark.parametrize("settings", [{"method": "lora"}, {"method": "orthogonal", "draw": "independent"}])
+@pytest.mark.parametrize("settings", [{"method": "lora"}, {"method": "orthogonal", "column_sampling": "independent"}])
 def test_every_concept_of_a_bank_begins_with_a_draw_of_its_own(denoiser, bank, settings):
     """One seed is the default for all: had they one draw too, they would all lie in one subspace."""
     for number, name in enumerate(("a", "b", "c")):
-        config = TrainingConfig(rank=2, steps=1, layers="all", **settings)
-        train_concept(denoiser, random_concept(number), bank, ConceptSpec(name, name, name), config)
+        config = resolved(rank=2, steps=1, layers="all", **settings)
+        train_concept(denoiser, encoded(random_concept(number)), bank, ConceptSpec(name, name, name), config)
     loaded = bank.load()
     for first, second in (("a", "b"), ("a", "c"), ("b", "c")):
         pairs = [[torch.linalg.qr(loaded[name][layer].B).Q for name in (first, second)] for layer in loaded["a"]]
@@ -143,19 +144,19 @@ def test_every_concept_of_a_bank_begins_with_a_draw_of_its_own(denoiser, bank, s
 
 def test_independent_draws_take_no_regard_of_what_others_hold(denoiser, bank):
     """Also where that is nearly everything: the basis that was drawn and trained with is the one that is kept."""
-    config = TrainingConfig(method="orthogonal", draw="independent", rank=20, steps=1, layers="all")
+    config = resolved(method="orthogonal", column_sampling="independent", rank=20, steps=1, layers="all")
     for number, name in enumerate(("a", "b", "c")):
-        train_concept(denoiser, random_concept(number), bank, ConceptSpec(name, name, name), config)
+        train_concept(denoiser, encoded(random_concept(number)), bank, ConceptSpec(name, name, name), config)
         for A, B in (adapter.factors for adapter in bank.load()[name].values()):
             assert torch.allclose(B.mT @ B, torch.eye(20), atol=1e-5)
             assert A.norm() > 0
 
 
 def test_images_of_the_class_have_no_part_in_where_a_basis_starts(denoiser, bank):
-    config = TrainingConfig(method="inflora", rank=2, steps=1)
+    config = resolved(method="inflora", rank=2, steps=1)
     bases = []
     for data in (random_concept(3, prior=2), random_concept(3)):
-        train_concept(denoiser, data, bank, ConceptSpec("a", "a", "thing"), config)
-        bases.append({layer: B for layer, (_, B) in bank.load()["a"].items()})
+        train_concept(denoiser, encoded(data), bank, ConceptSpec("a", "a", "thing"), config)
+        bases.append({layer: adapter.B for layer, adapter in bank.load()["a"].items()})
         bank.remove("a")
     assert all(torch.equal(bases[0][layer], bases[1][layer]) for layer in bases[0])

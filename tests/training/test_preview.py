@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from training_runs import random_concept
+from training_runs import encoded, random_concept, resolved
 
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.monitor import Monitor
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.objective import DenoisingObjective
 from seqlora_core.training.preview import preview_latents
 from seqlora_core.training.trainer import RunOptions, train_concept
@@ -26,12 +25,12 @@ class Previews(Monitor):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_previews_come_at_their_steps_and_change_nothing(denoiser, bank, checkpointing):
     before = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
-    config = TrainingConfig(steps=5, rank=2, layers="all", alpha=0.05, gradient_checkpointing=checkpointing)
+    config = resolved(steps=5, rank=2, layers="all", lr_coefficients=0.05, gradient_checkpointing=checkpointing)
     watched = Previews()
 
     def learned(monitor: Monitor, options: RunOptions) -> list[torch.Tensor]:
         concept = train_concept(
-            denoiser, random_concept(1), bank, ConceptSpec("a", "sksa", "thing"), config, monitor, options
+            denoiser, encoded(random_concept(1)), bank, ConceptSpec("a", "sksa", "thing"), config, monitor, options
         )
         return [factor for adapter in bank.load([concept])["a"].values() for factor in adapter.factors]
 
@@ -53,5 +52,5 @@ def test_a_preview_of_a_perfect_denoiser_is_its_picture(denoiser):
             signal = alphas[timesteps].view(-1, 1, 1, 1)
             return (noisy - signal.sqrt() * answer) / (1 - signal).sqrt()
 
-    objective = DenoisingObjective(Oracle(denoiser.unet, alphas), {}, [], "float32")
+    objective = DenoisingObjective(Oracle(denoiser.unet, alphas), {})
     assert torch.allclose(preview_latents(objective, ([], []), random_concept(0), seed=3), answer, atol=1e-3)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from training_runs import random_concept
+from training_runs import encoded, random_concept, resolved
 
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.errors import UserError
 from seqlora_core.monitor import Monitor
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.methods import METHODS
 from seqlora_core.training.trainer import RunOptions, train_concept
 
@@ -17,8 +16,10 @@ def learned(denoiser, bank):
     """(steps, settings) -> the adapters of one and the same concept, trained from the start each time."""
 
     def learn(steps: int, **settings):
-        config = TrainingConfig(steps=steps, rank=2, layers="all", train_on="bare", alpha=1e-2, beta=1e-2, **settings)
-        train_concept(denoiser, random_concept(3), bank, ConceptSpec("a", "a", "a"), config)
+        config = resolved(
+            steps=steps, rank=2, layers="all", train_on="bare", lr_coefficients=1e-2, lr_basis=1e-2, **settings
+        )
+        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "a", "a"), config)
         adapters = bank.load([bank.concept("a")])["a"]
         bank.remove("a")
         return adapters
@@ -50,9 +51,9 @@ def test_previews_show_what_would_be_kept(denoiser, bank):
             self.last = latents
 
     def last_picture(share: float):
-        config = TrainingConfig(steps=4, rank=2, layers="all", alpha=0.1, average=share)
+        config = resolved(steps=4, rank=2, layers="all", lr_coefficients=0.1, average=share)
         monitor, options = Pictures(), RunOptions(preview_every=4)
-        train_concept(denoiser, random_concept(3), bank, ConceptSpec("a", "a", "a"), config, monitor, options)
+        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "a", "a"), config, monitor, options)
         bank.remove("a")
         return monitor.last
 
@@ -63,4 +64,4 @@ def test_previews_show_what_would_be_kept(denoiser, bank):
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_beyond_the_steps_is_refused(share):
     with pytest.raises(UserError, match="average"):
-        TrainingConfig(average=share)
+        resolved(average=share)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_base
 import torch
-from training_runs import StopAfter, equal, factors, learn, random_concept, spec
+from training_runs import StopAfter, encoded, equal, factors, learn, random_concept, resolved, spec
 
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.bank.inspection import inspect
@@ -16,7 +16,6 @@ from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.adapters import attach
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
-from seqlora_core.training.config import TrainingConfig
 from seqlora_core.training.minibatches import draw_minibatches
 from seqlora_core.training.objective import DenoisingObjective, heldout_loss
 from seqlora_core.training.plan import already_trained, next_version
@@ -40,7 +39,7 @@ def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(
     "settings",
     [
         {},
-        {"optimizer": "gradient", "alpha": 3.0, "beta": 3.0, "clip": 0},
+        {"optimizer": "gradient", "lr_coefficients": 3.0, "lr_basis": 3.0, "clip": 0},
         {"method": "alternating"},
         {"method": "orthogonal"},
         {"method": "inflora"},
@@ -53,9 +52,9 @@ def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(
 )
 def test_training_lowers_the_denoising_loss_of_its_images(denoiser, bank, settings):
     data = random_concept(1)
-    config = TrainingConfig(batch_size=2)
+    config = resolved(batch_size=2)
     before = heldout_loss(denoiser, data, config, 20)
-    learn(denoiser, bank, "a", data, **{"steps": 40, "alpha": 5e-3, "beta": 5e-3, **settings})
+    learn(denoiser, bank, "a", data, **{"steps": 40, "lr_coefficients": 5e-3, "lr_basis": 5e-3, **settings})
     with attach(find_layers(denoiser.unet), factors(bank, "a")):
         after = heldout_loss(denoiser, data, config, 20)
     assert after < before - 0.005
@@ -63,8 +62,8 @@ def test_training_lowers_the_denoising_loss_of_its_images(denoiser, bank, settin
 
 def test_later_concepts_do_not_touch_the_earlier_span(denoiser, bank):
     """Proposition 1: the part of x_i inside span(B_i) does not see later concepts."""
-    learn(denoiser, bank, "first", steps=6, alpha=1e-2)
-    learn(denoiser, bank, "second", steps=6, alpha=1e-2)
+    learn(denoiser, bank, "first", steps=6, lr_coefficients=1e-2)
+    learn(denoiser, bank, "second", steps=6, lr_coefficients=1e-2)
     first, second = factors(bank, "first"), factors(bank, "second")
     generator = torch.Generator().manual_seed(0)
     for layer in first:
@@ -76,7 +75,7 @@ def test_later_concepts_do_not_touch_the_earlier_span(denoiser, bank):
 
 
 def test_accumulated_training_sees_the_earlier_concepts_and_bare_training_does_not(denoiser, bank):
-    learn(denoiser, bank, "first", steps=8, alpha=5e-2, beta=5e-2)
+    learn(denoiser, bank, "first", steps=8, lr_coefficients=5e-2, lr_basis=5e-2)
     data = random_concept(7)
     accumulated = learn(denoiser, bank, "x", data, steps=1, train_on="accumulated").metrics["first_loss"]
     bare = learn(denoiser, bank, "y", data, steps=1, train_on="bare").metrics["first_loss"]
@@ -88,24 +87,24 @@ def test_accumulated_training_sees_the_earlier_concepts_and_bare_training_does_n
 
 def test_training_on_subsets_sees_all_earlier_concepts_and_none_in_turn(denoiser, bank):
     for name in ("first", "second"):
-        learn(denoiser, bank, name, steps=8, alpha=5e-2, beta=5e-2)
+        learn(denoiser, bank, name, steps=8, lr_coefficients=5e-2, lr_basis=5e-2)
     data, curves = random_concept(7), {}
-    for train_on in ("subsets", "accumulated", "bare"):
-        still = {"alpha": 1e-12, "beta": 1e-12}  # so that losses differ by what the model holds alone
-        concept = learn(denoiser, bank, train_on, data, steps=6, train_on=train_on, crosstalk=0.0, **still)
+    for train_on in ("alternate", "accumulated", "bare"):
+        still = {"lr_coefficients": 1e-12, "lr_basis": 1e-12}  # so that losses differ by what the model holds alone
+        concept = learn(denoiser, bank, train_on, data, steps=6, train_on=train_on, interference_penalty=0.0, **still)
         curves[train_on] = concept.metrics["loss_curve"]
         bank.remove(train_on)
     assert min(abs(a - b) for a, b in zip(curves["accumulated"], curves["bare"], strict=True)) > 1e-4
-    assert curves["subsets"][::2] == pytest.approx(curves["accumulated"][::2], abs=1e-5)
-    assert curves["subsets"][1::2] == pytest.approx(curves["bare"][1::2], abs=1e-5)
+    assert curves["alternate"][::2] == pytest.approx(curves["accumulated"][::2], abs=1e-5)
+    assert curves["alternate"][1::2] == pytest.approx(curves["bare"][1::2], abs=1e-5)
 
 
 def test_the_pictures_of_a_batch_take_turns_too(denoiser):
     data = dataclasses.replace(random_concept(2), prior=random_concept(3).examples)
-    config = TrainingConfig(batch_size=3, accumulation=2)
-    steps = [draw_minibatches(data, denoiser, config, step, varies=True) for step in range(2)]
+    config = resolved(batch_size=3, accumulation=2, train_on="alternate")
+    steps = [draw_minibatches(data, denoiser, config, step) for step in range(2)]
     for of_one_kind in (slice(0, None, 2), slice(1, None, 2)):  # images of the concept, and of its class
-        seen = torch.cat([minibatch.seen for step in steps for minibatch in step[of_one_kind]])
+        seen = torch.cat([minibatch.with_earlier for step in steps for minibatch in step[of_one_kind]])
         assert seen.tolist() == [True, False] * 6
 
 
@@ -143,7 +142,7 @@ def test_half_precision_needs_no_autocast_where_there_is_none():
     """DirectML: torch says that there is one of its kind of device, and fails to enter it."""
     device = torch.device("privateuseone")
     denoiser = SimpleNamespace(device=device, predict_noise=lambda noisy, timesteps, text: noisy)
-    objective = DenoisingObjective(denoiser, {}, [], "float16")
+    objective = DenoisingObjective(denoiser, {}, "float16")
     assert objective.predict_noise([], [], torch.ones(1), torch.ones(1), torch.ones(1)).dtype == torch.float32
 
 
@@ -182,7 +181,7 @@ def test_a_full_layer_is_left_out_and_the_user_is_told_before_training(denoiser,
 
 
 def test_a_rank_larger_than_the_free_space_is_refused_before_the_data_is_encoded(denoiser, bank):
-    def encode():
+    def encode(prompts):
         raise AssertionError("encoded")
 
     with pytest.raises(UserError, match="No layer has room for rank 65"):
@@ -201,25 +200,25 @@ def test_replacing_frees_the_old_directions_and_comes_last(denoiser, bank):
 
 def test_what_is_already_trained_is_known_by_its_data_and_settings(denoiser, bank):
     data = dataclasses.replace(random_concept(1), source="hash of the pictures")
-    config = TrainingConfig(steps=1, rank=2)
-    concept = train_concept(denoiser, data, bank, spec("a"), config)
+    config = resolved(steps=1, rank=2)
+    concept = train_concept(denoiser, encoded(data), bank, spec("a"), config)
     bank.refresh()
     assert already_trained(bank, spec("A"), config, "hash of the pictures") is None  # another token
     for machine in ({}, {"dtype": "bfloat16"}, {"gradient_checkpointing": True}):
         same = dataclasses.replace(config, **machine)
         assert already_trained(bank, spec("a"), same, "hash of the pictures") == concept
     assert already_trained(bank, spec("a"), config, "other pictures") is None
-    assert already_trained(bank, spec("a"), TrainingConfig(steps=2, rank=2), "hash of the pictures") is None
+    assert already_trained(bank, spec("a"), resolved(steps=2, rank=2), "hash of the pictures") is None
     assert already_trained(bank, spec("b"), config, "hash of the pictures") is None
 
 
 def test_changed_settings_get_the_next_version_and_unchanged_ones_find_theirs(denoiser, bank):
     data = dataclasses.replace(random_concept(1), source="pictures")
-    settings = [TrainingConfig(steps=1, rank=rank) for rank in (1, 2, 3)]
+    settings = [resolved(steps=1, rank=rank) for rank in (1, 2, 3)]
     for config, name in zip(settings, ("a", "a v2", "a v3"), strict=True):
         version = next_version(bank, spec("a"), config, "pictures")
         assert version.name == name
-        train_concept(denoiser, data, bank, version, config)
+        train_concept(denoiser, encoded(data), bank, version, config)
         bank.refresh()
     assert next_version(bank, spec("a"), settings[1], "pictures").name == "a v2"
     assert next_version(bank, spec("a"), settings[1], "other pictures").name == "a v4"
@@ -231,7 +230,7 @@ def test_a_changed_checkpoint_can_be_left_behind_and_that_is_told(denoiser, bank
     watched = StopAfter(99)
     learn(denoiser, bank, "a", monitor=watched, options=RunOptions(resume=True, restart_if_changed=True), rank=3)
     assert bank.refresh().concept("a").rank == 3
-    assert "Beginning anew at step 0 instead of 1: its rank was 2 and is now 3." in watched.messages
+    assert "Starting again at step 0 instead of 1: its rank was 2 and is now 3." in watched.messages
 
 
 @pytest.mark.parametrize("restart_if_changed", [False, True])
@@ -275,16 +274,16 @@ def test_gradient_checkpointing_changes_nothing_but_memory(denoiser, bank):
 def test_accumulated_minibatches_give_the_gradient_of_all_of_them():
     """On one image without noise in the latents, two micro-batches of one equal what each of them alone averages to."""
     denoiser = DiffusersDenoiser(tiny_base.make_unet((32, 64), 1, 32), sd15_alphas_cumprod())
-    layers, adapters = find_layers(denoiser.unet), {}
-    config = TrainingConfig(rank=2, accumulation=2)
-    objective = DenoisingObjective(denoiser, adapters, list(layers), config.dtype)
+    layers = find_layers(denoiser.unet)
+    config = resolved(rank=2, accumulation=2)
+    objective = DenoisingObjective(denoiser, layers, config.dtype)
     A = [torch.zeros(layer.out_features, 2) for layer in layers.values()]
     B = [torch.randn(layer.in_features, 2, generator=torch.Generator().manual_seed(0)) for layer in layers.values()]
     batches = draw_minibatches(random_concept(1), denoiser, config, 0)
-    with attach(layers, adapters):
+    with objective.attached():
         losses, gradients = [], []
         for chosen in (batches[:1], batches[1:], batches):
-            objective.minibatches = chosen
+            objective.use(chosen)
             loss, dL_dA, _ = objective.gradients(A, B)
             losses.append(loss)
             gradients.append(dL_dA[0])
@@ -316,15 +315,15 @@ def test_class_images_add_their_own_weighted_loss(denoiser, bank):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(denoiser, bank):
-    with pytest.raises(TrainingDiverged, match="step sizes"):
-        learn(denoiser, bank, "a", steps=20, optimizer="gradient", alpha=1e30, beta=1e30, clip=0)
+    with pytest.raises(TrainingDiverged, match="lr_coefficients"):
+        learn(denoiser, bank, "a", steps=20, optimizer="gradient", lr_coefficients=1e30, lr_basis=1e30, clip=0)
     assert bank.refresh().concepts == ()
 
 
 def test_the_composed_concepts_act_like_the_trained_ones(denoiser, bank):
     """The accumulated model right after training and the composition of all concepts are one and the same."""
     for name in ("a", "b"):
-        learn(denoiser, bank, name, steps=5, alpha=1e-2)
+        learn(denoiser, bank, name, steps=5, lr_coefficients=1e-2)
     layers = find_layers(denoiser.unet)
     generator = torch.Generator().manual_seed(0)
     inputs = (

@@ -1,5 +1,6 @@
-"""Training methods, one file each.  Adding one touches its file and this table (and the choices in `config`)."""
+"""Training methods, one file each.  Adding one touches its file, this table, and `config.METHOD_NAMES`."""
 
+from ..config import ResolvedConfig, TrainingConfig
 from .alternating import ALTERNATING
 from .inflora import INFLORA
 from .lora import LORA
@@ -9,4 +10,14 @@ from .seqlora import SEQLORA
 
 METHODS = {method.name: method for method in (SEQLORA, ALTERNATING, ORTHOGONAL, INFLORA, LORA)}
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "resolve"]
+
+
+def resolve(config: TrainingConfig, native_size: int, dtype: str) -> ResolvedConfig:
+    """Decide what a user left open: by the method, by the base model and by the device.
+
+    Args:
+        native_size: side of the base model's images, in pixels.
+        dtype: the device's fastest safe precision.
+    """
+    return config.resolve(METHODS[config.method].defaults, native_size, dtype)

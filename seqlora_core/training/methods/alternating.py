@@ -1,11 +1,21 @@
 """Continual Alternating: the paper's own baseline, Algorithm 1 without the coupling term."""
 
-from ..bilevel import alternating_iteration
-from .method import Method, start_in_complement
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..bilevel import Objective, alternating_iteration
+from ..config import ResolvedConfig
+from ..factor_optimizer import FactorOptimizer
+from .method import Method, published_defaults, start_in_complement
 
 
-def _iterate(objective, lower, upper, Q, config) -> float:
+def _iterate(
+    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
+) -> float:
     return alternating_iteration(objective, lower, upper, Q, config.inner_steps)
 
 
-ALTERNATING = Method("alternating", start_in_complement, _iterate, constrained=True, base="accumulated")
+ALTERNATING = Method(
+    "alternating", start_in_complement, _iterate, constrained=True, defaults=published_defaults("accumulated")
+)

@@ -1,6 +1,6 @@
 """What a training method is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ... import subspace
 from ..bilevel import Objective
-from ..config import TrainingConfig
+from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
 
-Start = Callable[[Tensor, TrainingConfig, torch.Generator, Tensor | None, Tensor | None], Tensor]
-Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], TrainingConfig], float]
+Start = Callable[[Tensor, ResolvedConfig, torch.Generator, Tensor | None, Tensor | None], Tensor]
+Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], ResolvedConfig], float]
 
 
 @dataclass(frozen=True)
@@ -20,36 +20,47 @@ class Method:
     """A way to train one concept's factors.
 
     Attributes:
-        start: (Q [n, k], config, generator, covariance, directions) -> the first B [n, r]; the last two, [n, n] of what
-            the layer reads for the new concept and [n, n - k] (see `subspace.contrastive_directions`), may be None.
-        iterate: one iteration on a fixed minibatch; moves the factors, returns the loss before it.
-        constrained: whether B keeps to the complement of earlier bases, so that a layer can be full.
-        base: what `train_on="auto"` means: "accumulated", "subsets" or "bare" (see `TrainingPlan`).
-        init: what `init="auto"` means for a learned basis.
-        coordinates: what `coordinates="auto"` means (see `TrainingPlan.coordinates`).
-        crosstalk: the weight that `crosstalk=None` means (see `crosstalk`).
-        ridge: the weight that `ridge=None` means.
-        average: the share of steps that `average=None` means (see `averaging`).
-        reads_inputs: whether `start` needs the covariance of the layer's inputs whatever `init` says.
+        start: (Q [n, k], config, generator, covariance, directions) -> the first B [n, r].  The covariance [n, n] is of
+            what the layer receives for the new concept, the directions [n, n - k] are `contrastive_directions` (see
+            `subspace`); both may be None.
+        iterate: one iteration on fixed minibatches; moves the factors and returns the loss before it.
+        constrained: whether B stays in the complement of earlier bases, so that a layer can be full.
+        defaults: values of the settings that a user left open (see `TrainingConfig`).
+        needs_inputs: whether `start` needs the covariance whatever `init` says.
     """
 
     name: str
     start: Start
     iterate: Iterate
     constrained: bool
-    base: str
-    init: str = "random"
-    coordinates: str = "plain"
-    crosstalk: float = 0.0
-    ridge: float = 1e-4
-    average: float = 0.0
-    reads_inputs: bool = False
+    defaults: Mapping[str, object]
+    needs_inputs: bool = False
+
+
+def published_defaults(train_on: str) -> dict[str, object]:
+    """Defaults of a method that is trained as it was published.
+
+    Args:
+        train_on: whether earlier concepts are part of the model while training.
+    """
+    return {
+        "train_on": train_on,
+        "init": "random",
+        "coordinates": "plain",
+        "interference_penalty": 0.0,
+        "ridge": 1e-4,
+        "average": 0.0,
+    }
 
 
 def start_in_complement(
-    Q: Tensor, config: TrainingConfig, generator: torch.Generator, covariance: Tensor | None, directions: Tensor | None
+    Q: Tensor,
+    config: ResolvedConfig,
+    generator: torch.Generator,
+    covariance: Tensor | None,
+    directions: Tensor | None,
 ) -> Tensor:
-    """B's start for a learned basis, inside the free complement: by what is given of the layer's inputs, or random."""
+    """The start of a learned basis inside the free complement: from the layer's inputs where they are given."""
     if directions is not None:
         return subspace.contrastive_basis(Q, config.rank, directions)
     if covariance is not None:
@@ -58,7 +69,7 @@ def start_in_complement(
 
 
 def step_coefficients(
-    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: TrainingConfig
+    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
 ) -> float:
     """One step of A with B frozen at its start; returns the loss before it."""
     B = [b.detach() for b in upper.parameters]

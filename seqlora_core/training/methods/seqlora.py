@@ -1,12 +1,20 @@
 """SeqLoRA: bilevel optimization of both factors under the orthogonality constraint (Algorithm 1)."""
 
-from ..bilevel import bilevel_iteration, reusing_iteration
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..bilevel import Objective, bilevel_iteration, reusing_iteration
+from ..config import ResolvedConfig
+from ..factor_optimizer import FactorOptimizer
 from ..hypergradient import HYPERGRADIENTS
 from .method import Method, start_in_complement
 
 
-def _iterate(objective, lower, upper, Q, config) -> float:
-    if config.keeps_lower_step:
+def _iterate(
+    objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
+) -> float:
+    if config.lower_step == "reuse":
         return reusing_iteration(objective, lower, upper, Q, config.inner_steps)
     hypergradient = HYPERGRADIENTS[config.hypergradient]
     return bilevel_iteration(objective, lower, upper, Q, hypergradient, config.inner_steps)
@@ -17,10 +25,12 @@ SEQLORA = Method(
     start_in_complement,
     _iterate,
     constrained=True,
-    base="subsets",
-    init="contrastive",
-    coordinates="contrastive",
-    crosstalk=0.01,
-    ridge=0.0,
-    average=0.5,
+    defaults={
+        "train_on": "alternate",
+        "init": "contrastive",
+        "coordinates": "contrastive",
+        "interference_penalty": 0.01,
+        "ridge": 0.0,
+        "average": 0.5,
+    },
 )

@@ -176,7 +176,7 @@ VARIANTS = (
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
-    _changed("lower step", "again (eq. 18)", lower_step="again"),
+    _changed("lower step", "again (eq. 18)", lower_step="repeat"),
     _changed("crosstalk", "a quarter", crosstalk=_METHOD.crosstalk / 4),
     _changed("crosstalk", "four times", crosstalk=_METHOD.crosstalk * 4),
     _changed("average", "0", average=0.0),
@@ -209,10 +209,10 @@ def _as_on_sd15(factor: str, value: str, **settings) -> Variant:
 # stand for its own on Stable Diffusion.
 DEFAULTS = (
     _with("default", "-"),
-    _with("alpha and beta", "0.00032", alpha=3.2e-4, beta=3.2e-4),
+    _with("alpha and beta", "0.00032", lr_coefficients=3.2e-4, lr_basis=3.2e-4),
     _as_on_sd15("alpha and beta", "as on SD1.5"),
-    _with("alpha and beta", "0.0032", alpha=3.2e-3, beta=3.2e-3),
-    _with("alpha and beta", "0.01", alpha=1e-2, beta=1e-2),
+    _with("alpha and beta", "0.0032", lr_coefficients=3.2e-3, lr_basis=3.2e-3),
+    _with("alpha and beta", "0.01", lr_coefficients=1e-2, lr_basis=1e-2),
     _as_on_sd15("rank", "2", rank=2),
     _as_on_sd15("rank", "8", rank=8),
     _as_on_sd15("steps", "400", steps=400),

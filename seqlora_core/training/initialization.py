@@ -1,0 +1,122 @@
+"""Where the basis of a new concept starts, and in which coordinates it moves: decided from what its layers receive."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import subspace
+from ..data.dataset import EncodedConcept
+from ..model.activations import capture_inputs, input_group
+from ..model.denoiser import Denoiser
+from ..monitor import Monitor
+from .interference_penalty import InterferencePenalty, ProtectedInputs, watch_protected
+from .objective import heldout_loss
+from .plan import TrainingPlan
+
+_COVARIANCE_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is measured before the first step.
+
+    Attributes:
+        covariances: per layer, [n, n] of what it receives for the new concept; empty if nothing depends on it.
+        directions: per layer, the `contrastive_directions` [n, n - k]; empty if nothing depends on them.
+        penalty: the interference penalty, or None.
+    """
+
+    covariances: Mapping[str, Tensor]
+    directions: Mapping[str, Tensor]
+    penalty: InterferencePenalty | None
+
+    def bases(self, plan: TrainingPlan) -> list[Tensor]:
+        """The first B [n, r] of every layer, on the CPU."""
+        generator = plan.start_generator()
+        return [
+            plan.start_basis(name, generator, self.covariances.get(name), self.directions.get(name)) for name in plan.Q
+        ]
+
+    def coordinates(self, plan: TrainingPlan, device: torch.device) -> list[Tensor] | None:
+        """Per layer, the directions along which B moves, float32; None for its own coordinates."""
+        if plan.config.coordinates == "plain" or not self.directions:
+            return None
+        return [self.directions[name].float().to(device) for name in plan.Q]
+
+
+def measure_start(
+    denoiser: Denoiser,
+    data: EncodedConcept,
+    plan: TrainingPlan,
+    layers: Mapping[str, nn.Module],
+    monitor: Monitor,
+    stop_if_cancelled: Callable[[], None],
+    resumed: bool = False,
+) -> Start:
+    """Run the model, with the earlier concepts attached, on the protected prompts and on the concept's own images.
+
+    Args:
+        layers: the adapted layers, by canonical name.
+        stop_if_cancelled: called between passes; may raise.
+        resumed: the bases are known already, so that only the coordinates matter.
+    """
+    protected = _watch_protected(denoiser, data, plan, layers, monitor, stop_if_cancelled)
+    needed = plan.needs_inputs and (plan.config.coordinates == "contrastive" or not resumed)
+    covariances = _covariances(denoiser, data, plan, layers, stop_if_cancelled) if needed else {}
+    directions = {}
+    if covariances and protected is not None and plan.contrasts:
+        directions = _directions(plan, covariances, protected, stop_if_cancelled)
+    weight = plan.config.interference_penalty
+    penalty = protected.penalty(weight) if protected is not None and weight else None
+    return Start(covariances, directions, penalty)
+
+
+def _watch_protected(
+    denoiser: Denoiser,
+    data: EncodedConcept,
+    plan: TrainingPlan,
+    layers: Mapping[str, nn.Module],
+    monitor: Monitor,
+    stop_if_cancelled: Callable[[], None],
+) -> ProtectedInputs | None:
+    if not (plan.config.interference_penalty or plan.contrasts):
+        return None
+    if data.protected is None:
+        monitor.message("No protected prompts were encoded, so other concepts are less protected.")
+        return None
+    monitor.message(f"Measuring {len(data.protected)} protected prompts.")
+    size, config = data.latent_size, plan.config
+    return watch_protected(denoiser, layers, data.protected, size, config.seed, config.batch_size, stop_if_cancelled)
+
+
+def _covariances(
+    denoiser: Denoiser,
+    data: EncodedConcept,
+    plan: TrainingPlan,
+    layers: Mapping[str, nn.Module],
+    stop_if_cancelled: Callable[[], None],
+) -> dict[str, Tensor]:
+    own = dataclasses.replace(data, prior=())  # images of the class are not what the concept is about
+    inputs = capture_inputs(
+        layers, lambda: heldout_loss(denoiser, own, plan.config, _COVARIANCE_STEPS, stop_if_cancelled)
+    )
+    return {name: watched.covariance for name, watched in inputs.items()}
+
+
+def _directions(
+    plan: TrainingPlan,
+    covariances: Mapping[str, Tensor],
+    protected: ProtectedInputs,
+    stop_if_cancelled: Callable[[], None],
+) -> dict[str, Tensor]:
+    made: dict[str, Tensor] = {}
+    # Layers that receive the same input have the same directions, as long as no earlier concept takes any.
+    keys = {name: name if Q.shape[1] else input_group(name) for name, Q in plan.Q.items()}
+    for name, key in keys.items():
+        if key not in made:
+            stop_if_cancelled()  # a wide layer takes a second
+            made[key] = subspace.contrastive_directions(plan.Q[name], covariances[name], protected.covariances[name])
+    return {name: made[key] for name, key in keys.items()}
