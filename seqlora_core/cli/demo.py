@@ -100,7 +100,7 @@ def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monit
     references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        lambda prompts: encode_concept(base, references, config.resolution, protected_prompts=prompts),
+        lambda prompts: encode_concept(base, references, config.resolution, protected=prompts),
         bank,
         entry.spec,
         config,

@@ -18,7 +18,7 @@ def encode_concept(
     references: Sequence[Reference],
     resolution: int,
     prior: Sequence[Reference] = (),
-    protected_prompts: Sequence[str] = (),
+    protected: Sequence[str] = (),
     *,
     crop: str = "center",
     flip: bool = False,
@@ -30,7 +30,7 @@ def encode_concept(
     Args:
         resolution: the shorter side that images are scaled to, in px; a multiple of the base's VAE scale factor.
         prior: images of the concept's class.
-        protected_prompts: prompts whose images should stay as they are (see `training.protected_prompts`).
+        protected: prompts whose images a training run must leave as they are (see `training.protected_prompts`).
         crop: "center" cuts the central square; "random" encodes the whole image, and each step of a training run cuts
             its own square out of the latents.
         flip: whether mirrored images are encoded as further examples.
@@ -40,10 +40,10 @@ def encode_concept(
         return _examples(base, images, resolution, crop == "center", flip)
 
     window = None if crop == "center" else resolution // base.vae_scale_factor
-    protected = torch.stack([base.encode_prompt(prompt) for prompt in protected_prompts]) if protected_prompts else None
+    prompts = torch.stack([base.encode_prompt(prompt) for prompt in protected]) if protected else None
     groups = [[(r.image, r.prompts, r.repeats) for r in images] for images in (references, prior)]
     source = data_fingerprint(base.encoding_fingerprint(), *groups)
-    return EncodedConcept(examples(references), examples(prior), window, protected, source)
+    return EncodedConcept(examples(references), examples(prior), window, prompts, source)
 
 
 def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:

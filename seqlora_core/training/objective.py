@@ -20,7 +20,7 @@ FIRST_LOSS_SCALE = 2.0**12
 
 
 class DenoisingObjective:
-    """`L(A, B)` of some minibatches, on a UNet with an adapter on each of `layers`.
+    """`L(A, B)` of the current minibatches, on a UNet with an adapter on each of `layers`.
 
     Args:
         layers: the adapted layers, by canonical name; A and B are lists in their order.

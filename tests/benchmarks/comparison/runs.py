@@ -131,8 +131,8 @@ class Run:
     def _train(self, bank: Bank, concept: MiniConcept, place: str) -> None:
         spec = ConceptSpec(concept.name, default_token(concept.name), concept.class_word)
         references = [Reference(p, template_prompts(spec.subject), concept.name) for p in concept.references]
-        prompts = protected_prompts(bank, spec)
-        data = encode_concept(self.base, references, self.config.resolution, protected_prompts=prompts)
+        prompts = protected_prompts(bank.concepts, spec.class_word)
+        data = encode_concept(self.base, references, self.config.resolution, protected=prompts)
         options = RunOptions(resume=True)
         record = train_concept(self.base.denoiser(), data, bank, spec, self.config, self.monitor, options)
         print(f"  {self.folder.name} {place} {concept.name}: {record.metrics['seconds']:.0f} s", flush=True)
