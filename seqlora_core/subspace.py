@@ -82,7 +82,7 @@ def overlaps(B: Tensor, owner: Sequence[int], count: int, at_least: Tensor | Non
     Returns:
         [count, count], symmetric, on the CPU; the diagonal is 0.
     """
-    owner = torch.as_tensor(owner, device=B.device)
+    owner = torch.as_tensor(owner, dtype=torch.int64, device=B.device)
     order = torch.argsort(owner, stable=True)
     rows = (B if torch.equal(order, torch.arange(len(order), device=B.device)) else B[:, order]).double().mT
     concepts, ranks = owner[order].unique_consecutive(return_counts=True)

@@ -180,7 +180,7 @@ def test_what_lost_rank_does_not_count_as_a_direction():
     U = torch.linalg.qr(torch.randn(WIDTH, 4, generator=generator(0), dtype=torch.float64)).Q
     lost = torch.stack([U[:, 0], U[:, 0] + 1e-7 * U[:, 1], 0 * U[:, 0]], 1)
     table = subspace.overlaps(torch.cat([lost, U[:, 1:3]], 1), [0, 0, 0, 1, 1], 2)
-    assert float(table[0, 1]) < 1e-9
+    assert float(table[0, 1]) < 1e-7
 
 
 def test_what_a_card_s_fast_products_left_of_occupied_directions_is_removed_at_the_end():
