@@ -119,7 +119,7 @@ def _adapter(
     kinds = keys.keys() - _BESIDE_FACTORS if {"up", "down"} <= keys.keys() else keys.keys()
     if kinds - {"alpha"} != {"up", "down"}:
         raise UserError(
-            f"{file.source} is {not_plain(kinds)}, not a plain LoRA ({name}), and a bank holds only sums of directions: "
+            f"{file.source} is {not_plain(kinds)}, not a plain LoRA ({name}), and a bank holds sums of directions: "
             "choose a plain LoRA."
         )
     up, down = file.shapes[keys["up"]], file.shapes[keys["down"]]

@@ -13,6 +13,7 @@ from ..devices import check_dtype, resolve_device
 from ..errors import UserError
 from ..hashing import digest, fingerprint
 from .denoiser import DiffusersDenoiser
+from .diffusers_folder import check_folder
 from .sd15 import LayerShape, find_layers, layer_shapes
 from .single_file import load_single_file
 
@@ -144,6 +145,7 @@ def _load_folder(path: Path) -> Any:
         kind = StableDiffusionPipeline.load_config(path).get("_class_name")
         if kind != "StableDiffusionPipeline":
             raise UserError(f"{path} holds a {kind}, not a Stable Diffusion 1.5 pipeline: give an SD1.5 base.")
+        check_folder(path)
         return StableDiffusionPipeline.from_pretrained(
             path,
             variant=_only_variant(path / "unet"),
@@ -152,7 +154,7 @@ def _load_folder(path: Path) -> Any:
             requires_safety_checker=False,
             local_files_only=True,
         )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"The diffusers folder {path} cannot be loaded: {_first_line(error)}") from error
 
 
