@@ -51,10 +51,7 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
     """
     from diffusers import StableDiffusionPipeline
 
-    named, metadata = _read_header(path)
-    shapes = {_OLDER_TEXT.sub(_TEXT, key): shape for key, shape in named.items()}
-    _refuse_others(path, shapes, metadata)
-    _check_complete(path, shapes)
+    named, shapes = check_header(path)
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), shapes)
         try:
@@ -75,6 +72,22 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
                 f"{path} cannot be loaded as a Stable Diffusion 1.5 checkpoint ({_first_line(error)}): "
                 "download it again."
             ) from error
+
+
+def check_header(path: Path) -> tuple[Shapes, Shapes]:
+    """Check what a file is and that it is complete, by its header alone.
+
+    Returns:
+        The shape of every tensor by its key in the file, and by the key that current checkpoints have.
+
+    Raises:
+        UserError: as `load_single_file`.
+    """
+    named, metadata = _read_header(path)
+    shapes = {_OLDER_TEXT.sub(_TEXT, key): shape for key, shape in named.items()}
+    _refuse_others(path, shapes, metadata)
+    _check_complete(path, shapes)
+    return named, shapes
 
 
 def _read_header(path: Path) -> tuple[Shapes, Mapping[str, str]]:

@@ -1,5 +1,7 @@
 """Single-file checkpoints: what loads as the same model, and what is refused before anything is loaded."""
 
+import shutil
+
 import pytest
 import tiny_base
 import torch
@@ -77,3 +79,102 @@ def test_a_file_that_is_said_to_predict_velocity_is_refused(base_file, tmp_path)
     assert (
         load_base(str(path), tokenizer=tokenizer).identity.fingerprint == load_base(str(base_file)).identity.fingerprint
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("model.diffusion_model.middle_block.", "middle_block.1"),
+        ("model.diffusion_model.input_blocks.1.0.in_layers.2.weight", "down_blocks.0.resnets.0.conv1.weight"),
+        ("model.diffusion_model.output_blocks.5.", "up_blocks.1"),
+        ("model.diffusion_model.out.2.weight", "out.2.weight"),
+        ("first_stage_model.decoder.conv_in.weight", "VAE's decoder.conv_in.weight"),
+        ("first_stage_model.encoder.down.0.", "first_stage_model.encoder.down.0"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc2.weight", "text encoder's .*fc2.weight"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.", "final_layer_norm"),
+    ],
+)
+def test_a_file_that_lacks_weights_is_refused_before_it_is_loaded(base_file, tmp_path, monkeypatch, part, named):
+    path = tmp_path / "base.safetensors"
+    save_file({key: weight for key, weight in load_file(base_file).items() if not key.startswith(part)}, path)
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.from_single_file", None)
+    with pytest.raises(UserError, match=named) as raised:
+        load_base(str(path))
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("model.diffusion_model.time_embed.0.weight", (3, 4)),
+        ("model.diffusion_model.input_blocks.0.0.weight", (3,)),
+        ("model.diffusion_model.middle_block.1.transformer_blocks.999999999999.x", (1,)),
+        ("model.diffusion_model.input_blocks.999999999999.0.op.weight", (1,)),
+        ("first_stage_model.encoder.down.88.x", (1,)),
+        ("first_stage_model.post_quant_conv.weight", ()),
+        ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight", (7,)),
+    ],
+)
+def test_a_file_of_impossible_shapes_is_refused_in_one_sentence(base_file, tmp_path, key, shape):
+    path = tmp_path / "base.safetensors"
+    save_file(load_file(base_file) | {key: torch.zeros(shape)}, path)
+    with pytest.raises(UserError, match=r"base\.safetensors") as raised:
+        load_base(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_copy_of_a_checkpoint_is_named(base_file, tmp_path):
+    path = tmp_path / "base.safetensors"
+    path.write_bytes(base_file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"base\.safetensors.*1000 bytes are missing"):
+        load_base(str(path))
+    path.write_text("<html>Please sign in</html>", "utf-8")
+    with pytest.raises(UserError, match=r"base\.safetensors.*a web page"):
+        load_base(str(path))
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("tokenizer", "the tokenizer"),
+        ("text_encoder", "text_encoder/config.json"),
+        ("vae/diffusion_pytorch_model.safetensors", "the weights of the vae"),
+        ("scheduler", "scheduler/scheduler_config.json"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused(base_folder, tmp_path, part, named):
+    copy = shutil.copytree(base_folder, tmp_path / "copy")
+    target = copy / part
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(UserError, match=named) as raised:
+        load_base(str(copy))
+    assert str(copy) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "mid_block"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in"),
+        ("text_encoder/model.safetensors", "fc2"),
+    ],
+)
+def test_a_folder_that_lacks_weights_is_refused(base_folder, tmp_path, file, part):
+    copy = shutil.copytree(base_folder, tmp_path / "copy")
+    weights = load_file(copy / file)
+    save_file({key: weight for key, weight in weights.items() if part not in key}, copy / file)
+    with pytest.raises(UserError, match=part):
+        load_base(str(copy))
+
+
+def test_a_folder_with_the_first_names_of_the_vae_s_attention_loads(base_folder, tmp_path):
+    """As the published SD1.5 has them."""
+    copy = shutil.copytree(base_folder, tmp_path / "copy")
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    weights = load_file(file)
+    for new, old in names.items():
+        weights = {key.replace(new, old): weight for key, weight in weights.items()}
+    assert any(".proj_attn." in key for key in weights)
+    save_file(weights, file)
+    assert load_base(str(copy)).appearance() == load_base(str(base_folder)).appearance()
