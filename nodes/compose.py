@@ -2,7 +2,6 @@
 
 import time
 
-import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
@@ -98,7 +97,7 @@ def _megabytes(adapters: dict[str, Adapter]) -> float:
 def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, ConcatenatedFactors]) -> str:
     concepts = [bank.concept(name) for name, _ in selection]
     bases = [(stacked.adapter.B, stacked.owner) for stacked in stacks.values()]
-    pairs = largest_overlaps([concept.name for concept in concepts], bases, torch.float32)
+    pairs = largest_overlaps([concept.name for concept in concepts], bases)
     full = [(concept, full_layers(bank, concept)) for concept in concepts]
     lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]

@@ -17,6 +17,7 @@ RANK_TOLERANCE = 5e-6
 CONTRAST_FLOOR = 0.1
 _ROUNDING = 1e-6  # share of a projected basis that may lie in span(Q)
 _BLOCK = 64
+_BLOCK_ENTRIES = 2**22
 
 
 def empty(width: int) -> Tensor:
@@ -66,26 +67,75 @@ def occupied(bases: Iterable[Tensor], width: int) -> Tensor:
     return Q
 
 
-def overlaps(B: Tensor, owner: Sequence[int], count: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Measure how far the bases of one layer are from orthogonal, for every pair of concepts: [count, count].
+def overlaps(B: Tensor, owner: Sequence[int], count: int, at_least: Tensor | None = None) -> Tensor:
+    """Measure how far the spans of one layer's bases are from orthogonal, for every pair of `count` concepts.
 
-    An entry is the largest element of `|B_j^T B_i|` over `|B_j| |B_i|` (Frobenius norms).  Off the diagonal it is 0 if
-    the constraint of eq. 4 holds, or if one of the two concepts has no basis in this layer.
+    An entry is the largest cosine of the principal angles between two spans, which is the largest singular value of
+    `Q_j^T Q_i` for orthonormal bases (Bjorck and Golub 1973).  It is 1 where the spans share a direction, whatever
+    their ranks, and 0 where the constraint of eq. 4 holds or a concept has no basis here.  Directions below
+    `RANK_TOLERANCE` do not count.  Computed in float64.
 
     Args:
         B: all bases side by side, [n, sum of ranks].
-        owner: the index of each column's concept.
-        count: the number of concepts.
-        dtype: the precision of the computation.
+        owner: the concept of each column.
+        at_least: [count, count], values known from other layers.  Entries become the larger of the two; a pair that
+            cannot exceed its known value costs no decomposition.
+
+    Returns:
+        [count, count], symmetric, on the CPU; the diagonal is 0.
     """
-    B, columns = B.to(dtype), torch.as_tensor(owner)
-    products = B.mT @ B  # [sum of ranks, sum of ranks]
-    squares = products.new_zeros(count).index_add(0, columns, products.diagonal())
-    norms = squares.sqrt().clamp_min(torch.finfo(dtype).tiny)
-    rows = products.new_zeros(count, len(owner))
-    rows = rows.scatter_reduce(0, columns[:, None].expand(-1, len(owner)), products.abs_(), "amax")
-    largest = products.new_zeros(count, count).scatter_reduce(1, columns.expand(count, -1), rows, "amax")
-    return largest / norms[:, None] / norms
+    owner = torch.as_tensor(owner, dtype=torch.int64, device=B.device)
+    order = torch.argsort(owner, stable=True)
+    rows = (B if torch.equal(order, torch.arange(len(order), device=B.device)) else B[:, order]).double().mT
+    concepts, ranks = owner[order].unique_consecutive(return_counts=True)
+    cosines = _orthonormal_products(rows @ rows.mT, ranks).cpu()
+    concepts, ranks = concepts.cpu(), ranks.cpu()
+    table = torch.zeros(count, count, dtype=torch.float64) if at_least is None else at_least.double().triu(1)
+
+    # The Frobenius norm of a block bounds its largest singular value, so most blocks need no decomposition.
+    place = torch.arange(len(ranks)).repeat_interleave(ranks)
+    squares = cosines.new_zeros(len(ranks), len(place)).index_add(0, place, cosines.square())
+    bounds = squares.new_zeros(len(ranks), len(ranks)).index_add(1, place, squares).sqrt()
+    first, second = (bounds > table[concepts[:, None], concepts]).triu(1).nonzero(as_tuple=True)
+    starts = ranks.cumsum(0) - ranks
+    sizes, kind = torch.stack([ranks[first], ranks[second]], 1).unique(dim=0, return_inverse=True)
+    for index, (height, width) in enumerate(sizes.tolist()):
+        for pairs in (kind == index).nonzero()[:, 0].split(max(1, _BLOCK_ENTRIES // (height * width))):
+            i, j = first[pairs], second[pairs]
+            lines, columns = starts[i, None] + torch.arange(height), starts[j, None] + torch.arange(width)
+            largest = _largest_singular_values(cosines[lines[:, :, None], columns[:, None, :]]).clamp_max(1)
+            table[concepts[i], concepts[j]] = torch.maximum(table[concepts[i], concepts[j]], largest)
+    return table + table.mT
+
+
+def _orthonormal_products(products: Tensor, ranks: Tensor) -> Tensor:
+    """`Q^T Q` of orthonormal bases Q_i of all spans, from `B^T B [sum of ranks, sum of ranks]`.
+
+    Q_i = B_i W_i, with W_i from the eigenvectors of B_i^T B_i for unit columns; a direction that does not count is 0.
+    In float64, what rounding makes of the products stays below 1e-5 even for the weakest directions that count.
+    """
+    norms = products.diagonal().sqrt().clamp_min(torch.finfo(products.dtype).tiny)
+    products = products / norms[:, None] / norms
+    starts = ranks.cumsum(0) - ranks
+    transforms = []
+    for rank in ranks.unique().tolist():
+        own = starts[ranks == rank, None] + torch.arange(rank, device=ranks.device)  # [c, r]
+        eigenvalues, eigenvectors = torch.linalg.eigh(products[own[:, :, None], own[:, None, :]])
+        counts = eigenvalues > RANK_TOLERANCE**2  # squares of the singular values
+        transforms.append((own, eigenvectors.mT * torch.where(counts, eigenvalues.abs().rsqrt(), 0)[:, :, None]))
+    for _ in range(2):  # the rows, then, by symmetry, the columns
+        for own, transform in transforms:
+            products[own] = transform @ products[own]
+        products = products.mT.contiguous()
+    return products
+
+
+def _largest_singular_values(M: Tensor) -> Tensor:
+    """Of a batch [p, r, s]: [p].  The eigenvalues of the smaller Gram matrix cost a fraction of a decomposition."""
+    size = M.flatten(1).norm(dim=1).clamp_min(torch.finfo(M.dtype).tiny)
+    M = M / size[:, None, None]
+    gram = M @ M.mT if M.shape[1] <= M.shape[2] else M.mT @ M
+    return size * torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
 
 
 def random_basis(Q: Tensor, rank: int, generator: torch.Generator) -> Tensor:

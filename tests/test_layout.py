@@ -8,7 +8,7 @@ from pathlib import Path
 CORE = Path(__file__).parents[1] / "seqlora_core"
 LAYERS = (  # from the bottom to the top: modules or packages, by the start of their name
     ("errors",),
-    ("monitor", "devices", "randomness", "hashing", "files", "subspace", "plots"),
+    ("monitor", "devices", "randomness", "hashing", "files", "tensor_file", "subspace", "plots"),
     ("mini", "data.formats", "data.listing", "data.prompts", "data.images"),
     ("model",),
     ("data.dataset", "data.encoding"),

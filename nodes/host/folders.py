@@ -92,7 +92,7 @@ def written_lora_cache_key(name: str | None) -> str:
 
 def lora_files() -> list[str]:
     """What stock LoRA loaders list, without pickles."""
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(".safetensors")]
 
 
 def lora_file(name: str) -> Path:

@@ -61,6 +61,7 @@ def import_lora(
             "partly": lora.partly,
             "share": lora.share,
             "alpha_known": lora.alpha_known,
+            "uncounted": lora.uncounted,
         }
         rank = max(adapter.rank for adapter in adapters.values())
         new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, provenance, metrics=metrics)
@@ -89,7 +90,7 @@ def describe_import(bank: Bank, concept: Concept) -> str:
     if left_out:
         lines.append(
             f"Left out, because a bank holds attention layers only: {', '.join(left_out)} layers. "
-            f"What was taken makes {facts['share']:.0%} of the file's change of the UNet."
+            f"{foreign_lora.describe_share(facts['share'], facts.get('uncounted', 0))}"
         )
     if partly := facts.get("partly", 0):  # which concepts of the version before do not have
         lines.append(

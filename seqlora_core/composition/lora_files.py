@@ -42,11 +42,7 @@ def load_composed(path: Path) -> dict[str, Adapter]:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"The LoRA {path} cannot be read: {error.strerror}.") from error
-    return lora_file.deserialize(content, str(path))
+    return lora_file.read(path)
 
 
 def check_fits(adapters: Mapping[str, Adapter], layers: Mapping[str, LayerShape], source: str) -> None:

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..hashing import digest, fingerprint
 from .architecture import Architecture, BaseIdentity
 from .denoiser import DiffusersDenoiser
+from .diffusers_folder import check_folder
 from .sd15 import SD15, LayerShape, find_layers, layer_shapes, unsupported_kind
 from .single_file import load_single_file
 
@@ -160,6 +161,7 @@ def _load_folder(path: Path) -> Any:
         kind = StableDiffusionPipeline.load_config(path).get("_class_name")
         if kind not in ARCHITECTURES:
             raise UserError(f"{path} holds a {kind}, not a Stable Diffusion 1.5 pipeline: give an SD1.5 base.")
+        check_folder(path)
         return StableDiffusionPipeline.from_pretrained(
             path,
             variant=_only_variant(path / "unet"),
@@ -168,7 +170,7 @@ def _load_folder(path: Path) -> Any:
             requires_safety_checker=False,
             local_files_only=True,
         )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"The diffusers folder {path} cannot be loaded: {_first_line(error)}") from error
 
 
