@@ -4,7 +4,7 @@ import pytest
 import torch
 from lora_files import kohya, random_adapters, update, write
 from safetensors.torch import save_file
-from training_runs import given, random_concept, resolved
+from training_runs import encoded, random_concept, resolved
 
 from seqlora_core.bank import Bank, foreign_lora, lora_file
 from seqlora_core.bank.importing import describe_import, import_lora
@@ -134,7 +134,7 @@ def taught(denoiser, bank):
     """A bank with two trained concepts."""
     for name in ("dog", "cat"):
         config = resolved(steps=2, rank=4, lr_coefficients=0.05)
-        train_concept(denoiser, given(random_concept(0)), bank, ConceptSpec(name, f"sks{name}", name), config)
+        train_concept(denoiser, encoded(random_concept(0)), bank, ConceptSpec(name, f"sks{name}", name), config)
     return bank
 
 
@@ -182,7 +182,7 @@ def test_a_copy_of_a_concept_has_nothing_left_to_project(taught, tmp_path):
 def test_a_later_training_keeps_off_an_imported_concept(denoiser, bank, tmp_path):
     import_lora(bank, write(tmp_path / "x.safetensors", random_adapters(bank), kohya), SPEC)
     config = resolved(steps=2, rank=2)
-    train_concept(denoiser, given(random_concept(0)), bank, ConceptSpec("dog", "sksdog", "dog"), config)
+    train_concept(denoiser, encoded(random_concept(0)), bank, ConceptSpec("dog", "sksdog", "dog"), config)
     assert inspect(bank).ok
 
 
@@ -194,7 +194,7 @@ def test_the_same_import_again_changes_nothing_and_another_one_needs_replace(ban
     other = write(tmp_path / "x.safetensors", random_adapters(bank, seed=1), kohya)
     with pytest.raises(UserError, match="already has a concept 'style'"):
         import_lora(bank, other, SPEC)
-    assert import_lora(bank, other, SPEC, replace=True).metrics["sha256"] != first.metrics["sha256"]
+    assert import_lora(bank, other, SPEC, replace=True).provenance.sha256 != first.provenance.sha256
     assert len(bank.concepts) == 1
 
 

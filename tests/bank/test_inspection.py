@@ -10,7 +10,7 @@ from seqlora_core.bank.importing import describe_import, import_lora
 from seqlora_core.bank.inspection import inspect, overlaps_with
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.errors import UserError
-from seqlora_core.files import sha256
+from seqlora_core.hashing import sha256
 from seqlora_core.model.adapters import Adapter
 
 
