@@ -62,20 +62,16 @@ class TrainingConfig:
         UserError: a value is out of range; the message names the setting.
     """
 
-    method: str = _setting(
-        "seqlora", "training method: seqlora, or one of those that it is compared with", METHOD_NAMES
-    )
+    method: str = _setting("seqlora", "training method: seqlora, or one that it is compared with", METHOD_NAMES)
     hypergradient: str = _setting(
         "lookahead", "how seqlora finds the gradient of the down matrix; lookahead is the fastest", HYPERGRADIENT_NAMES
     )
     optimizer: str = _setting(
         "adam", "adam, projected after each step, or gradient, the paper's plain gradient steps", ("adam", "gradient")
     )
-    lr_coefficients: float = _setting(
-        1e-3, "learning rate of the LoRA's up matrix (the coefficients); not LoRA's alpha"
-    )
-    lr_basis: float = _setting(1e-3, "learning rate of the LoRA's down matrix (the basis)")
-    rank: int = _setting(4, "LoRA rank, which is how many directions the concept takes per layer", least=1)
+    lr_coefficients: float = _setting(1e-3, "learning rate of LoRA's up matrix (the coefficients), not LoRA's alpha")
+    lr_basis: float = _setting(1e-3, "learning rate of LoRA's down matrix (the basis)")
+    rank: int = _setting(4, "LoRA rank, the number of directions that the concept takes per layer", least=1)
     steps: int = _setting(800, "training steps", least=1)
     batch_size: int = _setting(1, "images per forward pass", least=1)
     accumulation: int = _setting(1, "forward passes per step, for a larger batch in the same memory", least=1)
@@ -98,16 +94,16 @@ class TrainingConfig:
     )
     average: float | None = _setting(
         None,
-        "share of the steps, from 0 to 1 and at the end, over which the weights are averaged",
+        "share of the steps, at the end of the training run, over which the weights are averaged",
         least=0,
         most=1,
         unset="0.5 for seqlora, else 0",
     )
-    clip: float = _setting(1.0, "largest norm of each matrix's gradient; 0 turns clipping off", least=0)
+    clip: float = _setting(1.0, "largest gradient norm per matrix over all layers, or 0 to turn clipping off", least=0)
     init: str | None = _setting(
         None,
-        "how the down matrix starts: random, or from what the layers receive for this concept (spectral), or for this "
-        "concept as opposed to other prompts (contrastive)",
+        "how the down matrix starts: at random, along the inputs of its layer (spectral), or where they differ from "
+        "those of other prompts (contrastive)",
         ("random", "spectral", "contrastive"),
         unset="contrastive for seqlora, else random",
     )
@@ -134,7 +130,7 @@ class TrainingConfig:
         "how the method orthogonal draws the columns of its down matrix; independent is as published",
         ("without-replacement", "independent"),
     )
-    prior_weight: float = _setting(1.0, "weight of the loss on the prior images (--prior-images)", least=0)
+    prior_weight: float = _setting(1.0, "weight of the loss on the images of --prior-images", least=0)
     resolution: int | None = _setting(
         None, "side of the square training images, in pixels", least=8, unset="the base model's own"
     )
