@@ -1,5 +1,6 @@
-"""The demo: a few concepts learned one after another on the shipped mini base, and what became of each in the end."""
+"""The command `demo`: learn a few concepts one after another on the shipped mini base, and report what each lost."""
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from ..plots import line_chart, picture_grid
 from ..training.config import ResolvedConfig, TrainingConfig
 from ..training.methods import resolve
 from ..training.trainer import RunOptions, train_concept
+from .options import count, seed
+from .terminal import TerminalMonitor, quiet_libraries
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
 SHOWN = 2  # of them in the grid
@@ -34,6 +37,31 @@ SAMPLER_STEPS, GUIDANCE = 25, 4.0
 SETTINGS = {"rank": 2, "steps": 200, "batch_size": 4, "lr_coefficients": 1e-2, "lr_basis": 1e-2}
 # The first two look alike on purpose.
 ORDER = ("guide dog", "service dog", "taxi", "parrot")
+
+
+def add_demo(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    command = commands.add_parser("demo", help="see it work on a small base model that is included")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for the images, the report and the bank")
+    command.add_argument("--concepts", type=count, default=4, metavar="N", help="concepts to learn (default: 4)")
+    command.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: 0)")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    out, monitor = Path(args.out), TerminalMonitor()
+    quiet_libraries()
+    with monitor.watching():
+        report = run_demo(out, args.concepts, args.seed, monitor)
+    for concept in report["concepts"]:
+        scores = concept["identity"]
+        print(
+            f"{concept['name']}: identity {scores['base']:.2f} before training, "
+            f"{scores['after_training']:.2f} right after, {scores['after_all']:.2f} after all concepts"
+        )
+    print(
+        f"Forgetting {report['forgetting']:.3f}, largest overlap {report['max_overlap']:.0e}. See {out / 'grid.png'}."
+    )
 
 
 @dataclass
@@ -91,7 +119,7 @@ def _choose(count: int) -> list[MiniConcept]:
 
 def _new_bank(out: Path, base: Base) -> Bank:
     if Bank.exists(out / "bank"):
-        raise UserError(f"{out} holds a demo's bank already: give another folder, or delete it.")
+        raise UserError(f"{out} already has the bank of a demo: give another folder, or delete it.")
     return Bank.open_or_create(out / "bank", base.identity, base.layers)
 
 

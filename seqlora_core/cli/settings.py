@@ -1,59 +1,70 @@
-"""The options of a training run, made from the settings' own metadata."""
+"""The options of a training run's settings, made from the settings' own metadata."""
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..training.config import OLD_NAMES, OLD_VALUES, TrainingConfig
+from .options import Options, number
+
+# In the order of the help.  A setting that is in neither list belongs to the method.
+BASICS = ("rank", "steps", "resolution", "crop", "flip", "lr_coefficients", "lr_basis", "layers")
+BASICS += ("prior_weight", "seed")
+RESOURCES = ("batch_size", "accumulation", "dtype", "gradient_checkpointing")
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """One option per setting; the names that settings had before are options, too, without help."""
-    old_names = {new: old for old, new in OLD_NAMES.items()}
-    for entry in dataclasses.fields(TrainingConfig):
-        _add_option(command, entry, [entry.name], _help(entry))
-        if entry.name in old_names:
-            _add_option(command, entry, [old_names[entry.name]], argparse.SUPPRESS)
+def add_settings(basics: Options, resources: Options, method: Options) -> None:
+    """Add one option per setting to its group; the former names of settings are options without help."""
+    fields = {entry.name: entry for entry in dataclasses.fields(TrainingConfig)}
+    of_method = tuple(name for name in fields if name not in BASICS + RESOURCES)
+    former = {new: old for old, new in OLD_NAMES.items()}
+    for group, names in ((basics, BASICS), (resources, RESOURCES), (method, of_method)):
+        for name in names:
+            _add_option(group, fields[name], name, _help(fields[name]))
+            if name in former:
+                _add_option(group, fields[name], former[name], argparse.SUPPRESS)
 
 
-def requested_config(args: argparse.Namespace) -> TrainingConfig:
-    """What the options ask for.
+def requested_config(values: Mapping[str, object]) -> TrainingConfig:
+    """Make the settings from the options' values.
 
     Raises:
         UserError: a value is out of range.
     """
-    return TrainingConfig(**{entry.name: getattr(args, entry.name) for entry in dataclasses.fields(TrainingConfig)})
+    return TrainingConfig(**{entry.name: values[entry.name] for entry in dataclasses.fields(TrainingConfig)})
 
 
-def _add_option(command: argparse.ArgumentParser, entry: dataclasses.Field, names: list[str], text: str) -> None:
-    flags = [f"--{name.replace('_', '-')}" for name in names]
-    common = {"dest": entry.name, "default": entry.default, "help": text}
+def _add_option(group: Options, entry: dataclasses.Field, name: str, text: str) -> None:
+    flag, common = f"--{name.replace('_', '-')}", {"dest": entry.name, "default": entry.default, "help": text}
     choices = entry.metadata["choices"]
     if entry.type is bool:
-        command.add_argument(*flags, action="store_true", **common)
+        group.add_argument(flag, action="store_true", **common)
     elif choices:
-        command.add_argument(*flags, type=_choice(entry), metavar=f"{{{','.join(choices)}}}", **common)
+        group.add_argument(flag, type=_choice(entry), metavar=f"{{{','.join(choices)}}}", **common)
     else:
-        kind, metavar = (int, "N") if "int" in str(entry.type) else (float, "X")
-        command.add_argument(*flags, type=kind, metavar=metavar, **common)
+        kind, metavar = (int, "N") if "int" in str(entry.type) else (number, "X")
+        group.add_argument(flag, type=kind, metavar=metavar, **common)
 
 
 def _choice(entry: dataclasses.Field) -> Callable[[str], str | None]:
-    """Reads a choice, also under the name that it had before; "auto" leaves the setting open where that is allowed."""
+    """Read a choice, also by a former name; "auto" leaves a setting open that may be left open."""
 
     def read(text: str) -> str | None:
         value = OLD_VALUES.get(entry.name, {}).get(text, text)
         if value == "auto" and entry.metadata["unset"]:
             return None
         if value not in entry.metadata["choices"]:
-            raise argparse.ArgumentTypeError(f"choose one of {', '.join(entry.metadata['choices'])}, not {text!r}")
+            known = ", ".join(entry.metadata["choices"])
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known})")
         return value
 
     return read
 
 
 def _help(entry: dataclasses.Field) -> str:
+    """The setting's help and default, with the percent signs that argparse would replace doubled."""
+    text = entry.metadata["help"].replace("%", "%%")
     if entry.type is bool:
-        return entry.metadata["help"]
+        return text
     default = entry.metadata["unset"] if entry.default is None else entry.default
-    return f"{entry.metadata['help']} (default: {default})"
+    return f"{text} (default: {default})"

@@ -1,4 +1,4 @@
-"""A training in a terminal: a progress bar with loss and time left, and Ctrl-C that waits for the step's end."""
+"""A training run in a terminal: a progress bar with loss and time left; Ctrl-C stops at the end of a step."""
 
 import logging
 import signal
@@ -16,7 +16,7 @@ _log = logging.getLogger("seqlora")
 
 
 class TerminalMonitor(Monitor):
-    """Draws on stderr."""
+    """Shows progress and messages on stderr."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -26,11 +26,11 @@ class TerminalMonitor(Monitor):
         _log.info(text)
 
     def stepped(self, report: StepReport) -> None:
-        if self._bar is not None and report.step <= self._bar.n:  # the next training
+        if self._bar is not None and report.step <= self._bar.n:  # the next training run
             self._bar.close()
             self._bar = None
         if self._bar is None:
-            interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file wants few lines
+            interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file should get few lines
             self._bar = tqdm(
                 total=report.steps, initial=report.step - 1, unit="step", dynamic_ncols=True, mininterval=interval
             )
@@ -42,7 +42,7 @@ class TerminalMonitor(Monitor):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While the block lasts, the first Ctrl-C asks the training to stop; the second one interrupts at once."""
+        """Inside the block, the first Ctrl-C asks the training run to stop; the second one interrupts at once."""
 
         def interrupt(signum: int, frame: object) -> None:
             if self._interrupted.is_set():
@@ -59,7 +59,7 @@ class TerminalMonitor(Monitor):
 
 
 def quiet_libraries() -> None:
-    """Keep the loading libraries' bars and advice off the terminal; their errors still show."""
+    """Turn off the progress bars and advice of diffusers and transformers; their errors still show."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..bank import Bank, Concept
 from ..errors import UserError
 from ..model.adapters import Adapter
@@ -38,7 +40,7 @@ def parse_selection(text: str) -> tuple[str, float]:
     """Parse `NAME` or `NAME:STRENGTH` into (name, strength); the default strength is 1.
 
     Raises:
-        UserError: the strength is not a finite number.
+        UserError: the strength is not a finite number, or float32 cannot hold it.
     """
     name, colon, strength = text.partition(":")
     if not colon:
@@ -51,6 +53,8 @@ def parse_selection(text: str) -> tuple[str, float]:
         raise UserError(
             f"The strength of {name.strip()!r} is not a number: {strength.strip()!r}; write {name.strip()}:0.8."
         )
+    if abs(value) > torch.finfo(torch.float32).max:
+        raise UserError(f"The strength {strength.strip()} of {name.strip()!r} is too large: write {name.strip()}:0.8.")
     return name.strip(), value
 
 

@@ -62,83 +62,86 @@ class TrainingConfig:
         UserError: a value is out of range; the message names the setting.
     """
 
-    method: str = _setting("seqlora", "how the two factors are trained; seqlora is the paper's method", METHOD_NAMES)
+    method: str = _setting("seqlora", "training method: seqlora, or one that it is compared with", METHOD_NAMES)
     hypergradient: str = _setting(
-        "lookahead", "how the effect of the coefficients on the basis is differentiated (seqlora)", HYPERGRADIENT_NAMES
+        "lookahead", "how seqlora finds the gradient of the down matrix; lookahead is the fastest", HYPERGRADIENT_NAMES
     )
     optimizer: str = _setting(
-        "adam", "Adam with a projection after each step, or the paper's plain gradient steps", ("adam", "gradient")
+        "adam", "adam, projected after each step, or gradient, the paper's plain gradient steps", ("adam", "gradient")
     )
-    lr_coefficients: float = _setting(1e-3, "learning rate of the coefficients A, LoRA's up matrix; not LoRA's alpha")
-    lr_basis: float = _setting(1e-3, "learning rate of the basis B, LoRA's down matrix")
-    rank: int = _setting(4, "LoRA rank: directions that the concept takes per layer", least=1)
+    lr_coefficients: float = _setting(1e-3, "learning rate of LoRA's up matrix (the coefficients), not LoRA's alpha")
+    lr_basis: float = _setting(1e-3, "learning rate of LoRA's down matrix (the basis)")
+    rank: int = _setting(4, "LoRA rank, the number of directions that the concept takes per layer", least=1)
     steps: int = _setting(800, "training steps", least=1)
     batch_size: int = _setting(1, "images per forward pass", least=1)
-    accumulation: int = _setting(1, "forward passes per step, whose gradients are added up", least=1)
-    bilevel_iterations: int = _setting(1, "iterations of Algorithm 1 per step, on the same images", least=1)
-    inner_steps: int = _setting(1, "steps of the coefficients per iteration (lower level)", least=1)
+    accumulation: int = _setting(1, "forward passes per step, for a larger batch in the same memory", least=1)
+    bilevel_iterations: int = _setting(1, "iterations of the paper's Algorithm 1 per step, on the same images", least=1)
+    inner_steps: int = _setting(1, "steps of the up matrix per iteration", least=1)
     lower_step: str | None = _setting(
         None,
-        "reuse the tentative step of the coefficients, or repeat it at the new basis as published",
+        "reuse the trial step of the up matrix, or repeat it after the down matrix has moved, as published",
         ("reuse", "repeat"),
         unset="reuse with lookahead, else repeat",
     )
     ridge: float | None = _setting(
-        None, "weight of the penalty on the size of both factors", least=0, unset="0 for seqlora, else 0.0001"
+        None, "weight of the L2 penalty on both matrices", least=0, unset="0 for seqlora, else 0.0001"
     )
     interference_penalty: float | None = _setting(
         None,
-        "weight of the penalty on changing other prompts' images",
+        "weight of the penalty on changing the images of other prompts",
         least=0,
         unset="0.01 for seqlora, else 0",
     )
     average: float | None = _setting(
         None,
-        "share of the steps, counted from the end, whose factors are averaged",
+        "share of the steps, at the end of the training run, over which the weights are averaged",
         least=0,
         most=1,
         unset="0.5 for seqlora, else 0",
     )
-    clip: float = _setting(1.0, "bound on the norm of each factor's gradient; 0 turns it off", least=0)
+    clip: float = _setting(1.0, "largest gradient norm per matrix over all layers, or 0 to turn clipping off", least=0)
     init: str | None = _setting(
         None,
-        "where the basis starts inside the free subspace",
+        "how the down matrix starts: at random, along the inputs of its layer (spectral), or where they differ from "
+        "those of other prompts (contrastive)",
         ("random", "spectral", "contrastive"),
         unset="contrastive for seqlora, else random",
     )
     coordinates: str | None = _setting(
         None,
-        "coordinates in which the basis moves: its own, or scaled so that every step disturbs others equally",
+        "how the down matrix moves: plain, or scaled so that every step disturbs other prompts equally (contrastive)",
         ("plain", "contrastive"),
         unset="contrastive for seqlora, else plain",
     )
     layers: str = _setting(
-        "cross-kv", "attention layers to train: keys and values of the text, all that receive it, or all", LAYER_PRESETS
+        "cross-kv",
+        "attention layers to train: text keys and values (cross-kv), all of cross-attention (cross), or all",
+        LAYER_PRESETS,
     )
     train_on: str | None = _setting(
         None,
-        "earlier concepts present while training: in every other image (alternate), always (accumulated) or never "
-        "(bare)",
+        "when earlier concepts are active while training: for every other image (alternate), always (accumulated) or "
+        "never (bare)",
         ("alternate", "accumulated", "bare"),
         unset="alternate for seqlora, accumulated for alternating and inflora, else bare",
     )
     column_sampling: str = _setting(
         "without-replacement",
-        "how method orthogonal draws columns of its shared matrix; its paper draws independently",
+        "how the method orthogonal draws the columns of its down matrix; independent is as published",
         ("without-replacement", "independent"),
     )
-    prior_weight: float = _setting(1.0, "weight of the loss on class images (--prior-images)", least=0)
+    prior_weight: float = _setting(1.0, "weight of the loss on the images of --prior-images", least=0)
     resolution: int | None = _setting(
         None, "side of the square training images, in pixels", least=8, unset="the base model's own"
     )
     crop: str = _setting(
-        "center", "how images become square: the center, or a random part per step", ("center", "random")
+        "center", "part of each image to train on: the center, or a random square per step", ("center", "random")
     )
-    flip: bool = _setting(False, "train on mirrored images too")
+    flip: bool = _setting(False, "train on mirrored copies of the images too")
     dtype: str | None = _setting(
         None, "precision of the forward and backward passes", DTYPES, unset="the device's fastest safe one"
     )
-    gradient_checkpointing: bool = _setting(False, "less memory, about a third more time")
+    gradient_checkpointing: bool = _setting(False, "use less memory, at about a third more time")
     seed: int = _setting(0, "random seed", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:

@@ -201,7 +201,7 @@ def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(traine
         (["--metric", "taste"], "no metric 'taste'"),
         (["--metric", "identity"], "images of the mini base only"),
         (["--metric", "dino=nowhere"], "weights of dino"),
-        (["--metric", "dino=DINO"], "no reference pictures for dog, cat"),
+        (["--metric", "dino=DINO"], "no reference images for dog, cat"),
         (["--metric", "dino=DINO", "--references", "nowhere"], "no folder"),
     ],
 )

@@ -1,0 +1,109 @@
+"""The commands `compose`, which writes several concepts into one LoRA file, and `generate`, which uses concepts."""
+
+import argparse
+from pathlib import Path
+
+from ..bank import Bank
+from ..composition.concatenation import compose
+from ..composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
+from ..composition.fusion.base_source import BaseSource
+from ..composition.lora_files import check_fits, load_composed, save_composed
+from ..composition.selection import parse_selection, select
+from ..devices import best_dtype, resolve_device
+from ..errors import UserError
+from ..files import check_writable
+from ..model.adapters import sum_adapters
+from ..model.sampling import SamplingSettings, generate
+from ..training.config import DTYPES
+from .options import BaseOptions, add_bank, add_base, add_concepts, add_device, add_probing, add_sampling, count
+from .output import check_png, save_image
+
+
+def add_compose(commands: argparse._SubParsersAction) -> None:
+    """Add the command that writes several concepts into one LoRA file."""
+    command = commands.add_parser("compose", help="write several concepts into one LoRA file")
+    add_bank(command)
+    add_concepts(command, required=True)
+    command.add_argument("--out", required=True, metavar="FILE.safetensors", help="LoRA file to write")
+    command.add_argument(
+        "--fusion",
+        choices=tuple(FUSIONS),
+        default="sum",
+        help=f"how to combine the concepts; all except {' and '.join(WITHOUT_BASE)} need --base (default: sum)",
+    )
+    command.add_argument(
+        "--rank", type=count, metavar="N", help="largest rank of the file, to make it smaller (default: no limit)"
+    )
+    add_base(command, required=False, purpose="for the fusions that need one")
+    add_device(command)
+    add_probing(command)
+    command.set_defaults(run=_compose)
+
+
+def _compose(args: argparse.Namespace) -> None:
+    bank, selection = Bank.open(args.bank), [parse_selection(text) for text in args.concept]
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
+    check_writable(out)
+    parts = select(bank, selection)
+    fusion = FUSIONS[args.fusion]
+    settings = FusionSettings(rank=args.rank, seed=args.seed, sampling_steps=args.sampling_steps)
+    source = None
+    if fusion.reads_base and args.base:
+        source = BaseSource(BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank), settings)
+    fused = fuse(fusion, parts, settings, source)
+    save_composed(bank, selection, out, fused.adapters, fusion.name)
+    print(
+        f"Wrote {out}: {len(selection)} concepts, rank {fused.rank}, by {fusion.name} "
+        f"in {fused.seconds:.1f} s with {fused.peak_bytes / 2**20:.0f} MiB."
+    )
+    if fused.kept_energy < 1:
+        print(
+            f"  Limiting the rank keeps at least {fused.kept_energy:.2%} of the squared norm of the update in every "
+            "layer."
+        )
+
+
+def add_generate(commands: argparse._SubParsersAction) -> None:
+    """Add the command that makes an image."""
+    command = commands.add_parser("generate", help="generate an image, with or without concepts")
+    add_base(command)
+    add_device(command)
+    add_bank(command, required=False)
+    add_concepts(command, required=False)
+    command.add_argument("--lora", metavar="FILE.safetensors", help="LoRA file written by compose, to use as well")
+    command.add_argument("--prompt", required=True, help="what the image shows, with the tokens of the concepts")
+    command.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image should not show")
+    command.add_argument("--out", required=True, metavar="PNG", help="image file to write")
+    add_sampling(command)
+    command.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="precision of the UNet (default: auto, the device's fastest safe one)",
+    )
+    command.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    selection = [parse_selection(text) for text in args.concept]
+    if bool(selection) != bool(args.bank):
+        raise UserError("--bank and --concept belong together: give both, or neither for the base model alone.")
+    bank = Bank.open(args.bank) if args.bank else None
+    selected = compose(bank, selection) if bank else {}
+    file = load_composed(Path(args.lora)) if args.lora else {}
+    out = check_png(args.out)
+    dtype = best_dtype(resolve_device(args.device)) if args.dtype == "auto" else args.dtype
+    base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype, bank)
+    check_fits(file, base.layers, args.lora)
+    settings = SamplingSettings(
+        steps=args.steps,
+        size=args.size if args.size is not None else base.native_size,
+        guidance=args.guidance,
+        seed=args.seed,
+        negative_prompt=args.negative_prompt,
+    )
+    (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings)
+    save_image(image, out)
+    print(f"Wrote {out}.")

@@ -1,0 +1,98 @@
+"""The command `evaluate`: score every concept of a bank, and what later concepts made it forget."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from ..bank import Bank
+from ..data.images import read_folder
+from ..data.prompts import SUBJECT_TEMPLATE
+from ..devices import resolve_device
+from ..errors import UserError
+from ..evaluation.metrics import load_metrics
+from ..evaluation.protocol import Evaluation, EvaluationSettings
+from ..evaluation.report import write_report
+from ..evaluation.tables import to_markdown
+from ..files import check_writable
+from ..mini import mini_concepts
+from ..model.sampling import SamplingSettings
+from ..monitor import Monitor
+from .options import BaseOptions, add_bank, add_base, add_device, add_sampling, count
+from .terminal import TerminalMonitor
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    command = commands.add_parser("evaluate", help="score every concept, and what it lost to later ones")
+    add_base(command)
+    add_device(command)
+    add_bank(command)
+    command.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for images, tables and plots; existing images are reused"
+    )
+    command.add_argument(
+        "--references", metavar="DIR", help="folder with one folder of images per concept, named after the concept"
+    )
+    command.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME[=FOLDER]",
+        help="score to compute: identity (on the mini base), or clip-i, clip-t, dino or dinov2 with a local "
+        "transformers folder; repeat the option for more scores",
+    )
+    command.add_argument(
+        "--trajectory", action="store_true", help="score all concepts after every concept learned, not only at the end"
+    )
+    command.add_argument(
+        "--images", type=count, default=16, metavar="N", help="images per concept and stage (default: 16)"
+    )
+    command.add_argument(
+        "--prompt",
+        default=SUBJECT_TEMPLATE,
+        help=f"prompt with {{}} in place of the concept (default: {SUBJECT_TEMPLATE})",
+    )
+    add_sampling(command)
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    bank = Bank.open(args.bank)
+    if not bank.concepts:
+        raise UserError("The bank has no concept yet: train one first.")
+    sampling = SamplingSettings(steps=args.steps, guidance=args.guidance, seed=args.seed, count=args.images)
+    settings = EvaluationSettings(args.prompt, sampling)
+    out, monitor = Path(args.out), TerminalMonitor()
+    check_writable(out / "report.json")
+    metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
+    references = _references(bank, args.references, args.base, monitor)
+    base = BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank)
+    size = args.size if args.size is not None else base.native_size
+    settings = replace(settings, sampling=replace(sampling, size=size))
+    evaluation = Evaluation(base, bank, references, metrics, settings, out, monitor)
+    rows = write_report(evaluation, evaluation.run(args.trajectory))
+    print(to_markdown(rows), end="")
+
+
+def _images(folder: Path, monitor: Monitor) -> list[Image.Image]:
+    references = read_folder(folder, "")
+    for note in references.notes:
+        monitor.message(note)
+    return [reference.image for reference in references]
+
+
+def _references(bank: Bank, folder: str | None, base: str, monitor: Monitor) -> dict[str, Sequence[Image.Image]]:
+    """Read each concept's reference images; the concepts of the mini base come with their own."""
+    if folder:
+        return {concept.name: _images(Path(folder) / concept.name, monitor) for concept in bank.concepts}
+    shipped = {concept.name: concept.references for concept in mini_concepts()} if base == "mini" else {}
+    missing = [concept.name for concept in bank.concepts if concept.name not in shipped]
+    if missing:
+        raise UserError(
+            f"There are no reference images for {', '.join(missing)}: give --references DIR, with one folder of "
+            "images per concept, named after the concept."
+        )
+    return shipped
