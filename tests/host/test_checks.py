@@ -58,7 +58,7 @@ UNUSABLE = {
     "no CLIP": ({"clip": ["nothing", 0]}, "No CLIP is on the input clip"),
     "no VAE": ({"vae": ["nothing", 0]}, "No VAE is on the input vae"),
     "a VAE of another model": ({"vae": ["of-flux", 0]}, "input vae makes latents of 16 channels"),
-    "no pictures": ({"images": ["nothing", 1]}, "no picture on the input images"),
+    "no pictures": ({"images": ["nothing", 1]}, "no image on the input images"),
     "a mask of a photo without one": ({"masks": ["photo-cat", 1]}, "Mask 1 of 1 is empty"),
 }
 

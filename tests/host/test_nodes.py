@@ -255,7 +255,7 @@ def test_captions_longer_than_a_prompt_window_are_cut(host, trained):
 def test_an_advanced_setting_reaches_the_training(host, trained):
     host.run({**loader(), **training("dog", concept_name="on some", steps=1, train_on="alternate")})
     [concept] = [c for c in manifest(host)["concepts"] if c["name"] == "on some"]
-    assert concept["config"]["train_on"] == "subsets"
+    assert concept["settings"]["train_on"] == "alternate"
 
 
 WRONG = {

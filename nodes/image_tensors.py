@@ -1,0 +1,40 @@
+"""The graph's IMAGE and MASK tensors as Pillow images, and back."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..seqlora_core.data.images import fit, to_rgb
+
+LARGEST_RESOLUTION = 1024  # side of the largest training images, in px
+
+
+def to_pillow(batches: list[Tensor]) -> list[Image.Image]:
+    """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
+    return [to_rgb(_to_pillow(frame.squeeze(-1))) for batch in batches for frame in batch]
+
+
+def to_image(image: Image.Image) -> Tensor:
+    """A Pillow image as IMAGE [1, H, W, 3]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).float()[None] / 255
+
+
+def latent_mask(mask: Tensor, size: tuple[int, int], resolution: int, scale: int) -> Tensor:
+    """Turn the MASK [H, W] of an image into the mask [1, h, w] of its latents.
+
+    A MASK of another size covers the whole image, as in the host's own nodes.
+
+    Args:
+        size: width and height of the image, in px.
+        resolution: side of the square training image, in px.
+        scale: px per latent px.
+    """
+    covering = _to_pillow(mask).resize(size, Image.Resampling.BILINEAR)
+    square = fit(covering, resolution, True, scale)
+    side = resolution // scale
+    return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
+
+
+def _to_pillow(values: Tensor) -> Image.Image:
+    return Image.fromarray((values.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))
