@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .bank import BasisBankLoader
 from .compose import ComposeConcepts
 from .concepts import ExportConcept, RemoveConcept, RenameConcept
+from .host.console import shorten_user_errors
 from .host.folders import register_model_folder
 from .image_folder import LoadImageFolder
 from .importing import ImportLora
@@ -12,6 +13,7 @@ from .inspect_bank import InspectBank
 from .train import TrainConcept
 
 register_model_folder()
+shorten_user_errors()
 
 
 class SeqLoRAExtension(ComfyExtension):

@@ -53,7 +53,7 @@ class BasisBankLoader(io.ComfyNode):
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:
         bank = Bank.open(folders.bank_folder(bank_name))
-        room = f"At least {least_room(bank)} directions are free per layer."
+        room = f"At least {least_room(bank)} directions are free in each layer that the concepts use."
         report = "\n".join([*describe_concepts(bank), room, *missing_files(bank)])
         return io.NodeOutput(bank, report, ui=interface.node_text(cls, report))
 

@@ -75,7 +75,10 @@ class ComposeConcepts(io.ComfyNode):
             _check_clip(clip, fusion)
         bank.check_base(host_model.identify(model, model_file(cls))[0])
         started = time.monotonic()
-        selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
+        names = [concept.name for concept in bank.concepts]
+        selection = parse_selections(concepts, names) or [(name, 1.0) for name in names]
+        selected = [bank.concept(name) for name, _ in selection]
+        host_model.check_not_attached(model, selected)
         weights = [strength for _, strength in selection]
         weights = weights if chosen.reads_base else chosen.weigh(weights)
         stacks = concatenate(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
@@ -83,7 +86,7 @@ class ComposeConcepts(io.ComfyNode):
         if chosen.reads_base:
             fused = _fuse(chosen, bank, selection, model, clip)
             adapters, memory = fused.adapters, f" with {fused.peak_bytes / 2**20:.0f} MB"
-        patched, size = host_model.apply_adapters(model, adapters), _megabytes(adapters)
+        patched, size = host_model.apply_adapters(model, adapters, selected), _megabytes(adapters)
         cost = f"Composed in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
         words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
         return io.NodeOutput(patched, words, report, ui=interface.node_text(cls, f"{words}\n{report}"))

@@ -6,6 +6,11 @@ from ..seqlora_core.bank import Bank
 from .bank import BankType
 from .host import folders, interface
 
+# What these nodes have done since the host started.  A graph that is queued again finds its work done; a name that was
+# never in the bank stays an error.
+_removed: set[tuple[str, str]] = set()  # (bank's id, concept's name)
+_renamed: set[tuple[str, str, str]] = set()  # (bank's id, old name, new name)
+
 
 class _ConceptNode(io.ComfyNode):
     """An output node with a bank and the name of one of its concepts as its first inputs."""
@@ -80,8 +85,13 @@ class RemoveConcept(_ConceptNode):
 
     @classmethod
     def execute(cls, bank: Bank, concept_name: str) -> io.NodeOutput:
-        removed = bank.remove(concept_name)
-        return io.NodeOutput(bank, ui=interface.node_text(cls, f"Removed {removed.name}"))
+        done = (bank.manifest.id, _key(concept_name))
+        if done in _removed and bank.refresh().manifest.find(concept_name) is None:
+            text = f"{concept_name} was removed before; there is nothing left to do."
+        else:
+            text = f"Removed {bank.remove(concept_name).name}"
+            _removed.add(done)
+        return io.NodeOutput(bank, ui=interface.node_text(cls, text))
 
 
 class RenameConcept(_ConceptNode):
@@ -100,5 +110,15 @@ class RenameConcept(_ConceptNode):
 
     @classmethod
     def execute(cls, bank: Bank, concept_name: str, new_name: str) -> io.NodeOutput:
-        renamed = bank.rename(concept_name, new_name)
-        return io.NodeOutput(bank, ui=interface.node_text(cls, f"{concept_name} is now {renamed.name}"))
+        done = (bank.manifest.id, _key(concept_name), _key(new_name))
+        manifest = bank.refresh().manifest
+        if done in _renamed and manifest.find(concept_name) is None and manifest.find(new_name):
+            text = f"{concept_name} was renamed to {new_name} before; there is nothing left to do."
+        else:
+            text = f"{concept_name} is now {bank.rename(concept_name, new_name).name}"
+            _renamed.add(done)
+        return io.NodeOutput(bank, ui=interface.node_text(cls, text))
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold()

@@ -1,5 +1,7 @@
 """The graph's IMAGE and MASK tensors as Pillow images, and back."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,7 +12,7 @@ from ..seqlora_core.data.images import fit, to_rgb
 LARGEST_RESOLUTION = 1024  # side of the largest training images, in px
 
 
-def to_pillow(batches: list[Tensor]) -> list[Image.Image]:
+def to_pillow(batches: Sequence[Tensor]) -> list[Image.Image]:
     """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
     return [to_rgb(_to_pillow(frame.squeeze(-1))) for batch in batches for frame in batch]
 

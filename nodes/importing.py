@@ -40,6 +40,11 @@ class ImportLora(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, lora_name: str | None) -> bool:
+        """Accept every name until the node runs, where an error is a sentence and fails the whole run."""
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, lora_name: str, bank_name: str, **inputs) -> str:
         """Changes with the file and with the bank; of a connected bank the host asks the node that provides it."""
         bank = "" if "bank" in inputs else folders.bank_cache_key(bank_name)

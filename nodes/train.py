@@ -59,7 +59,7 @@ class TrainConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: list[ModelPatcher], clip: list[CLIP], vae: list[VAE], images: list[Tensor], **lists
+        cls, model: list[ModelPatcher], clip: list[CLIP], vae: list[VAE], images: Sequence[Tensor] = (), **lists
     ) -> io.NodeOutput:
         masks = [mask for batch in lists.pop("masks", None) or [] for mask in batch]
         inputs = TrainInputs.from_lists(lists)
@@ -76,7 +76,7 @@ def _train(
     model: ModelPatcher,
     clip: CLIP,
     vae: VAE,
-    images: list[Tensor],
+    images: Sequence[Tensor],
     masks: list[Tensor],
     inputs: TrainInputs,
 ) -> tuple[Bank, Concept, str]:
@@ -85,7 +85,7 @@ def _train(
     config = resolve(requested, _NATIVE_SIZE, host_model.training_dtype(model))
     pictures = to_pillow(images)
     if not pictures:
-        raise UserError("There is no image on the input images: connect at least one.")
+        raise UserError("There is no image on the input images: connect at least one image of the subject.")
     prompts = caption_prompts(inputs.captions, spec.subject, len(pictures))
     latent_masks = encoders.latent_masks(masks, pictures, config.resolution)
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
@@ -123,7 +123,7 @@ def _outputs(
     node: type[TrainConcept], model: ModelPatcher, bank: Bank, concept: Concept, outcome: str
 ) -> io.NodeOutput:
     curve = concept.metrics["loss_curve"]
-    patched = host_model.apply_adapters(model, bank.load([concept])[concept.name])
+    patched = host_model.apply_adapters(model, bank.load([concept])[concept.name], [concept])
     plot = to_image(loss_curve(curve, f"{concept.name}: loss"))
     losses = {"loss": [torch.tensor(loss) for loss in curve]}
     lines = [
@@ -131,4 +131,6 @@ def _outputs(
     ]
     if full := full_layers(bank, concept):
         lines.append(describe_full_layers(full, concept.rank))
+    if off := host_model.patches_off_in_training(model):
+        lines.append(f"Off while training, because they change the model while sampling only: {', '.join(off)}.")
     return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=interface.node_text(node, "\n".join(lines)))

@@ -110,7 +110,8 @@ def _graph_inputs() -> list[io.Input]:
         ),
         io.Clip.Input("clip", tooltip="The CLIP that encodes the captions."),
         io.Vae.Input("vae", tooltip="The VAE that encodes the images."),
-        io.Image.Input("images", tooltip="4 to 20 images of the subject; they may differ in size."),
+        # Optional for the host only, which would leave out the node and run the rest of the graph without an error.
+        io.Image.Input("images", optional=True, tooltip="4 to 20 images of the subject; they may differ in size."),
     ]
 
 

@@ -1,12 +1,14 @@
 """The host's folders of banks, LoRA files and images, and cache keys for their contents."""
 
+import os
 import secrets
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
 from ...seqlora_core.bank import Bank
 from ...seqlora_core.bank.names import check_file_name
+from ...seqlora_core.data.images import image_files
 from ...seqlora_core.errors import UserError
 from ..cache_keys import files_cache_key
 
@@ -50,25 +52,47 @@ def bank_cache_key(name: str | None) -> str:
 
 
 def image_folders() -> list[str]:
-    """The folders in the host's input folder."""
-    root = Path(folder_paths.get_input_directory())
-    return sorted(child.name for child in root.iterdir() if child.is_dir()) if root.is_dir() else []
+    """The folders at any depth of the host's input folder that hold images, as relative paths with forward slashes."""
+    root, found, seen = Path(folder_paths.get_input_directory()), [], set()
+    for top, below, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(top)
+        if real in seen:  # a link back to a folder above
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith(".")]
+        if Path(top) != root and _holds_images(Path(top)):
+            found.append(Path(top).relative_to(root).as_posix())
+    return sorted(found)
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return bool(image_files(folder))
+    except UserError:
+        return False
 
 
 def image_folder(name: str) -> Path:
-    """A folder in the host's input folder.
+    """A folder in the host's input folder, by its relative path.
 
     Raises:
         UserError: there is no such folder.
     """
-    if name not in image_folders():
-        raise UserError(f"ComfyUI's input folder has no folder {name!r} any more: refresh the list and choose one.")
-    return Path(folder_paths.get_input_directory()) / name
+    path = PureWindowsPath(name or "")  # understands both kinds of slashes, and drives
+    folder = Path(folder_paths.get_input_directory()).joinpath(*path.parts)
+    if path.anchor or ".." in path.parts or not path.parts or not folder.is_dir():
+        raise UserError(f"ComfyUI's input folder has no folder {name!r}: refresh the list (R), and choose one.")
+    return folder
 
 
 def folder_cache_key(name: str | None) -> str:
     """As `bank_cache_key`, for a folder of `image_folders`."""
-    return secrets.token_hex() if name is None else files_cache_key(image_folder(name).iterdir())
+    try:
+        folder = image_folder(name)
+    except UserError:  # reported when the node runs
+        return secrets.token_hex()
+    return files_cache_key(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.exists())
 
 
 def lora_path(name: str) -> Path:
@@ -98,12 +122,13 @@ def lora_file(name: str) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise UserError(f"There is no LoRA file {name} any more: refresh the list and choose one.")
-    return Path(path)
+    if name in lora_files() and (path := folder_paths.get_full_path("loras", name)) is not None:
+        return Path(path)
+    if not lora_files():
+        raise UserError("models/loras has no .safetensors file: put a LoRA there, refresh the list (R), and choose it.")
+    raise UserError(f"models/loras has no LoRA file {name!r}: refresh the list (R), and choose one.")
 
 
 def lora_cache_key(name: str | None) -> str:
     """As `bank_cache_key`, for a file of `lora_files`."""
-    return secrets.token_hex() if name is None else files_cache_key([lora_file(name)])
+    return files_cache_key([lora_file(name)]) if name in lora_files() else secrets.token_hex()

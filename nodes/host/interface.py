@@ -45,9 +45,8 @@ class NodeMonitor(Monitor):
         self._previewer = None
 
     def message(self, text: str) -> None:
-        server = getattr(PromptServer, "instance", None)
-        if server is not None and self.node_id is not None:
-            server.send_progress_text(text, self.node_id)
+        if self.node_id is not None and (client := _client()) is not None:
+            PromptServer.instance.send_progress_text(text, self.node_id, client)
 
     def cancelled(self) -> bool:
         model_management.throw_exception_if_processing_interrupted()  # the host expects its own exception
@@ -62,10 +61,17 @@ class NodeMonitor(Monitor):
 
     @torch.inference_mode()
     def previewed(self, latents: Tensor) -> None:
+        if _client() is None:
+            return
         if self._previewer is None:
             self._previewer = _latent_previewer(self._model)
         image = self._previewer.decode_latent_to_preview_image("JPEG", latents)
         self._bar.update_absolute(self._bar.current, preview=image)
+
+
+def _client() -> str | None:
+    """The client that queued the running job.  Without one, the host would send to every open browser."""
+    return getattr(getattr(PromptServer, "instance", None), "client_id", None)
 
 
 def _latent_previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer:

@@ -1,6 +1,6 @@
 """The host's MODEL: checking and identifying it, its UNet as a denoiser, and patches on it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import comfy.ldm.modules.attention as attention
@@ -11,7 +11,7 @@ from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ...seqlora_core.bank import BaseIdentity
+from ...seqlora_core.bank import BaseIdentity, Concept
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.model.adapters import Adapter
@@ -19,7 +19,7 @@ from ...seqlora_core.model.sd15 import LayerShape, find_layers, layer_shapes, mo
 from . import CLIP, ModelPatcher
 
 _UNET = "diffusion_model."
-_CONCEPTS = "seqlora_concepts"
+_CONCEPTS = "seqlora_concepts"  # attachment of a MODEL: the names of the concepts on it, by id
 _TENSORS_OF = ("torch", "comfy", "comfy_kitchen")  # packages; others pack weights for their own layers
 
 
@@ -55,6 +55,17 @@ def check_no_concepts_attached(model: ModelPatcher) -> None:
     """Raises UserError where a MODEL already carries concepts: training adds the bank's, which would count twice."""
     if model.get_attachment(_CONCEPTS):
         raise UserError("The model already carries SeqLoRA concepts: connect the model from before Compose Concepts.")
+
+
+def check_not_attached(model: ModelPatcher, concepts: Iterable[Concept]) -> None:
+    """Raises UserError where a MODEL already carries one of these concepts, which would act twice."""
+    attached = model.get_attachment(_CONCEPTS) or {}
+    for concept in concepts:
+        if concept.id in attached:
+            raise UserError(
+                f"The model already carries the concept {concept.name!r}: leave it out of concepts, or connect the "
+                "model from before the node that adds it."
+            )
 
 
 def identify(model: ModelPatcher, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
@@ -242,8 +253,19 @@ def other_patches(model: ModelPatcher, clip: CLIP) -> list[object]:
     return [clip.layer_idx, *patches]
 
 
-def apply_adapters(model: ModelPatcher, adapters: Mapping[str, Adapter]) -> ModelPatcher:
-    """A clone of MODEL with one patch per layer.
+def patches_off_in_training(model: ModelPatcher) -> list[str]:
+    """The nodes or packs whose changes of MODEL act while sampling only, such as FreeU, by the names in their code."""
+    options = model.model_options
+    transformer = options.get("transformer_options", {})
+    found = [patch for own in transformer.get("patches", {}).values() for patch in own]
+    found += [patch for own in transformer.get("patches_replace", {}).values() for patch in own.values()]
+    found += filter(None, [options.get("model_function_wrapper")])
+    names = [getattr(patch, "__qualname__", type(patch).__qualname__) for patch in found]
+    return sorted({name.partition(".")[0] for name in names})
+
+
+def apply_adapters(model: ModelPatcher, adapters: Mapping[str, Adapter], concepts: Iterable[Concept]) -> ModelPatcher:
+    """A clone of MODEL with one patch per layer, on which these concepts are noted.
 
     Raises:
         UserError: a layer is missing, or has another shape.
@@ -258,7 +280,8 @@ def apply_adapters(model: ModelPatcher, adapters: Mapping[str, Adapter]) -> Mode
             set(), (adapter.up, adapter.down.contiguous(), None, None, None, None)
         )
     patched = model.clone()
-    patched.set_attachments(_CONCEPTS, True)
+    attached = patched.get_attachment(_CONCEPTS) or {}
+    patched.set_attachments(_CONCEPTS, {**attached, **{concept.id: concept.name for concept in concepts}})
     applied = patched.add_patches(patches, 1.0)
     if len(applied) != len(patches):
         raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")
