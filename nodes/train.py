@@ -59,16 +59,25 @@ class TrainConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: list[ModelPatcher], clip: list[CLIP], vae: list[VAE], images: Sequence[Tensor] = (), **lists
+        cls,
+        model: list[ModelPatcher],
+        clip: list[CLIP],
+        vae: list[VAE],
+        images: Sequence[Tensor] = (),
+        masks: Sequence[Tensor] = (),
+        **lists,
     ) -> io.NodeOutput:
-        masks = [mask for batch in lists.pop("masks", None) or [] for mask in batch]
+        # Another node may put an empty list on an input, or None.
+        model, clip, vae = (own[0] if own else None for own in (model, clip, vae))
+        images = [batch for batch in images if batch is not None]
+        masks = [mask for batch in masks if batch is not None for mask in batch]
         inputs = TrainInputs.from_lists(lists)
-        host_model.check_model(model[0])
-        host_model.check_no_concepts_attached(model[0])
-        encoders.check_encoders(clip[0], vae[0])
+        host_model.check_model(model)
+        host_model.check_no_concepts_attached(model)
+        encoders.check_encoders(clip, vae)
         with host_model.outside_inference_mode():
-            bank, concept, outcome = _train(cls, model[0], clip[0], vae[0], images, masks, inputs)
-            return _outputs(cls, model[0], bank, concept, outcome)
+            bank, concept, outcome = _train(cls, model, clip, vae, images, masks, inputs)
+            return _outputs(cls, model, bank, concept, outcome)
 
 
 def _train(
@@ -76,7 +85,7 @@ def _train(
     model: ModelPatcher,
     clip: CLIP,
     vae: VAE,
-    images: Sequence[Tensor],
+    images: list[Tensor],
     masks: list[Tensor],
     inputs: TrainInputs,
 ) -> tuple[Bank, Concept, str]:

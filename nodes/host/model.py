@@ -23,8 +23,10 @@ _CONCEPTS = "seqlora_concepts"  # attachment of a MODEL: the names of the concep
 _TENSORS_OF = ("torch", "comfy", "comfy_kitchen")  # packages; others pack weights for their own layers
 
 
-def check_model(model: ModelPatcher) -> None:
+def check_model(model: ModelPatcher | None) -> None:
     """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5 with unpacked weights."""
+    if model is None:
+        raise UserError("No MODEL is on the input model: connect the one of an SD1.5 checkpoint.")
     inner = model.model
     if (
         not hasattr(inner, "diffusion_model")
