@@ -63,10 +63,10 @@ class ImportLora(io.ComfyNode):
         bank: Bank | None = None,
         model: ModelPatcher | None = None,
     ) -> io.NodeOutput:
-        spec = ConceptSpec(concept_name, token, class_word)
+        spec, file = ConceptSpec(concept_name, token, class_word), folders.lora_file(lora_name)
         bank = _open(cls, bank.folder if bank is not None else folders.bank_folder(bank_name), model)
         monitor, replace = interface.NodeMonitor(cls.hidden.unique_id), on_existing == "replace"
-        concept = import_lora(bank, folders.lora_file(lora_name), spec, project, replace, monitor)
+        concept = import_lora(bank, file, spec, project, replace, monitor)
         report = describe_import(bank, concept)
         return io.NodeOutput(bank, concept.name, report, ui=interface.node_text(cls, report))
 

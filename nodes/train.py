@@ -69,14 +69,14 @@ class TrainConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         # Another node may put an empty list on an input, or None.
         model, clip, vae = (own[0] if own else None for own in (model, clip, vae))
-        images = [batch for batch in images if batch is not None]
+        batches = [batch for batch in images if batch is not None]
         masks = [mask for batch in masks if batch is not None for mask in batch]
         inputs = TrainInputs.from_lists(lists)
         host_model.check_model(model)
         host_model.check_no_concepts_attached(model)
         encoders.check_encoders(clip, vae)
         with host_model.outside_inference_mode():
-            bank, concept, outcome = _train(cls, model, clip, vae, images, masks, inputs)
+            bank, concept, outcome = _train(cls, model, clip, vae, batches, masks, inputs)
             return _outputs(cls, model, bank, concept, outcome)
 
 
@@ -85,21 +85,21 @@ def _train(
     model: ModelPatcher,
     clip: CLIP,
     vae: VAE,
-    images: list[Tensor],
+    batches: list[Tensor],
     masks: list[Tensor],
     inputs: TrainInputs,
 ) -> tuple[Bank, Concept, str]:
     """The bank, the concept in it, and what happened to it: it was learned, or found unchanged."""
     requested, spec = inputs.config(), inputs.spec()
     config = resolve(requested, _NATIVE_SIZE, host_model.training_dtype(model))
-    pictures = to_pillow(images)
-    if not pictures:
+    images = to_pillow(batches)
+    if not images:
         raise UserError("There is no image on the input images: connect at least one image of the subject.")
-    prompts = caption_prompts(inputs.captions, spec.subject, len(pictures))
-    latent_masks = encoders.latent_masks(masks, pictures, config.resolution)
+    prompts = caption_prompts(inputs.captions, spec.subject, len(images))
+    latent_masks = encoders.latent_masks(masks, images, config.resolution)
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
     changes = [encoders.identify_encoders(clip, vae), host_model.other_patches(model, clip)]
-    source = values_fingerprint([images, masks, prompts, changes])
+    source = values_fingerprint([batches, masks, prompts, changes])
     if inputs.on_existing == "new version":
         spec = next_version(bank, spec, config, source)
     if (done := already_trained(bank, spec, config, source)) is not None:
@@ -117,13 +117,13 @@ def _train(
         def encode(protected: Sequence[str]) -> EncodedConcept:
             """Encode images and prompts, then load the UNet: loaded earlier, the VAE and CLIP would push it out."""
             with encoders.seeded_rng(config.seed):
-                examples = encoders.encode(model, clip, vae, pictures, latent_masks, prompts, config.resolution)
+                examples = encoders.encode(model, clip, vae, images, latent_masks, prompts, config.resolution)
                 embeddings = encoders.encode_prompts(clip, list(protected))
             in_memory.enter_context(denoiser.loaded())
             return EncodedConcept(examples, protected=embeddings, source=source)
 
         monitor = interface.NodeMonitor(node.hidden.unique_id, model)
-        options = inputs.options(thumbnail=pictures[0])
+        options = inputs.options(thumbnail=images[0])
         concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested)
     return bank, concept, "learned"
 
