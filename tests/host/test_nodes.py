@@ -256,6 +256,8 @@ def test_an_advanced_setting_reaches_the_training(host, trained):
     host.run({**loader(), **training("dog", concept_name="on some", steps=1, train_on="alternate")})
     [concept] = [c for c in manifest(host)["concepts"] if c["name"] == "on some"]
     assert concept["settings"]["train_on"] == "alternate"
+    again = host.run({**loader(), **training("dog", concept_name="on some", steps=1, train_on="subsets")})
+    assert "nothing was trained" in text(again, "train-dog")  # its old name, which saved graphs hold
 
 
 WRONG = {
@@ -391,6 +393,14 @@ def test_every_node_has_tooltips_and_a_help_page_on_all_its_inputs(host):
         assert all(info["output_tooltips"])
         for group in ("required", "optional"):
             assert all(options[1]["tooltip"] for options in info["input"].get(group, {}).values())
+
+
+def test_step_sizes_are_shown_as_learning_rates_under_their_old_names(host):
+    inputs = host.request("/object_info/SeqLoRATrainConcept")["SeqLoRATrainConcept"]["input"]["optional"]
+    for name, shown in (("alpha", "lr coefficients"), ("beta", "lr basis")):
+        options = inputs[name][1]
+        assert options["display_name"] == shown
+        assert "earning rate" in options["tooltip"]
 
 
 def test_the_pack_is_imported_without_a_complaint(host):
