@@ -1,21 +1,23 @@
-"""The nodes, one file a family; `host` is the only module that knows ComfyUI's insides."""
+"""The nodes, one file per family; `host` is the only package that knows ComfyUI's insides."""
 
 from comfy_api.latest import ComfyExtension, io
 
 from .bank import BasisBankLoader
 from .compose import ComposeConcepts
 from .concepts import ExportConcept, RemoveConcept, RenameConcept
-from .host import register_model_folder
-from .images import LoadImageFolder
+from .host.console import shorten_user_errors
+from .host.folders import register_model_folder
+from .image_folder import LoadImageFolder
 from .importing import ImportLora
-from .inspect import InspectBank
+from .inspect_bank import InspectBank
 from .train import TrainConcept
 
 register_model_folder()
+shorten_user_errors()
 
 
 class SeqLoRAExtension(ComfyExtension):
-    """What the host loads."""
+    """The extension that the host loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

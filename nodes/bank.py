@@ -5,24 +5,26 @@ from comfy_api.latest import io
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.inspection import least_room, missing_files
 from ..seqlora_core.errors import UserError
-from . import host
+from .host import folders, interface
 
 BankType = io.Custom("SEQLORA_BANK")
 
 
 class BasisBankLoader(io.ComfyNode):
-    """Picks a bank from the model folder."""
+    """Opens a bank in the model folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return interface.schema(
             node_id="SeqLoRABankLoader",
             display_name="Basis Bank Loader",
             search_aliases=["load bank", "lora bank", "concept bank"],
-            description="Opens a bank of concepts from models/seqlora and shows what it holds.",
+            description="Opens a bank of concepts in models/seqlora and lists its contents.",
             inputs=[
                 io.Combo.Input(
-                    "bank_name", options=host.bank_names(), tooltip="A folder in models/seqlora, made by training."
+                    "bank_name",
+                    options=folders.bank_names(),
+                    tooltip="A bank in models/seqlora; SeqLoRA Train Concept creates them.",
                 )
             ],
             outputs=[
@@ -30,7 +32,7 @@ class BasisBankLoader(io.ComfyNode):
                 io.String.Output(
                     "contents",
                     display_name="contents",
-                    tooltip="The bank's concepts with their trigger words, and the room left.",
+                    tooltip="The bank's concepts with their trigger words, and the free directions.",
                 ),
             ],
         )
@@ -38,24 +40,24 @@ class BasisBankLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, bank_name: str | None) -> bool | str:
         try:
-            if bank_name is not None:  # another node's to give, later
-                Bank.open(host.bank_folder(bank_name))
+            if bank_name is not None:  # None: another node provides it later
+                Bank.open(folders.bank_folder(bank_name))
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, bank_name: str | None) -> str:
-        return host.bank_cache_key(bank_name)
+        return folders.bank_cache_key(bank_name)
 
     @classmethod
     def execute(cls, bank_name: str) -> io.NodeOutput:
-        bank = Bank.open(host.bank_folder(bank_name))
-        room = f"At least {least_room(bank)} directions are free in every layer."
+        bank = Bank.open(folders.bank_folder(bank_name))
+        room = f"At least {least_room(bank)} directions are free in each layer that the concepts use."
         report = "\n".join([*describe_concepts(bank), room, *missing_files(bank)])
-        return io.NodeOutput(bank, report, ui=host.node_text(cls, report))
+        return io.NodeOutput(bank, report, ui=interface.node_text(cls, report))
 
 
 def describe_concepts(bank: Bank) -> list[str]:
-    """The concepts in training order, a line each."""
+    """The concepts in training order, one line per concept."""
     return [f"{c.name}: '{c.subject}', rank {c.rank}" for c in bank.concepts]

@@ -4,6 +4,7 @@ import time
 
 from comfy_api.latest import io
 
+from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
 from ..seqlora_core.composition.concatenation import ConcatenatedFactors, concatenate
 from ..seqlora_core.composition.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
@@ -12,9 +13,11 @@ from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
-from . import host
 from .bank import BankType
-from .graph import model_file
+from .host import CLIP, ModelPatcher, encoders, interface
+from .host import model as host_model
+from .host.prompt import model_file
+from .host.source import HostSource
 
 
 class ComposeConcepts(io.ComfyNode):
@@ -22,47 +25,58 @@ class ComposeConcepts(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return interface.schema(
             node_id="SeqLoRAComposeConcepts",
             display_name="Compose Concepts",
             search_aliases=["lora stack", "multi lora", "merge loras", "combine concepts"],
-            description="Adds any concepts of a bank to a model, each with its strength, as one LoRA patch.",
+            description="Adds concepts of a bank to a model as one LoRA patch, each with its own strength.",
             inputs=[
-                io.Model.Input("model", tooltip="The base model that the bank belongs to; other LoRAs may be on it."),
+                io.Model.Input("model", tooltip="The base model of the bank; it may already have other LoRAs."),
                 BankType.Input("bank", tooltip="From Basis Bank Loader or SeqLoRA Train Concept."),
                 io.String.Input(
                     "concepts",
                     default="",
                     multiline=True,
-                    tooltip="name or name:strength, with commas or line ends between: dog:1, cat:0.8. Empty takes all.",
+                    tooltip="Names, each with an optional strength, separated by commas or new lines: dog:1, cat:0.8. "
+                    "Leave it empty to use all concepts.",
                 ),
-                host.advanced(
+                interface.advanced(
                     io.Combo.Input,
                     "fusion",
                     options=list(FUSIONS),
                     default="sum",
                     optional=True,
-                    tooltip="sum is what SeqLoRA concepts are made for. The last three take time, and need clip.",
+                    tooltip="How the concepts are combined. sum suits concepts trained by SeqLoRA; gradient-fusion, "
+                    "loraclr and custom-diffusion suit independently trained LoRAs, are slow, and need clip.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The base's, for fusions that look at concepts' words."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The base model's CLIP, for the fusions that encode trigger words."
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model", tooltip="The model with the concepts."),
-                io.String.Output("trigger_words", display_name="trigger words", tooltip="Write these into the prompt."),
-                io.String.Output("report", display_name="report", tooltip="How far the chosen concepts overlap."),
+                io.String.Output(
+                    "trigger_words", display_name="trigger words", tooltip="The words to use in the prompt."
+                ),
+                io.String.Output("report", display_name="report", tooltip="How far the selected concepts overlap."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, bank, concepts: str, fusion: str = "sum", clip=None) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelPatcher, bank: Bank, concepts: str, fusion: str = "sum", clip: CLIP | None = None
+    ) -> io.NodeOutput:
         bank.refresh()
-        host.check_model(model)
+        host_model.check_model(model)
         chosen = FUSIONS[fusion]
         if chosen.reads_base:
             _check_clip(clip, fusion)
-        bank.check_base(host.identify(model, model_file(cls))[0])
+        bank.check_base(host_model.identify(model, model_file(cls))[0])
         started = time.monotonic()
-        selection = parse_selections(concepts) or [(concept.name, 1.0) for concept in bank.concepts]
+        names = [concept.name for concept in bank.concepts]
+        selection = parse_selections(concepts, names) or [(name, 1.0) for name in names]
+        selected = [bank.concept(name) for name, _ in selection]
+        host_model.check_not_attached(model, selected)
         weights = [strength for _, strength in selection]
         weights = weights if chosen.reads_base else chosen.weigh(weights)
         stacks = concatenate(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
@@ -70,23 +84,25 @@ class ComposeConcepts(io.ComfyNode):
         if chosen.reads_base:
             fused = _fuse(chosen, bank, selection, model, clip)
             adapters, memory = fused.adapters, f" with {fused.peak_bytes / 2**20:.0f} MB"
-        patched, size = host.apply_adapters(model, adapters), _megabytes(adapters)
-        cost = f"Put together in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
+        patched, size = host_model.apply_adapters(model, adapters, selected), _megabytes(adapters)
+        cost = f"Composed in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
         words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
-        return io.NodeOutput(patched, words, report, ui=host.node_text(cls, f"{words}\n{report}"))
+        return io.NodeOutput(patched, words, report, ui=interface.node_text(cls, f"{words}\n{report}"))
 
 
-def _check_clip(clip, fusion: str) -> None:
+def _check_clip(clip: CLIP | None, fusion: str) -> None:
     if clip is None:
-        raise UserError(f"The fusion {fusion} looks at the concepts' words: connect the base's CLIP to the input clip.")
-    host.check_texts(clip, "")
+        raise UserError(
+            f"The fusion {fusion} encodes the concepts' trigger words: connect the base's CLIP to the input clip."
+        )
+    encoders.check_texts(clip, "")
 
 
-def _fuse(fusion: Fusion, bank, selection: list[tuple[str, float]], model, clip) -> Fused:
+def _fuse(fusion: Fusion, bank: Bank, selection: list[tuple[str, float]], model: ModelPatcher, clip: CLIP) -> Fused:
     settings = FusionSettings()
     resolution = max(bank.concept(name).settings.get("resolution", SD15.native_size) for name, _ in selection)
-    source = host.HostSource(model, clip, settings, resolution)
-    with host.outside_inference_mode():
+    source = HostSource(model, clip, settings, resolution)
+    with host_model.outside_inference_mode():
         return fuse(fusion, select(bank, selection), settings, source)
 
 
@@ -94,11 +110,12 @@ def _megabytes(adapters: dict[str, Adapter]) -> float:
     return sum(factor.nbytes for adapter in adapters.values() for factor in (adapter.up, adapter.down)) / 2**20
 
 
-def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, ConcatenatedFactors]) -> str:
+def _report(bank: Bank, selection: list[tuple[str, float]], stacks: dict[str, ConcatenatedFactors]) -> str:
     concepts = [bank.concept(name) for name, _ in selection]
     bases = [(stacked.adapter.B, stacked.owner) for stacked in stacks.values()]
     pairs = largest_overlaps([concept.name for concept in concepts], bases)
     full = [(concept, full_layers(bank, concept)) for concept in concepts]
     lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]
-    return "\n".join([*lines, *(loud or [f"Largest overlap of two concepts: {max(pairs.values(), default=0.0):.1e}."])])
+    largest = f"Largest overlap between two concepts: {max(pairs.values(), default=0.0):.1e}."
+    return "\n".join([*lines, *(loud or [largest])])

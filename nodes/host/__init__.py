@@ -1,77 +1,10 @@
-"""The adapter to ComfyUI, the one place that knows its insides."""
+"""The adapter to ComfyUI: its submodules alone know the host's insides.
 
-from .encoders import (
-    check_encoders,
-    check_texts,
-    encode,
-    encode_prompts,
-    identify_encoders,
-    latent_masks,
-    seeded_rng,
-)
-from .folders import (
-    bank_cache_key,
-    bank_folder,
-    bank_names,
-    folder_cache_key,
-    image_folder,
-    image_folders,
-    lora_cache_key,
-    lora_file,
-    lora_files,
-    lora_path,
-    register_model_folder,
-    written_lora_cache_key,
-)
-from .interface import (
-    NodeMonitor,
-    advanced,
-    node_text,
-    schema,
-)
-from .model import (
-    HostDenoiser,
-    apply_adapters,
-    check_model,
-    check_no_concepts_attached,
-    identify,
-    other_patches,
-    outside_inference_mode,
-    training_dtype,
-)
-from .source import HostSource
+`model`, `encoders` and `source` hold what the core needs of MODEL, CLIP and VAE; `interface` what nodes look like and
+report; `folders` where things lie; `prompt` what the queued graph says; `console` what the log does not repeat.
+"""
 
-__all__ = [
-    "HostDenoiser",
-    "HostSource",
-    "NodeMonitor",
-    "advanced",
-    "apply_adapters",
-    "bank_cache_key",
-    "bank_folder",
-    "bank_names",
-    "check_encoders",
-    "check_model",
-    "check_no_concepts_attached",
-    "check_texts",
-    "encode",
-    "encode_prompts",
-    "folder_cache_key",
-    "identify",
-    "identify_encoders",
-    "image_folder",
-    "image_folders",
-    "latent_masks",
-    "lora_cache_key",
-    "lora_file",
-    "lora_files",
-    "lora_path",
-    "node_text",
-    "other_patches",
-    "outside_inference_mode",
-    "register_model_folder",
-    "schema",
-    "seeded_rng",
-    "training_dtype",
-    "written_lora_cache_key",
-]
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+__all__ = ["CLIP", "VAE", "ModelPatcher"]

@@ -1,6 +1,6 @@
-"""The host's MODEL: what it must be, its UNet as a denoiser, and patches on it."""
+"""The host's MODEL: checking and identifying it, its UNet as a denoiser, and patches on it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import comfy.ldm.modules.attention as attention
@@ -11,19 +11,22 @@ from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ...seqlora_core.bank import BaseIdentity
+from ...seqlora_core.bank import BaseIdentity, Concept
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.model.adapters import Adapter
 from ...seqlora_core.model.sd15 import SD15, LayerShape, find_layers, layer_shapes, module_names
+from . import CLIP, ModelPatcher
 
 _UNET = "diffusion_model."
-_CONCEPTS = "seqlora_concepts"
-_TENSORS_OF = ("torch", "comfy", "comfy_kitchen")  # packages; others pack weights for layers of their own
+_CONCEPTS = "seqlora_concepts"  # attachment of a MODEL: the names of the concepts on it, by id
+_TENSORS_OF = ("torch", "comfy", "comfy_kitchen")  # packages; others pack weights for their own layers
 
 
-def check_model(model) -> None:
-    """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5 with weights to read."""
+def check_model(model: ModelPatcher | None) -> None:
+    """Raises UserError where a MODEL is not an epsilon-predicting Stable Diffusion 1.5 with unpacked weights."""
+    if model is None:
+        raise UserError("No MODEL is on the input model: connect the one of an SD1.5 checkpoint.")
     inner = model.model
     if (
         not hasattr(inner, "diffusion_model")
@@ -33,54 +36,67 @@ def check_model(model) -> None:
     for kind in {type(weight) for weight in inner.diffusion_model.parameters()}:
         if kind.__module__.partition(".")[0] not in _TENSORS_OF:
             raise UserError(
-                f"Weights packed as {kind.__name__}, as those of GGUF files are, cannot be trained on: load the "
+                f"Weights packed as {kind.__name__}, as in GGUF files, cannot be trained on: load the "
                 ".safetensors model."
             )
     sampling = model.get_model_object("model_sampling")  # a node may have replaced it on this MODEL
     if not isinstance(sampling, EPS) or isinstance(sampling, (V_PREDICTION, X0)):
         raise UserError(
-            "The model does not predict noise (it is a v-prediction or other variant): connect an SD1.5 one."
+            "The model does not predict noise (it is a v-prediction or other variant): connect a plain SD1.5 model."
         )
     sigmas = sampling.sigmas
     if not torch.equal(sampling.timestep(sigmas).long().cpu(), torch.arange(len(sigmas))):
-        raise UserError("The model samples with other timesteps (LCM, for one): connect it before such a node.")
+        raise UserError(
+            "The model samples with other timesteps (as for LCM): connect it from before the node that changes them."
+        )
     if inner.diffusion_model.in_channels != SD15.latent_channels:
         raise UserError("The model is an inpainting or editing variant: connect a plain SD1.5 checkpoint.")
 
 
-def check_no_concepts_attached(model) -> None:
-    """Raises UserError where concepts are already on a MODEL: training adds the bank's, and would count them twice."""
+def check_no_concepts_attached(model: ModelPatcher) -> None:
+    """Raises UserError where a MODEL already carries concepts: training adds the bank's, which would count twice."""
     if model.get_attachment(_CONCEPTS):
-        raise UserError("The model already carries SeqLoRA concepts: train on the one before Compose Concepts.")
+        raise UserError("The model already carries SeqLoRA concepts: connect the model from before Compose Concepts.")
 
 
-def identify(model, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
-    """The base model's identity, from its weights without any patch, under `name`, and the widths of its layers."""
+def check_not_attached(model: ModelPatcher, concepts: Iterable[Concept]) -> None:
+    """Raises UserError where a MODEL already carries one of these concepts, which would act twice."""
+    attached = model.get_attachment(_CONCEPTS) or {}
+    for concept in concepts:
+        if concept.id in attached:
+            raise UserError(
+                f"The model already carries the concept {concept.name!r}: leave it out of concepts, or connect the "
+                "model from before the node that adds it."
+            )
+
+
+def identify(model: ModelPatcher, name: str) -> tuple[BaseIdentity, dict[str, LayerShape]]:
+    """The base model's identity under `name`, from its unpatched weights, and the shapes of its layers."""
     unet = model.model.diffusion_model
     return BaseIdentity(name, fingerprint(unpatched_weights(model))), layer_shapes(find_layers(unet))
 
 
-def unpatched_weights(model) -> dict[str, Tensor]:
-    """The weights of all adaptable layers as they were loaded, by canonical name."""
+def unpatched_weights(model: ModelPatcher) -> dict[str, Tensor]:
+    """The weights [out, in] of all adaptable layers as they were loaded, by canonical name."""
     weights, names = as_loaded(model, _UNET), module_names(model.model.diffusion_model)
     return {layer: _autograd_view(weights[f"{_UNET}{name}.weight"]) for layer, name in names.items()}
 
 
-def as_loaded(patcher, prefix: str | None = None) -> dict[str, Tensor]:
-    """What a model of the host holds, by the host's names, without the patches that it may have added to it."""
+def as_loaded(patcher: ModelPatcher, prefix: str | None = None) -> dict[str, Tensor]:
+    """The unpatched weights of a model of the host, by the host's names."""
     return {name: entries[0][0] for name, entries in patcher.get_key_patches(prefix).items()}  # patches come after
 
 
 class HostDenoiser:
-    """The UNet that the graph holds, with whatever patches MODEL carries, as the core's `Denoiser`.
+    """The graph's UNet with all patches on MODEL, as the core's `Denoiser`.
 
-    Other LoRAs are part of the frozen model while training; low-precision weights are cast by the host's own layers as
-    in sampling, and adapters act beside them.
+    Other LoRAs are part of the frozen model while training.  The host's own layers cast low-precision weights as in
+    sampling, and adapters act alongside these layers.
     """
 
     architecture = SD15
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: ModelPatcher) -> None:
         self.model = model
         self.unet = model.model.diffusion_model
         self.device = model.load_device
@@ -95,13 +111,13 @@ class HostDenoiser:
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
-        """While the block lasts the UNet is on its device, and its weights can take part in a backward pass.
+        """Keep the UNet on its device, with weights that can take part in a backward pass, while the block lasts.
 
-        Other models make room, because the host cannot know what activations and gradients will take.
+        Other models are moved away, because the host cannot know how much memory activations and gradients take.
         """
-        # Later hosts may page weights in as layers run, as adapters beside the layers allow; all at once may not fit.
+        # Later hosts may page weights in as layers run, and the whole UNet may not fit at once.
         paged = getattr(self.model, "is_dynamic", lambda: False)()
-        with torch.inference_mode():  # as for sampling; moved outside of it, weights would not be what the host made
+        with torch.inference_mode():  # as for sampling; otherwise the host would find other tensors than it made
             model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
             with _flagged_as_training(), _without_fast_products(self.unet), _lent_weights(self.unet):
@@ -126,14 +142,14 @@ class HostDenoiser:
             yield
         finally:
             for block in blocks:
-                del block.forward  # the class's own shows again
+                del block.forward  # uncovers the class's own
 
 
 def _differentiable(chosen: Callable[..., Tensor], *args, **kwargs) -> Tensor:
-    """Attention by the kernels that the host chose, but for those without a derivative of the order that is asked for.
+    """Attention by the kernel that the host chose, except one without a derivative of the required order.
 
-    Flash and Sage attention, where a user has them, are made for sampling.  Whoever needs a second derivative forbids
-    torch's fused kernels (see `hypergradient.exact`), which the host's own choice among them would undo.
+    Flash and Sage attention, where a user has them, are made for sampling.  Code that needs a second derivative forbids
+    torch's fused kernels (see `hypergradient.exact`), which the host's own choice would undo.
     """
     if not (torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()):
         chosen = attention.attention_basic
@@ -144,7 +160,7 @@ def _differentiable(chosen: Callable[..., Tensor], *args, **kwargs) -> Tensor:
 
 @contextmanager
 def _flagged_as_training() -> Iterator[None]:
-    """Later hosts have a flag for their own layers to know that a backward pass will follow."""
+    """Set the flag of later hosts that announces a backward pass to their own layers."""
     before = getattr(model_management, "in_training", None)
     if before is None:
         yield
@@ -158,9 +174,9 @@ def _flagged_as_training() -> Iterator[None]:
 
 @contextmanager
 def _without_fast_products(module: nn.Module) -> Iterator[None]:
-    """Puts layers that try to multiply in eight bits into the mode in which they do not.
+    """Put layers that multiply in eight bits into training mode, in which they do not.
 
-    That has no derivative, and changes the layer's input in place, which other layers keep for theirs.
+    Such a product has no derivative, and it changes the layer's input in place, which other layers have saved.
     """
     fast = [part for part in module.modules() if isinstance(part, ops.fp8_ops.Linear) and not part.training]
     for part in fast:
@@ -174,9 +190,9 @@ def _without_fast_products(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _lent_weights(module: nn.Module) -> Iterator[None]:
-    """Lends ordinary weights for those that a backward pass cannot save, or would make gradients for.
+    """Replace weights that a backward pass cannot save, or would compute gradients for, by ordinary ones.
 
-    The stand-ins share the memory of the originals, which are put back untouched.
+    The replacements share the memory of the originals, which are put back afterwards.
     """
     lent: list[tuple[dict, str, Tensor, Tensor]] = []
     for part in module.modules():
@@ -194,9 +210,9 @@ def _lent_weights(module: nn.Module) -> Iterator[None]:
 
 
 def _autograd_view(tensor: Tensor) -> Tensor:
-    """The tensor, or one in the same memory that can be sliced, saved for a backward pass, and gets no gradient.
+    """The tensor, or one in the same memory that can be sliced and saved for a backward pass, and gets no gradient.
 
-    Weights made in inference mode have no version counter, not even after they were moved to a device outside of it, as
+    Weights made in inference mode have no version counter, not even after they were moved to a device outside it, as
     other trainers do.
     """
     try:
@@ -211,13 +227,13 @@ def _autograd_view(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """The host runs nodes in inference mode; training needs tensors that remember how they came about."""
+    """Leave the inference mode in which the host runs nodes: training needs tensors with a history."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
-def training_dtype(model) -> str:
-    """The precision of the passes: on a graphics card the best it is good at, elsewhere what the host computes in."""
+def training_dtype(model: ModelPatcher) -> str:
+    """The precision of the passes: a graphics card's fastest safe one, elsewhere the one that the host uses."""
     device = model.load_device
     if device.type != "cuda":
         return {torch.float16: "float16", torch.bfloat16: "bfloat16"}.get(_dtype_of_passes(model), "float32")
@@ -226,12 +242,12 @@ def training_dtype(model) -> str:
     return "float16" if model_management.should_use_fp16(device) else "float32"
 
 
-def _dtype_of_passes(model) -> torch.dtype:
+def _dtype_of_passes(model: ModelPatcher) -> torch.dtype:
     return model.model.manual_cast_dtype or model.model.get_dtype()
 
 
-def other_patches(model, clip) -> list[object]:
-    """What a training depends on besides the base and the pictures: LoRAs on MODEL and CLIP, and the layer of CLIP."""
+def other_patches(model: ModelPatcher, clip: CLIP) -> list[object]:
+    """The LoRAs on MODEL and CLIP and the layer of CLIP that is used: a training run depends on them, too."""
     patches = [
         (key, strength, patch, of_weight)
         for patcher in (model, clip.patcher)
@@ -241,11 +257,22 @@ def other_patches(model, clip) -> list[object]:
     return [clip.layer_idx, *patches]
 
 
-def apply_adapters(model, adapters: Mapping[str, Adapter]):
-    """MODEL with one patch a layer; the given MODEL is not changed.
+def patches_off_in_training(model: ModelPatcher) -> list[str]:
+    """The nodes or packs whose changes of MODEL act while sampling only, such as FreeU, by the names in their code."""
+    options = model.model_options
+    transformer = options.get("transformer_options", {})
+    found = [patch for own in transformer.get("patches", {}).values() for patch in own]
+    found += [patch for own in transformer.get("patches_replace", {}).values() for patch in own.values()]
+    found += filter(None, [options.get("model_function_wrapper")])
+    names = [getattr(patch, "__qualname__", type(patch).__qualname__) for patch in found]
+    return sorted({name.partition(".")[0] for name in names})
+
+
+def apply_adapters(model: ModelPatcher, adapters: Mapping[str, Adapter], concepts: Iterable[Concept]) -> ModelPatcher:
+    """A clone of MODEL with one patch per layer, on which these concepts are noted.
 
     Raises:
-        UserError: a layer is not there, or has another shape.
+        UserError: a layer is missing, or has another shape.
     """
     unet = model.model.diffusion_model
     own, shapes = module_names(unet), layer_shapes(find_layers(unet))
@@ -257,7 +284,8 @@ def apply_adapters(model, adapters: Mapping[str, Adapter]):
             set(), (adapter.up, adapter.down.contiguous(), None, None, None, None)
         )
     patched = model.clone()
-    patched.set_attachments(_CONCEPTS, True)
+    attached = patched.get_attachment(_CONCEPTS) or {}
+    patched.set_attachments(_CONCEPTS, {**attached, **{concept.id: concept.name for concept in concepts}})
     applied = patched.add_patches(patches, 1.0)
     if len(applied) != len(patches):
         raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")

@@ -1,4 +1,4 @@
-"""What fusions ask of a base model, asked of the graph's MODEL and CLIP."""
+"""The base model for fusions: the graph's MODEL and CLIP."""
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -15,18 +15,19 @@ from ...seqlora_core.model.adapters import attach
 from ...seqlora_core.model.sampling import ddim
 from ...seqlora_core.model.sd15 import SD15, find_layers
 from ...seqlora_core.randomness import named_generator
+from . import CLIP, ModelPatcher
 from .encoders import count_tokens, encode_prompts
 from .model import HostDenoiser, unpatched_weights
 
 
 class HostSource(ModelSource):
-    """A `Source` that hears Cancel.  The UNet runs only where a concept has layers that read pictures.
+    """A `Source` that checks for Cancel.  The UNet runs only for concepts with layers that receive image features.
 
     Args:
-        resolution: of those pictures, in pixels.
+        resolution: side of the images that are sampled for these, in px.
     """
 
-    def __init__(self, model, clip, settings: FusionSettings, resolution: int) -> None:
+    def __init__(self, model: ModelPatcher, clip: CLIP, settings: FusionSettings, resolution: int) -> None:
         self._model, self._clip, self._settings = model, clip, settings
         side = resolution // SD15.vae_scale_factor
         self._latents = (1, SD15.latent_channels, side, side)

@@ -85,12 +85,16 @@ def missing_files(bank: Bank) -> list[str]:
 
 
 def least_room(bank: Bank) -> int:
-    """How many directions are free in every layer at the least: as many as if no two concepts shared one."""
-    used = (
-        sum(concept.rank for concept in bank.concepts if layer not in concept.layers_skipped)
+    """The free directions of the fullest layer that a concept adapts, if no two concepts share any.
+
+    Without concepts, the width of the narrowest layer.
+    """
+    used = {
+        layer: sum(concept.rank for concept in bank.concepts if layer not in concept.layers_skipped)
         for layer in bank.manifest.layers
-    )
-    return max(0, min(shape.width - taken for shape, taken in zip(bank.manifest.layers.values(), used, strict=True)))
+    }
+    adapted = [layer for layer, taken in used.items() if taken] or list(used)
+    return max(0, min(bank.manifest.layers[layer].width - used[layer] for layer in adapted))
 
 
 def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:

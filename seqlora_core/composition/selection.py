@@ -1,7 +1,8 @@
 """Select the concepts of a bank to compose, each with a strength."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from ..bank import Bank, Concept
 from ..errors import UserError
 from ..model.adapters import Adapter
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,44 @@ def parse_selection(text: str) -> tuple[str, float]:
     return name.strip(), value
 
 
-def parse_selections(text: str) -> list[tuple[str, float]]:
+def parse_selections(text: str, known: Collection[str] = ()) -> list[tuple[str, float]]:
     """Parse `NAME[:STRENGTH]` entries, separated by commas or line ends; skip empty entries.
+
+    Also understood are `<lora:NAME:STRENGTH>`, a decimal comma after a colon (`NAME:0,8`), and strengths without a
+    colon or comma (`NAME STRENGTH NAME STRENGTH`), as long as all names are known.
+
+    Args:
+        known: the names that the bank has; an entry that is one of them is never split.
 
     Raises:
         UserError: see `parse_selection`.
     """
-    entries = text.replace("\n", ",").split(",")
-    return [parse_selection(entry) for entry in entries if entry.strip()]
+    names = {name.casefold() for name in known}
+
+    def decimal(match: re.Match) -> str:
+        return match[0] if match[2] in names else f"{match[1]}.{match[2]}"
+
+    text = re.sub(r"<\s*lora\s*:([^<>]*)>", r",\1,", text, flags=re.IGNORECASE)
+    text = re.sub(r"(:\s*[+-]?\d+),(\d+)(?![\w.])", decimal, text)
+    selections = []
+    for entry in text.replace("\n", ",").split(","):
+        if entry.strip():
+            selections += _spaced(entry.strip(), names) or [parse_selection(entry)]
+    return selections
+
+
+def _spaced(entry: str, names: Collection[str]) -> list[tuple[str, float]]:
+    """Parse `NAME STRENGTH NAME STRENGTH` of known names; empty for anything else."""
+    if entry.casefold() in names:
+        return []
+    found, name = [], ""
+    for word in re.sub("[:=]", " ", entry).split():
+        if name.casefold() in names and _NUMBER.fullmatch(word):
+            found.append(parse_selection(f"{name}:{word}"))
+            name = ""
+        else:
+            name = f"{name} {word}".strip()
+    return [] if name else found
 
 
 def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[SelectedConcept]:

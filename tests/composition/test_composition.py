@@ -80,6 +80,25 @@ def test_a_list_of_selections_takes_commas_and_lines():
     assert parse_selections(" \n,") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("<lora:dog:0.8> <lora:my cat:1>", [("dog", 0.8), ("my cat", 1.0)]),
+        ("<lora:dog>", [("dog", 1.0)]),
+        ("dog:0,8, my cat:-1,25", [("dog", 0.8), ("my cat", -1.25)]),
+        ("dog:1,my cat", [("dog", 1.0), ("my cat", 1.0)]),
+        ("dog:1,2", [("dog", 1.0), ("2", 1.0)]),
+        ("dog 1 my cat 0.8", [("dog", 1.0), ("my cat", 0.8)]),
+        ("dog:1 my cat=.8", [("dog", 1.0), ("my cat", 0.8)]),
+        ("dog 1, my cat: 0.5", [("dog", 1.0), ("my cat", 0.5)]),
+        ("sd 1.5 0.5, sd 1.5", [("sd 1.5", 0.5), ("sd 1.5", 1.0)]),
+        ("bird 0.5", [("bird 0.5", 1.0)]),  # a name that the bank then refuses
+    ],
+)
+def test_forms_of_other_tools_are_understood(text, parsed):
+    assert parse_selections(text, ["dog", "my cat", "2", "sd 1.5"]) == parsed
+
+
 @pytest.mark.parametrize("text", ["dog:", "dog:much", "dog:nan", "dog:inf", "dog:1:2"])
 def test_a_strength_that_is_no_number_is_refused(text):
     with pytest.raises(UserError, match="not a number"):

@@ -53,8 +53,9 @@ class Host:
     def request(self, path: str, body: dict | None = None) -> dict:
         return json.loads(self.fetch(path, body) or b"{}")
 
-    def queue(self, prompt: dict, client: str = "tests") -> str:
-        return self.request("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+    def queue(self, prompt: dict, client: str | None = "tests") -> str:
+        body = {"prompt": prompt} if client is None else {"prompt": prompt, "client_id": client}
+        return self.request("/prompt", body)["prompt_id"]
 
     def queue_and_wait_for_progress(self, prompt: dict, node: str, value: int) -> str:
         """Queue a prompt and follow the websocket until `node` reports that much progress; the job's id."""
@@ -85,6 +86,18 @@ class Host:
                 for kind, length, body in frames
                 if kind == PREVIEW_WITH_METADATA
             ]
+
+    def kinds_of_frames_elsewhere(self, prompt: dict, client: str | None) -> set[int]:
+        """Run a prompt for a client; the kinds of binary frames that reach another one."""
+        with self._listening() as (ws, _):
+            ws.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+            self.wait(self.queue(prompt, client))
+            ws.settimeout(2)
+            frames = []
+            with contextlib.suppress(websocket.WebSocketTimeoutException):
+                while True:
+                    frames.append(ws.recv())
+            return {struct.unpack(">I", frame[:4])[0] for frame in frames if isinstance(frame, bytes)}
 
     @staticmethod
     def _frames(ws: websocket.WebSocket, job: str) -> Iterator[tuple[int, int, bytes]]:
@@ -124,6 +137,11 @@ class Host:
             if kind == "execution_error":
                 raise NodeError(message["exception_message"])
         return entry["outputs"]
+
+    def log(self) -> str:
+        """What the newest server has written to its console."""
+        newest = max(self.folder.glob("server-*.log"), key=lambda path: path.stat().st_mtime)
+        return newest.read_text("utf-8", errors="replace")
 
     def stop(self) -> None:
         self.process.terminate()

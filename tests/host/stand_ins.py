@@ -35,13 +35,13 @@ class Nothing:
     """What loaders give of a file that lacks a part, and what is left of a list that was filtered."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {}})
-    RETURN_TYPES = (Anything("*"), "IMAGE")
-    OUTPUT_IS_LIST = (False, True)
+    RETURN_TYPES = (Anything("*"), "IMAGE", Anything("*"))
+    OUTPUT_IS_LIST = (False, True, True)
     FUNCTION = "give"
     CATEGORY = "tests"
 
     def give(self):
-        return (None, [])
+        return (None, [], [])
 
 
 class WideTexts:

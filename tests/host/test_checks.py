@@ -58,7 +58,10 @@ UNUSABLE = {
     "no CLIP": ({"clip": ["nothing", 0]}, "No CLIP is on the input clip"),
     "no VAE": ({"vae": ["nothing", 0]}, "No VAE is on the input vae"),
     "a VAE of another model": ({"vae": ["of-flux", 0]}, "input vae makes latents of 16 channels"),
-    "no pictures": ({"images": ["nothing", 1]}, "no picture on the input images"),
+    "no model": ({"model": ["nothing", 0]}, "No MODEL is on the input model"),
+    "no pictures": ({"images": ["nothing", 1]}, "no image on the input images"),
+    "nothing as pictures": ({"images": ["nothing", 0]}, "no image on the input images"),
+    "an empty list as the token": ({"token": ["nothing", 2]}, "input token received an empty list"),
     "a mask of a photo without one": ({"masks": ["photo-cat", 1]}, "Mask 1 of 1 is empty"),
 }
 

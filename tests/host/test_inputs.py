@@ -36,7 +36,7 @@ def test_another_layer_of_clip_is_another_training(host, lora):
     skip = {"skip": {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["base", 1], "stop_at_clip_layer": -2}}}
     changes = {"bank_name": "inputs", "concept_name": "skipped", "steps": 1}
     host.run({**loader(), **training("cat", **changes)})
-    with pytest.raises(NodeError, match="other settings, pictures or LoRAs"):
+    with pytest.raises(NodeError, match="other settings, images or LoRAs"):
         host.run({**loader(), **skip, **training("cat", **changes, clip=["skip", 0])})
 
 

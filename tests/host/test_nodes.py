@@ -178,8 +178,8 @@ def test_inspecting_exporting_renaming_and_removing(host, trained):
     act("SeqLoRARenameConcept", concept_name="temporary", new_name="brief")
     act("SeqLoRARemoveConcept", concept_name="brief")
     assert {"temporary", "brief"}.isdisjoint(c["name"] for c in manifest(host)["concepts"])
-    with pytest.raises(NodeError, match="no concept 'brief'"):
-        act("SeqLoRARemoveConcept", concept_name="brief")
+    with pytest.raises(NodeError, match="no concept 'never there'"):
+        act("SeqLoRARemoveConcept", concept_name="never there")
 
 
 def test_cancel_ends_soon_keeps_the_work_and_resumes(host, trained):
@@ -255,7 +255,9 @@ def test_captions_longer_than_a_prompt_window_are_cut(host, trained):
 def test_an_advanced_setting_reaches_the_training(host, trained):
     host.run({**loader(), **training("dog", concept_name="on some", steps=1, train_on="alternate")})
     [concept] = [c for c in manifest(host)["concepts"] if c["name"] == "on some"]
-    assert concept["config"]["train_on"] == "subsets"
+    assert concept["settings"]["train_on"] == "alternate"
+    again = host.run({**loader(), **training("dog", concept_name="on some", steps=1, train_on="subsets")})
+    assert "nothing was trained" in text(again, "train-dog")  # its old name, which saved graphs hold
 
 
 WRONG = {
@@ -391,6 +393,14 @@ def test_every_node_has_tooltips_and_a_help_page_on_all_its_inputs(host):
         assert all(info["output_tooltips"])
         for group in ("required", "optional"):
             assert all(options[1]["tooltip"] for options in info["input"].get(group, {}).values())
+
+
+def test_step_sizes_are_shown_as_learning_rates_under_their_old_names(host):
+    inputs = host.request("/object_info/SeqLoRATrainConcept")["SeqLoRATrainConcept"]["input"]["optional"]
+    for name, shown in (("alpha", "lr coefficients"), ("beta", "lr basis")):
+        options = inputs[name][1]
+        assert options["display_name"] == shown
+        assert "earning rate" in options["tooltip"]
 
 
 def test_the_pack_is_imported_without_a_complaint(host):

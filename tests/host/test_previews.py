@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from graphs import loader, training
+from graphs import loader, text, training
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,6 +26,13 @@ def test_previews_are_shown_while_training_and_change_nothing_of_the_result(host
     )
     assert with_previews.keys() == without.keys()
     assert all(torch.equal(tensor, without[key]) for key, tensor in with_previews.items())
+
+
+@pytest.mark.parametrize("client", ["somebody", None])
+def test_texts_and_previews_reach_no_client_but_the_one_that_queued(host, client):
+    prompt = {**loader(), **training("dog", bank_name=f"of {client}", steps=2, preview_every=1)}
+    assert host.kinds_of_frames_elsewhere(prompt, client) == set()
+    assert "nothing was trained" in text(host.run(prompt), "train-dog")  # so that it was trained then
 
 
 def test_switching_previews_on_is_no_other_training(host):

@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
+from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.inspection import inspect
 from ..seqlora_core.plots import overlap_map
-from . import host
 from .bank import BankType, describe_concepts
-from .pictures import to_image
+from .host import interface
+from .image_tensors import to_image
 
 
 class InspectBank(io.ComfyNode):
@@ -14,28 +15,30 @@ class InspectBank(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return interface.schema(
             node_id="SeqLoRAInspectBank",
             display_name="Inspect Bank",
             search_aliases=["overlap", "orthogonality", "bank report"],
-            description="Shows how far every pair of concepts overlaps, the room left, and damaged files.",
+            description="Reports how far every pair of concepts overlaps, how much room is left, and damaged files.",
             is_output_node=True,
             inputs=[BankType.Input("bank", tooltip="From Basis Bank Loader or SeqLoRA Train Concept.")],
             outputs=[
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="Tables of concepts, of the pairs that overlap most and of the room; damaged files.",
+                    tooltip="The concepts, the pairs that overlap most, the free directions, and damaged files.",
                 ),
                 io.Image.Output(
-                    "overlaps", display_name="overlaps", tooltip="A square a pair: white is orthogonal, black the same."
+                    "overlaps",
+                    display_name="overlaps",
+                    tooltip="One square per pair of concepts: white = orthogonal, black = identical.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, bank) -> io.NodeOutput:
+    def execute(cls, bank: Bank) -> io.NodeOutput:
         result = inspect(bank)
         report = "\n".join([*describe_concepts(bank), *result.tables(), *result.problems])
-        picture = overlap_map([concept.name for concept in bank.concepts], result.pairs)
-        return io.NodeOutput(report, to_image(picture), ui=host.node_text(cls, report))
+        overlaps = overlap_map([concept.name for concept in bank.concepts], result.pairs)
+        return io.NodeOutput(report, to_image(overlaps), ui=interface.node_text(cls, report))

@@ -1,5 +1,7 @@
 """The graph's IMAGE and MASK tensors as Pillow images, and back."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -7,24 +9,29 @@ from torch import Tensor
 
 from ..seqlora_core.data.images import fit, from_tensor, to_rgb
 
-LARGEST_RESOLUTION = 1024  # side of the squares that a training can use
+LARGEST_RESOLUTION = 1024  # side of the largest training images, in px
 
 
-def to_pictures(batches: list[Tensor]) -> list[Image.Image]:
+def to_pillow(batches: Sequence[Tensor]) -> list[Image.Image]:
     """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
     frames = [frame for batch in batches for frame in batch]
     return [to_rgb(from_tensor(frame, f"image {number}")) for number, frame in enumerate(frames, 1)]
 
 
-def to_image(picture: Image.Image) -> Tensor:
+def to_image(image: Image.Image) -> Tensor:
     """A Pillow image as IMAGE [1, H, W, 3]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
+    return torch.from_numpy(np.array(image.convert("RGB"))).float()[None] / 255
 
 
 def latent_mask(mask: Tensor, size: tuple[int, int], resolution: int, scale: int) -> Tensor:
-    """A MASK [H, W] of a picture of that size as the mask [1, h, w] of its latents, which are `scale` times smaller.
+    """Turn the MASK [H, W] of an image into the mask [1, h, w] of its latents.
 
-    A MASK of another size covers the whole picture, as the host's own nodes have it.
+    A MASK of another size covers the whole image, as in the host's own nodes.
+
+    Args:
+        size: width and height of the image, in px.
+        resolution: side of the square training image, in px.
+        scale: px per latent px.
     """
     covering = from_tensor(mask, "mask").resize(size, Image.Resampling.BILINEAR)
     square = fit(covering, resolution, True, scale)
