@@ -4,8 +4,8 @@ from math import gcd
 
 from comfy_api.latest import io
 
-from ..seqlora_core.data.images import read_folder
 from ..seqlora_core.data.listing import counted
+from ..seqlora_core.data.reference_folder import read_folder
 from .host import folders, interface
 from .image_tensors import LARGEST_RESOLUTION, to_image
 

@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seqlora_core.bank import Bank, Concept
+from ..seqlora_core.data.captions import caption_prompts
 from ..seqlora_core.data.dataset import EncodedConcept
-from ..seqlora_core.data.prompts import caption_prompts
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.training.methods import resolve

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from seqlora_core.data.images import MAX_PIXELS, read_folder
+from seqlora_core.data.images import MAX_PIXELS
+from seqlora_core.data.reference_folder import read_folder
 from seqlora_core.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".JPG", ".PNG")

@@ -8,7 +8,7 @@ import folder_paths
 
 from ...seqlora_core.bank import Bank
 from ...seqlora_core.bank.names import check_file_name
-from ...seqlora_core.data.images import image_files
+from ...seqlora_core.data.reference_folder import image_files
 from ...seqlora_core.errors import UserError
 from ..cache_keys import files_cache_key
 

@@ -15,8 +15,9 @@ from ..bank.names import default_token
 from ..bank.spec import ConceptSpec
 from ..composition.concatenation import compose
 from ..data.encoding import encode_concept
-from ..data.images import Reference, to_tensor
+from ..data.images import to_tensor
 from ..data.prompts import subject_prompt, template_prompts
+from ..data.reference_folder import Reference
 from ..errors import UserError
 from ..mini import MiniConcept, mini_concepts
 from ..mini.identity import identity_similarity

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..bank import Bank
-from ..data.images import read_folder
 from ..data.prompts import SUBJECT_TEMPLATE
+from ..data.reference_folder import read_folder
 from ..devices import resolve_device
 from ..errors import UserError
 from ..evaluation.metrics import load_metrics

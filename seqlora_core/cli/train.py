@@ -4,7 +4,7 @@ import argparse
 
 from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
-from ..data.images import ReferenceFolder, read_folder
+from ..data.reference_folder import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
 from ..training.config import TrainingConfig
 from ..training.methods import resolve

@@ -9,8 +9,9 @@ from torch import Tensor
 from ..hashing import data_fingerprint
 from ..model.base import Base
 from .dataset import EncodedConcept, Example
-from .images import Reference, fit, to_tensor
+from .images import fit, to_tensor
 from .prompts import describe_cut_prompts
+from .reference_folder import Reference
 
 
 def encode_concept(

@@ -1,8 +1,7 @@
-"""Reading reference images and their captions: formats, orientation, transparency and size."""
+"""Reading image files: format, orientation, transparency and size; conversion to and from tensors."""
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -12,142 +11,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
-from .formats import FORMATS, MAX_METADATA, SUFFIXES, identify, read_regular, shown, with_small_metadata
-from .listing import MAX_CAPTION, ImageFile, Listing, counted, join_names, list_folder
-from .prompts import describe_missing_token, template_prompts
+from .formats import FORMATS, MAX_METADATA, identify, read_regular, shown, with_small_metadata
 
 MAX_FILE = 2**29  # bytes
 MAX_PIXELS = 120_000_000  # above the largest common sensors (108 million); such an image takes 0.5 GB in memory
 MAX_SIDE_RATIO = 10  # a crop scales the shorter side to the resolution, and the longer one along with it
 _ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One reference image with the prompts to train it with.
-
-    Attributes:
-        image: 8-bit RGB.
-        caption: the text of its caption file, or empty.
-        repeats: how often an epoch shows it.
-    """
-
-    image: Image.Image
-    prompts: tuple[str, ...]
-    source: str
-    caption: str = ""
-    repeats: int = 1
-
-
-@dataclass(frozen=True)
-class ReferenceFolder(Sequence[Reference]):
-    """The references of a folder, with one sentence per fact about the folder that the user should know."""
-
-    references: tuple[Reference, ...]
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.references)
-
-    def __getitem__(self, index):
-        return self.references[index]
-
-    @property
-    def summary(self) -> str:
-        """The counts, such as "5 images, 3 captions from files, 2 from templates"."""
-        captions = sum(bool(reference.caption) for reference in self.references)
-        shown_per_epoch = sum(reference.repeats for reference in self.references)
-        repeats = f" ({shown_per_epoch} per epoch with repeats)" if shown_per_epoch != len(self) else ""
-        return (
-            f"{counted(len(self), 'image')}{repeats}, {counted(captions, 'caption')} from files, "
-            f"{len(self) - captions} from templates"
-        )
-
-
-def read_folder(
-    folder: Path | str, subject: str, shorter_side: int | None = None, *, token: str | None = None
-) -> ReferenceFolder:
-    """Read all images of a folder and of its kohya subfolders (see `listing.list_folder`), with their captions.
-
-    A caption is the first line of its file that is not empty, as in kohya's scripts; further lines are reported.
-    Images without a caption get `prompts.template_prompts`.
-
-    Args:
-        subject: "TOKEN CLASS", for the templates.
-        shorter_side: images with a longer one, in px, are scaled down to it as they are read.
-        token: captions that do not contain it are reported; None skips the check.
-
-    Raises:
-        UserError: the folder does not exist or has no image, or an image or caption cannot be read.
-    """
-    listing = _list_images(folder, subject)
-    notes = listing.notes
-    captions = [_read_caption(file, notes) for file in listing.images]
-    notes += _describe_captions(listing.images, captions, token)
-    references = []
-    for file, caption in zip(listing.images, captions, strict=True):
-        image, image_notes = _decode(file.path)
-        notes += [f"{shown(file.label)} {note}" for note in image_notes]
-        prompts = (caption,) if caption else template_prompts(subject)
-        references.append(Reference(_scale(image, shorter_side), prompts, str(file.path), caption, file.repeats))
-    if len(references) == 1:
-        notes.append("There is only one image, which the concept will learn as it is: 4 to 20 images work better.")
-    return ReferenceFolder(tuple(references), tuple(notes))
-
-
-def image_files(folder: Path | str) -> list[Path]:
-    """The image files that `read_folder` reads.
-
-    Raises:
-        UserError: the folder does not exist or has no image.
-    """
-    return [file.path for file in _list_images(folder).images]
-
-
-def _list_images(folder: Path | str, subject: str = "") -> Listing:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {shown(folder)}: give a folder of images ({', '.join(SUFFIXES)}).")
-    listing = list_folder(folder, subject)
-    if not listing.images:
-        found = " ".join(["", *listing.notes])
-        raise UserError(f"There are no images in {shown(folder)}: put some {', '.join(SUFFIXES)} files there.{found}")
-    return listing
-
-
-def _read_caption(file: ImageFile, notes: list[str]) -> str:
-    if file.caption_file is None:
-        return ""
-    content = read_regular(file.caption_file, MAX_CAPTION, "caption")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"The caption {shown(file.caption_file)} is not readable text: save it as UTF-8.") from error
-    if "\0" in text:
-        raise UserError(f"The caption {shown(file.caption_file)} is not readable text: save it as UTF-8.")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > 1:
-        notes.append(f"Of {shown(file.caption_file.name)}, only the first of {len(lines)} lines is used.")
-    return lines[0] if lines else ""
-
-
-def _describe_captions(files: Sequence[ImageFile], captions: Sequence[str], token: str | None) -> list[str]:
-    notes = []
-    missing = [file.label for file, caption in zip(files, captions, strict=True) if not caption]
-    if 0 < len(missing) < len(files):
-        notes.append(f"{len(missing)} of {len(files)} images have no caption: {join_names(missing)}.")
-    elif empty := [file.label for file in files if not any(captions) and file.caption_file]:
-        notes.append(f"The caption files of these images are empty: {join_names(empty)}.")
-    if token:
-        notes += describe_missing_token([caption for caption in captions if caption], token)
-    return notes
-
-
-def _scale(image: Image.Image, shorter_side: int | None) -> Image.Image:
-    least = min(image.size)
-    if shorter_side is None or least <= shorter_side:
-        return image
-    return image.resize(tuple(round(side * shorter_side / least) for side in image.size), Image.Resampling.LANCZOS)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -156,10 +25,10 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: it is no JPEG, PNG or WebP file, is too large to decode, or is damaged.
     """
-    return _decode(path)[0]
+    return decode_image(path)[0]
 
 
-def _decode(path: Path) -> tuple[Image.Image, list[str]]:
+def decode_image(path: Path) -> tuple[Image.Image, list[str]]:
     """The image, and what to report of it: clauses whose subject is the file."""
     content = read_regular(path, MAX_FILE, "image")
     kind = identify(content)
@@ -240,7 +109,7 @@ def _orientation(file: Image.Image) -> int | None:
         return None
     try:
         orientation = file.getexif().get(_ORIENTATION, 1)
-    except Exception:  # as in `_decode`
+    except Exception:  # as in `decode_image`
         return None
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 

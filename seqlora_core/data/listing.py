@@ -10,7 +10,6 @@ from ..errors import UserError
 from .formats import SUFFIXES, identify, is_regular, shown
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # in order of precedence
-MAX_CAPTION = 65536  # bytes; a prompt has room for 77 tokens
 MAX_REPEATS = 1000  # a folder "2024_holiday" is an album, not 2024 repeats
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r"}

@@ -20,7 +20,7 @@ import tiny_base  # noqa: E402
 from seqlora_core.bank import Bank  # noqa: E402
 from seqlora_core.bank.spec import ConceptSpec  # noqa: E402
 from seqlora_core.data.encoding import encode_concept  # noqa: E402
-from seqlora_core.data.images import read_folder  # noqa: E402
+from seqlora_core.data.reference_folder import read_folder  # noqa: E402
 from seqlora_core.errors import TrainingDiverged  # noqa: E402
 from seqlora_core.model.adapters import attach  # noqa: E402
 from seqlora_core.model.base import Base, load_base  # noqa: E402

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageFile, PngImagePlugin, WebPImagePlugin
 
-from seqlora_core.data.images import MAX_SIDE_RATIO, read_folder, read_image
+from seqlora_core.data.images import MAX_SIDE_RATIO, read_image
+from seqlora_core.data.reference_folder import read_folder
 from seqlora_core.errors import UserError
 
 

@@ -10,7 +10,7 @@ from seqlora_core.bank import Bank
 from seqlora_core.cli.main import main
 from seqlora_core.cli.terminal import TerminalMonitor
 from seqlora_core.data.encoding import cut_prompts, encode_concept
-from seqlora_core.data.images import Reference
+from seqlora_core.data.reference_folder import Reference
 from seqlora_core.model.base import Base, load_base
 
 SIZE = (64, 80)

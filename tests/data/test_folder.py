@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from seqlora_core.data.images import from_tensor, image_files, read_folder, to_rgb
-from seqlora_core.data.prompts import describe_cut_prompts, describe_missing_token
+from seqlora_core.data.captions import describe_missing_token
+from seqlora_core.data.images import from_tensor, to_rgb
+from seqlora_core.data.prompts import describe_cut_prompts
+from seqlora_core.data.reference_folder import image_files, read_folder
 from seqlora_core.errors import UserError
 
 

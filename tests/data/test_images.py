@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from seqlora_core.data.images import fit, read_folder, read_image, to_tensor
-from seqlora_core.data.prompts import caption_prompts, template_prompts
+from seqlora_core.data.captions import caption_prompts
+from seqlora_core.data.images import fit, read_image, to_tensor
+from seqlora_core.data.prompts import template_prompts
+from seqlora_core.data.reference_folder import read_folder
 from seqlora_core.errors import UserError
 
 
@@ -67,7 +69,7 @@ def test_captions_are_one_for_each_picture_or_one_for_all_or_templates():
     assert caption_prompts(" a \n\nb\n", "sksx dog", 2) == [("a",), ("b",)]
     assert caption_prompts("a", "sksx dog", 3) == [("a",)] * 3
     assert caption_prompts("\n", "sksx dog", 2) == [template_prompts("sksx dog")] * 2
-    with pytest.raises(UserError, match="2 captions for 3 pictures"):
+    with pytest.raises(UserError, match="2 captions for 3 images"):
         caption_prompts("a\nb", "sksx dog", 3)
 
 

@@ -99,7 +99,7 @@ def test_a_text_for_every_picture_of_a_list_is_a_caption_of_its_own(host, lora):
         "captioner": {"class_type": "TestsCaptioner", "inputs": {"image": ["folder", 0]}},
     }
     changes = {"bank_name": "inputs", "concept_name": "captioned", "captions": ["captioner", 0], "steps": 1}
-    with pytest.raises(NodeError, match=r"\d captions for 1 pictures"):
+    with pytest.raises(NodeError, match=r"\d captions for 1 image"):
         host.run({**loader(), **nodes, **training("cat", **changes)})
     prompt = {**loader(), **nodes, **training("cat", **changes, images=["folder", 0])}
     assert "captioned learned" in text(host.run(prompt), "train-cat")

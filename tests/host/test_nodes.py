@@ -269,7 +269,7 @@ WRONG = {
     "device as a bank": ({"concept_name": "n", "bank_name": "Aux"}, "bank's name cannot be 'Aux'"),
     "rank out of range": ({"concept_name": "n", "rank": 0}, "rank"),
     "unknown method": ({"concept_name": "n", "method": "magic"}, "method"),
-    "captions that do not fit": ({"concept_name": "n", "captions": "one\ntwo\nthree"}, "3 captions for 1 pictures"),
+    "captions that do not fit": ({"concept_name": "n", "captions": "one\ntwo\nthree"}, "3 captions for 1 image"),
     "missing pictures": ({"concept_name": "n", "images": None}, "images"),
 }
 

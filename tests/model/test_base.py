@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from seqlora_core.data.encoding import encode_concept
-from seqlora_core.data.images import Reference, to_rgb
+from seqlora_core.data.images import to_rgb
 from seqlora_core.data.prompts import template_prompts
+from seqlora_core.data.reference_folder import Reference
 from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base

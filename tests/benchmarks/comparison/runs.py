@@ -17,8 +17,8 @@ from seqlora_core.composition.fusion import FUSIONS, fuse
 from seqlora_core.composition.fusion.base_source import BaseSource
 from seqlora_core.composition.selection import SelectedConcept
 from seqlora_core.data.encoding import encode_concept
-from seqlora_core.data.images import Reference
 from seqlora_core.data.prompts import subject_prompt, template_prompts
+from seqlora_core.data.reference_folder import Reference
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.hashing import digest
 from seqlora_core.mini import MiniConcept
