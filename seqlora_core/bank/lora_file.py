@@ -1,6 +1,7 @@
 """Stock LoRA files: kohya key names, so that ComfyUI's LoraLoader, diffusers and other tools load them unchanged."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -98,7 +99,7 @@ def scaled_adapter(up: Tensor, down: Tensor, alpha: Tensor | float | None, name:
     if scale != 1:  # thousands of copies of a large bank's factors
         up = up * scale
     # The largest entry of up @ down is at most this; a file of factors that overflow float32 would give black images.
-    largest = rank * float(up.abs().max()) * float(down.abs().max())
+    largest = rank * math.prod(float(torch.linalg.vector_norm(factor, math.inf)) for factor in (up, down))
     if not largest <= torch.finfo(torch.float32).max:
         raise UserError(f"{name} holds numbers that are not finite or too large to multiply: the file is damaged.")
     return Adapter(up, down)
