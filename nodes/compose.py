@@ -2,7 +2,6 @@
 
 import time
 
-import torch
 from comfy_api.latest import io
 
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
@@ -11,12 +10,11 @@ from ..seqlora_core.composition.fusion import FUSIONS, Fused, Fusion, FusionSett
 from ..seqlora_core.composition.selection import parse_selections, select, trigger_words
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.adapters import Adapter
+from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from . import host
 from .bank import BankType
 from .graph import model_file
-
-_RESOLUTION = 512  # of an imported concept, for pictures that show what its layers read
 
 
 class ComposeConcepts(io.ComfyNode):
@@ -86,7 +84,7 @@ def _check_clip(clip, fusion: str) -> None:
 
 def _fuse(fusion: Fusion, bank, selection: list[tuple[str, float]], model, clip) -> Fused:
     settings = FusionSettings()
-    resolution = max(bank.concept(name).settings.get("resolution", _RESOLUTION) for name, _ in selection)
+    resolution = max(bank.concept(name).settings.get("resolution", SD15.native_size) for name, _ in selection)
     source = host.HostSource(model, clip, settings, resolution)
     with host.outside_inference_mode():
         return fuse(fusion, select(bank, selection), settings, source)
@@ -99,7 +97,7 @@ def _megabytes(adapters: dict[str, Adapter]) -> float:
 def _report(bank, selection: list[tuple[str, float]], stacks: dict[str, ConcatenatedFactors]) -> str:
     concepts = [bank.concept(name) for name, _ in selection]
     bases = [(stacked.adapter.B, stacked.owner) for stacked in stacks.values()]
-    pairs = largest_overlaps([concept.name for concept in concepts], bases, torch.float32)
+    pairs = largest_overlaps([concept.name for concept in concepts], bases)
     full = [(concept, full_layers(bank, concept)) for concept in concepts]
     lines = [f"{concept.name}: {describe_full_layers(layers, concept.rank)}" for concept, layers in full if layers]
     loud = [f"{a} and {b} overlap by {value:.1e}." for (a, b), value in pairs.items() if value > OVERLAP_LIMIT]

@@ -1,8 +1,11 @@
 """Load Image Folder."""
 
+from math import gcd
+
 from comfy_api.latest import io
 
 from ..seqlora_core.data.images import image_files, read_folder
+from ..seqlora_core.data.listing import counted
 from ..seqlora_core.errors import UserError
 from . import host
 from .pictures import LARGEST_RESOLUTION, to_image
@@ -33,7 +36,7 @@ class LoadImageFolder(io.ComfyNode):
                 io.String.Output(
                     "captions",
                     display_name="captions",
-                    tooltip="The .txt files beside the pictures, a line each; empty if any lacks one.",
+                    tooltip="The caption files of the pictures, one line each; empty if any has none.",
                 ),
             ],
         )
@@ -55,6 +58,14 @@ class LoadImageFolder(io.ComfyNode):
     def execute(cls, folder: str) -> io.NodeOutput:
         # The host keeps the outputs in memory, four bytes a value: those of a camera's pictures would be gigabytes.
         references = read_folder(host.image_folder(folder), "", LARGEST_RESOLUTION)
-        captions = [" ".join(reference.caption.split()) for reference in references]
+        found = sum(bool(reference.caption) for reference in references)
+        text = [f"{counted(len(references), 'image')}, {counted(found, 'caption')}", *references.notes]
+        if 0 < found < len(references):
+            text.append("The output captions is empty, since it needs one for every image.")
+        common = gcd(*(reference.repeats for reference in references))
+        images, captions = [], []
+        for reference in references:  # an image with repeats is there that many times; its memory is shared
+            images += [to_image(reference.image)] * (reference.repeats // common)
+            captions += [" ".join(reference.caption.split())] * (reference.repeats // common)
         lines = "\n".join(captions) if all(captions) else ""
-        return io.NodeOutput([to_image(reference.image) for reference in references], lines)
+        return io.NodeOutput(images, lines, ui=host.node_text(cls, "\n".join(text)))

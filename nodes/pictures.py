@@ -5,14 +5,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..seqlora_core.data.images import fit, to_rgb
+from ..seqlora_core.data.images import fit, from_tensor, to_rgb
 
 LARGEST_RESOLUTION = 1024  # side of the squares that a training can use
 
 
 def to_pictures(batches: list[Tensor]) -> list[Image.Image]:
     """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
-    return [to_rgb(_to_picture(frame.squeeze(-1))) for batch in batches for frame in batch]
+    frames = [frame for batch in batches for frame in batch]
+    return [to_rgb(from_tensor(frame, f"image {number}")) for number, frame in enumerate(frames, 1)]
 
 
 def to_image(picture: Image.Image) -> Tensor:
@@ -25,11 +26,7 @@ def latent_mask(mask: Tensor, size: tuple[int, int], resolution: int, scale: int
 
     A MASK of another size covers the whole picture, as the host's own nodes have it.
     """
-    covering = _to_picture(mask).resize(size, Image.Resampling.BILINEAR)
+    covering = from_tensor(mask, "mask").resize(size, Image.Resampling.BILINEAR)
     square = fit(covering, resolution, True, scale)
     side = resolution // scale
     return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
-
-
-def _to_picture(values: Tensor) -> Image.Image:
-    return Image.fromarray((values.cpu().numpy() * 255).clip(0, 255).round().astype(np.uint8))

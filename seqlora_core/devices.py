@@ -1,4 +1,4 @@
-"""Devices and precisions by name."""
+"""Devices and precisions, by name."""
 
 import torch
 
@@ -6,10 +6,10 @@ from .errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes cuda, else mps, else cpu.
+    """Return the device with that name; "auto" means cuda if available, else mps, else cpu.
 
     Raises:
-        UserError: this machine does not have it.
+        UserError: there is no such device, or this machine does not have it.
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -28,7 +28,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_dtype(device: torch.device, dtype: str) -> None:
-    """Raises UserError where training in that precision is not possible on that device."""
+    """Raise UserError if the device cannot train in that precision."""
     if dtype == "float16" and device.type == "cpu":
         raise UserError("float16 cannot train on the cpu: choose float32 or bfloat16.")
     if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
@@ -36,12 +36,12 @@ def check_dtype(device: torch.device, dtype: str) -> None:
 
 
 def best_dtype(device: torch.device) -> str:
-    """The precision for the passes that is fast and safe on a device; factors are float32 in any case."""
+    """Return the fast and safe precision for forward and backward passes on a device; factors stay in float32."""
     if device.type != "cuda":
         return "float32"
     return "bfloat16" if _has_bfloat16(device) else "float16"
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a graphics card computes in it; what PyTorch calls supported is emulated, and slow, on older ones."""
+    """Return whether a graphics card computes in bfloat16; PyTorch also counts older cards, which emulate it slowly."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8

@@ -1,13 +1,13 @@
-"""The errors that callers tell apart."""
+"""Exceptions that callers handle separately."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message is one sentence that says how."""
+    """A user-correctable error; the message is one sentence that says what is wrong and how to fix it."""
 
 
 class Cancelled(Exception):
-    """The user stopped the training; everything up to the last finished step is in the checkpoint."""
+    """The user stopped the training run; the checkpoint holds everything up to the last finished step."""
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or its gradient is no longer finite, so going on would only destroy the concept."""
+    """The loss or its gradient is no longer finite, so continuing would destroy the concept."""

@@ -1,7 +1,6 @@
-"""Files that are never half written, and locks between processes."""
+"""Atomic writes, and locks between processes."""
 
 import contextlib
-import hashlib
 import os
 import secrets
 import time
@@ -17,13 +16,17 @@ _REPLACE_ATTEMPTS = 20
 
 
 class Unwritable(UserError):
-    """The folder cannot be written to."""
+    """A file or its folder cannot be written."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Give `path` this content at one instant: temporary file beside it, flushed to the disk, renamed over it."""
+    """Replace the content of `path` atomically.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk, and is renamed over `path`.
+    Missing folders are created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # An ordinary new file, so that others may read it as far as the user's umask says; mkstemp's would be private.
+    # mkstemp would make a private file; an ordinary one has the permissions of the user's umask.
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -39,14 +42,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Whether a file can be written later, in a folder that is there or can be made; leaves nothing behind.
+    """Check that a file can be written later, in a folder that exists or can be created; leave nothing behind.
 
     Raises:
-        Unwritable: it cannot.
+        Unwritable: it cannot be written.
     """
     folder = next((parent for parent in path.absolute().parents if parent.exists()), None)
     if folder is None:  # Windows, for a drive that is not connected
-        raise Unwritable(f"Cannot write {path}: the drive {path.absolute().anchor} is not there; give another folder.")
+        raise Unwritable(f"Cannot write {path}: there is no drive {path.absolute().anchor}; give another folder.")
     probe = folder / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         if path.is_dir():
@@ -69,7 +72,7 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows cannot open folders, and needs no such step."""
+    """Make a rename durable.  Windows cannot open folders and needs no such step."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -79,21 +82,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(content: bytes) -> str:
-    """Hexadecimal digest."""
-    return hashlib.sha256(content).hexdigest()
-
-
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None, patience: float = 60.0) -> Iterator[None]:
-    """Hold the lock file at `path`; other processes and threads wait.
+    """Hold the lock file at `path` while the block lasts; other processes and threads wait.
 
     Args:
-        waiting: called about twice a second while somebody else holds it; may raise to give up.
-        patience: seconds to wait, without `waiting`.
+        waiting: called about twice a second while another holder has the lock; may raise to give up.
+        patience: how long to wait, in seconds, if there is no `waiting`.
 
     Raises:
-        UserError: the lock was not to be had in time.
+        UserError: the lock was not free in time.
         Unwritable: the folder cannot be written to.
     """
     lock = FileLock(path)
@@ -104,7 +102,7 @@ def locked(path: Path, waiting: Callable[[], None] | None = None, patience: floa
             _acquire_reporting(lock, waiting)
     except Timeout as error:
         raise UserError(
-            f"Another process has been using {path.parent} for too long: try again when it is done."
+            f"Another process has been using {path.parent} for too long: try again when it has finished."
         ) from error
     except OSError as error:
         raise Unwritable(f"Cannot write to {path.parent}: {error.strerror or error}.") from error

@@ -1,4 +1,4 @@
-"""How a training reports to whoever started it, and hears that it should stop."""
+"""How a training run reports to its caller and checks for cancellation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from .errors import Cancelled
 
 @dataclass(frozen=True)
 class StepReport:
-    """One finished step.
+    """The report of one finished step.
 
     Attributes:
-        step: steps done so far, from 1.
-        loss: the loss before the step, with the ridge term.
-        seconds_left: an estimate from the steps of this run.
+        step: the number of finished steps, from 1.
+        steps: the number of steps of the training run.
+        loss: the loss before the step, including its regularization.
+        seconds_left: an estimate from the steps finished so far.
     """
 
     step: int
@@ -28,29 +29,35 @@ class Monitor:
     """Does nothing; override what you need.  The core never prints."""
 
     def message(self, text: str) -> None:
-        """One sentence that the user should see: skipped layers, a resumed checkpoint."""
+        """Receive one sentence that the user should see, such as skipped layers or a resumed checkpoint."""
 
     def stepped(self, report: StepReport) -> None:
-        """After every step; the factors are consistent here, so raising stops the training with nothing lost."""
+        """Receive the report of a step.  The factors are consistent here: raising stops the run and loses nothing."""
 
     def previewed(self, latents: Tensor) -> None:
-        """Latents [1, 4, h, w] of an image as the concept makes it now, if `trainer.RunOptions` asks for previews."""
+        """Receive a preview of the concept, latents [1, c, h, w]; `RunOptions` of the trainer sets how often."""
 
     def cancelled(self) -> bool:
-        """Asked before every step; True stops the training with a checkpoint and `errors.Cancelled`."""
+        """Return whether to stop; called before every step.  The run then saves a checkpoint and raises `Cancelled`."""
         return False
 
 
 def wait_for_others(monitor: Monitor) -> Callable[[], None]:
-    """What `Bank.training` calls while another process trains in the bank: tells so once, and listens for Cancel."""
-    told = False
+    """Return what `Bank.training` calls while another process trains in the bank.
+
+    It reports once that the bank is in use, and checks for cancellation at every call.
+
+    Raises:
+        Cancelled: (the returned function) the monitor asks to stop.
+    """
+    reported = False
 
     def waiting() -> None:
-        nonlocal told
+        nonlocal reported
         if monitor.cancelled():
             raise Cancelled
-        if not told:
-            monitor.message("Another training is using this bank; waiting for it to finish.")
-        told = True
+        if not reported:
+            monitor.message("Another training run is using this bank; waiting for it to finish.")
+        reported = True
 
     return waiting

@@ -1,4 +1,4 @@
-"""Small pictures of a training and of a bank, drawn with Pillow alone."""
+"""Charts of training runs and banks, and image grids, drawn with Pillow only; all sizes are in px."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,12 @@ _LINES = ((30, 110, 200), (205, 80, 50), (60, 150, 70), (140, 85, 180), (120, 12
 
 
 def loss_curve(losses: Sequence[float], title: str, size: tuple[int, int] = (640, 360)) -> Image.Image:
-    """The losses of a training over its course, with their range written at the axis."""
+    """Draw the losses of a training run, with their range at the axis."""
     return line_chart({title: losses}, size)
 
 
 def line_chart(curves: Mapping[str, Sequence[float]], size: tuple[int, int] = (640, 360)) -> Image.Image:
-    """Several series on one scale, each stretched over the whole width, with a legend."""
+    """Draw several series on one scale, each stretched over the whole width, with a legend."""
     width, height = size
     left, top, right, bottom = 70, 20 + 16 * len(curves), width - 16, height - 24
     image = Image.new("RGB", size, "white")
@@ -45,11 +45,13 @@ def picture_grid(
     footer: Sequence[tuple[str, Sequence[Image.Image]]] = (),
     cell: int = 96,
 ) -> Image.Image:
-    """Pictures in labelled rows and titled groups of columns.
+    """Arrange images in labelled rows and titled groups of columns.
 
     Args:
-        rows: a label, and for each title a group of pictures, which may be empty.
-        footer: further rows that have a label above them and run over all columns.
+        titles: one title per group of columns.
+        rows: for each row a label, and for each title a group of images, which may be empty.
+        footer: further rows, with a label above them, that extend over all columns.
+        cell: side of the square for each image.
     """
     label, head, gap = 110, 24, 10
     sizes = [max(1, *(len(groups[column]) for _, groups in rows)) for column in range(len(titles))]
@@ -66,20 +68,26 @@ def picture_grid(
         draw.text((8, top + cell // 2 - 6), name, fill=_INK)
         for left, group in zip(lefts, groups, strict=True):
             _place(image, group, left, top, cell)
-    for number, (name, pictures) in enumerate(footer):
+    for number, (name, images) in enumerate(footer):
         top = footer_top + number * (cell + head)
         draw.text((label + 2, top + 8), name, fill=_INK)
-        _place(image, pictures, label, top + head, cell)
+        _place(image, images, label, top + head, cell)
     return image
 
 
-def _place(image: Image.Image, pictures: Sequence[Image.Image], left: int, top: int, cell: int) -> None:
-    for number, picture in enumerate(pictures):
+def _place(image: Image.Image, images: Sequence[Image.Image], left: int, top: int, cell: int) -> None:
+    for number, picture in enumerate(images):
         image.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS), (left + number * cell + 2, top + 2))
 
 
 def overlap_map(names: Sequence[str], pairs: Mapping[tuple[str, str], float], cell: int = 28) -> Image.Image:
-    """A square a pair of concepts: white below 1e-8, black at 1 (on a logarithmic scale), names along the side."""
+    """Draw one square per pair of concepts: white below 1e-8, black at 1, on a logarithmic scale.
+
+    Args:
+        names: the concepts, written along the side.
+        pairs: the overlap of each pair; missing pairs count as 0.
+        cell: side of a square.
+    """
 
     def value(row: int, column: int) -> float:
         pair = names[row], names[column]
@@ -89,7 +97,15 @@ def overlap_map(names: Sequence[str], pairs: Mapping[tuple[str, str], float], ce
 
 
 def crosstalk_map(names: Sequence[str], crosstalk: Sequence[Sequence[float]], cell: int = 28) -> Image.Image:
-    """A square for what a concept (column) adds to another (row): white below 1e-4 of its own effect, black at 1."""
+    """Draw one square per ordered pair: the effect of the column's concept on the row's.
+
+    White is below 1e-4 of the own effect of the row's concept, and black is 1, on a logarithmic scale.
+
+    Args:
+        names: the concepts, written along the side.
+        crosstalk: row by row.
+        cell: side of a square.
+    """
 
     def value(row: int, column: int) -> float:
         return crosstalk[row][column]

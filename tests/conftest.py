@@ -11,8 +11,8 @@ import tiny_base
 
 from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.hashing import fingerprint
-from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers, layer_shapes
+from seqlora_core.model.denoiser import DiffusersDenoiser
+from seqlora_core.model.sd15 import find_layers, layer_shapes, sd15_alphas_cumprod
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 

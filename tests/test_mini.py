@@ -13,7 +13,7 @@ from seqlora_core.data.images import to_tensor
 from seqlora_core.mini import mini_concepts
 from seqlora_core.mini.identity import identity_similarity, load_identity
 from seqlora_core.model.base import load_base
-from seqlora_core.model.sampling import generate
+from seqlora_core.model.sampling import SamplingSettings, generate
 from seqlora_core.monitor import Monitor
 
 pytestmark = pytest.mark.skipif(not mini.BASE.is_dir(), reason="the mini base has not been made")
@@ -48,7 +48,8 @@ def test_what_the_base_draws_is_recognized(base, learned_names):
     asked = range(0, len(learned_names), 16)
     hits = 0
     for index in asked:
-        picture = generate(base, f"a photo of a {learned_names[index]}", seed=index, steps=20, size=32, guidance=4.0)
+        settings = SamplingSettings(20, 32, 4.0, seed=index)
+        picture = generate(base, f"a photo of a {learned_names[index]}", settings=settings)
         similarities = network.similarities(network(to_tensor(picture)))[0, : len(learned_names)]
         hits += similarities.argmax().item() == index
     assert hits >= 0.6 * len(asked)

@@ -1,45 +1,77 @@
-"""The small pictures say what they should."""
+"""What the small plots show, wherever their parts are placed."""
+
+import numpy as np
+from PIL import Image, ImageChops
 
 from seqlora_core.plots import crosstalk_map, loss_curve, overlap_map
 
+NAMES = ["a", "b", "c"]
 
-def darkness(image, box) -> float:
-    values = list(image.crop(box).convert("L").tobytes())
-    return 255 - sum(values) / len(values)
+
+def drawn_curve(losses: list[float], other: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the coloured pixels that the curve of `losses` has and that of `other`, of the same range, has not."""
+    one, two = (np.asarray(loss_curve(values, "x"), dtype=int) for values in (losses, other))
+    y, x = np.nonzero((one != two).any(axis=2) & (np.ptp(one, axis=2) > 60))
+    return x, y
+
+
+def changed(image: Image.Image, other: Image.Image) -> tuple[float, float, int]:
+    """Center (x, y) of the region in which two images differ, and the number of its pixels."""
+    difference = np.asarray(ImageChops.difference(image, other).convert("L"))
+    y, x = np.nonzero(difference)
+    return x.mean(), y.mean(), len(x)
+
+
+def shade(image: Image.Image, blank: Image.Image) -> int:
+    """The largest difference from a map that has no such pair: 0 is white, 255 is black."""
+    return ImageChops.difference(image, blank).convert("L").getextrema()[1]
+
+
+def overlaps(*pairs: tuple[str, str, float]) -> Image.Image:
+    return overlap_map(NAMES, {(first, second): value for first, second, value in pairs})
+
+
+def crosstalk(*effects: tuple[int, int, float]) -> Image.Image:
+    table = np.zeros((3, 3))
+    for row, column, value in effects:
+        table[row, column] = value
+    return crosstalk_map(NAMES, table.tolist())
 
 
 def test_a_falling_loss_is_drawn_from_the_upper_left_to_the_lower_right():
-    picture = loss_curve([1.0, 0.6, 0.3, 0.1], "x")
-    width, height = picture.size
-    left, right = 80, width - 17
-    blue = [(x, y) for x in (left, right) for y in range(height) if picture.getpixel((x, y)) == (30, 110, 200)]
-    assert min(y for x, y in blue if x == left) < height / 4
-    assert max(y for x, y in blue if x == right) > height * 3 / 4
+    losses = [1.0, 0.6, 0.3, 0.1]
+    x, y = drawn_curve(losses, losses[::-1])
+    height = loss_curve(losses, "x").height
+    assert y[x == x.min()].min() < height / 4
+    assert y[x == x.max()].max() > height * 3 / 4
 
 
 def test_one_loss_is_drawn_too():
-    assert loss_curve([0.5], "x").size == (640, 360)
+    assert loss_curve([0.5], "x", size=(320, 200)).size == (320, 200)
 
 
 def test_overlapping_pairs_are_darker_than_orthogonal_ones():
-    names = ["a", "b", "c"]
-    picture = overlap_map(names, {("a", "b"): 0.5, ("a", "c"): 1e-9, ("b", "c"): 1e-4})
-    left = 12 + 7
-
-    def cell(row: int, column: int) -> float:
-        return darkness(
-            picture, (left + column * 28 + 4, 36 + row * 28 + 4, left + column * 28 + 22, 36 + row * 28 + 22)
-        )
-
-    assert cell(0, 0) == 255
-    assert cell(0, 1) == cell(1, 0) > cell(1, 2) > cell(0, 2) == 0
+    shades = [shade(overlaps(("a", "b", value)), overlaps()) for value in (1.0, 0.5, 1e-4, 1e-9)]
+    assert 255 == shades[0] > shades[1] > shades[2] > shades[3] == 0
 
 
-def test_crosstalk_is_drawn_in_the_row_of_the_concept_that_it_disturbs():
-    picture = crosstalk_map(["a", "b"], [[1.0, 0.1], [1e-6, 1.0]])
+def test_an_overlap_has_two_squares_one_on_each_side_of_the_diagonal():
+    squares = [changed(overlaps((*pair, 1.0)), overlaps()) for pair in (("a", "b"), ("b", "a"), ("b", "c"))]
+    x, y, pixels = changed(crosstalk((0, 0, 1.0)), crosstalk())
+    assert squares[0] == squares[1] and squares[0][2] == 2 * pixels
+    assert squares[0][0] - x == squares[0][1] - y > 0  # centered on the diagonal, right of and below its first square
+    assert squares[2][0] > squares[0][0]
 
-    def cell(row: int, column: int) -> float:
-        corner = (19 + column * 28 + 4, 36 + row * 28 + 4)
-        return darkness(picture, (*corner, corner[0] + 18, corner[1] + 18))
 
-    assert cell(0, 0) == 255 > cell(0, 1) > cell(1, 0) == 0
+def test_every_concept_overlaps_itself_completely():
+    diagonal = [changed(crosstalk((place, place, 1.0)), crosstalk()) for place in range(len(NAMES))]
+    assert all(overlaps().getpixel((round(x), round(y))) == (0, 0, 0) for x, y, _ in diagonal)
+
+
+def test_crosstalk_is_drawn_in_the_row_of_the_disturbed_concept():
+    blank = crosstalk()
+    first_x, first_y, _ = changed(crosstalk((0, 1, 1.0)), blank)
+    second_x, second_y, _ = changed(crosstalk((1, 0, 1.0)), blank)
+    assert first_y < second_y and first_x > second_x
+    shades = [shade(crosstalk((0, 1, value)), blank) for value in (1.0, 0.1, 1e-6)]
+    assert 255 == shades[0] > shades[1] > shades[2] == 0

@@ -1,7 +1,12 @@
-"""Every `python -m seqlora_core` command of the README runs as it is written there, at fewer steps and pixels."""
+"""The documents: short enough, true to the code and to the results, with links that lead somewhere.
 
+Every `python -m seqlora_core` command in them runs as it is written there, at fewer steps and pixels.
+"""
+
+import ast
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -14,21 +19,110 @@ from safetensors.torch import save_file
 from seqlora_core.cli import demo
 from seqlora_core.cli.main import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```bash\n(.+?)```", README, re.DOTALL)
-COMMANDS = [line.split("&&")[-1].strip() for block in BLOCKS for line in block.splitlines()]
-COMMANDS = [command for command in COMMANDS if "seqlora_core" in command]
+ROOT = Path(__file__).parents[1]
+README, CORE, GUIDE, API = (
+    ROOT / name for name in ("README.md", "seqlora_core/README.md", "web/docs/guide.md", "web/docs/api.md")
+)
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+DOCUMENTS = [README, CORE, *sorted((ROOT / "web" / "docs").glob("*.md")), *sorted(BENCHMARKS.glob("*.md"))]
+REPORT = (BENCHMARKS / "results" / "report.md").read_text("utf-8")
 
 
-def test_the_comparison_is_the_table_that_the_experiment_wrote():
-    report = (Path(__file__).parent / "benchmarks" / "results" / "report.md").read_text("utf-8")
-    names = ("| SeqLoRA |", "| InfLoRA |", "| LoRACLR |")
-    rows = [line for line in README.splitlines() if line.startswith(names) and "±" in line]
-    assert len(rows) == 3 and all(row in report for row in rows)
+def read(document: Path) -> str:
+    return document.read_text("utf-8")
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of all bash blocks, those that end with a backslash joined."""
+    blocks = re.findall(r"```bash\n(.+?)```", read(document), re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def table(text: str, head: str) -> dict[str, dict[str, str]]:
+    """The first table whose head begins so: first cell of a row -> column -> cell."""
+    lines = takewhile(lambda line: line.startswith("|"), text[text.index(head) :].splitlines())
+    columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in rows}
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", read(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_has_at_most_150_lines_of_120_characters():
+    lines = read(README).splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_results_in_the_readme_are_those_of_the_report():
+    compared = table(REPORT, "| system | final | right after training | alone | forgetting | final of 8")
+    others = table(REPORT, "| system | the base's own | beside 1")
+    shown = table(read(README), "| system | in the sum of 16")
+    assert len(shown) == 5
+    for label, cells in shown.items():
+        name = re.sub(r"-style| \(the paper's baseline\)", "", label)
+        assert [cells["in the sum of 16"], cells["alone"]] == [compared[name]["final"], compared[name]["alone"]]
+        assert float(cells["other things, with 16 loaded"]) == round(float(others[name]["beside 16"]), 2)
+
+
+def test_the_main_table_of_the_benchmarks_is_that_of_the_report():
+    head = "| system | final | right after training | alone | forgetting | final of 8"
+    shown = table(read(BENCHMARKS / "README.md"), head)
+    names = {"InfLoRA-style": "InfLoRA", "scaled by 0.6": "factor 0.6"}
+    for old, new in names.items():
+        shown = {label.replace(old, new): cells for label, cells in shown.items()}
+    assert shown == table(REPORT, head)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(document):
+    text = re.sub(r"```.+?```", "", read(document), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text)
+    for link in (markdown or html for markdown, html in links):
+        path, _, heading = link.partition("#")
+        if path.startswith("https://"):
+            continue
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
+        if document.parent == GUIDE.parent:  # installed without the tests
+            assert "tests" not in target.resolve().relative_to(ROOT).parts, link
+
+
+def messages_of_the_code() -> list[str]:
+    """All texts in the code, with a gap where a value is put in."""
+    texts = []
+    for folder in ("seqlora_core", "nodes"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(read(file))):
+                if isinstance(node, ast.JoinedStr):
+                    texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+    return texts
+
+
+def test_the_messages_that_the_guide_explains_are_the_code_s():
+    texts = messages_of_the_code()
+    rows = re.findall(r"^\| `(.+?)` \|", read(GUIDE).split("## Messages")[1], re.MULTILINE)
+    of_the_host = {"Allocation on device"}
+    missing = [row for row in rows if row not in of_the_host and not any(row in text for text in texts)]
+    assert len(rows) >= 30 and missing == []
+
+
+def test_scripts_that_documents_name_exist():
+    for document in DOCUMENTS:
+        for script in re.findall(r"python ((?:tests|workflows)/\S+\.py)", read(document)):
+            assert (ROOT / script).is_file(), f"{document.name}: {script}"
+        for module in re.findall(r"python -m (tests\.[\w.]+)", read(document)):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{document.name}: {module}"
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
+def test_the_commands_of_the_documents_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(demo.SETTINGS, "steps", 2)
     tiny_base.save_single_file(Path("base.safetensors"))
@@ -40,9 +134,11 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     style = {f"{layer}.lora_up.weight": torch.ones(width, 1), f"{layer}.lora_down.weight": torch.ones(1, width)}
     save_file(style, "style.safetensors")
     tiny_metrics.save_dino(Path("dino"))
-    assert len(COMMANDS) == 14
-    for command in COMMANDS:
-        arguments = shlex.split(command)[3:]
+    lines = [line.split("&&")[-1].strip() for document in (README, CORE, GUIDE, API) for line in commands(document)]
+    ours = [shlex.split(line)[3:] for line in lines if line.startswith("python -m seqlora_core")]
+    known = {"demo", "train", "list", "inspect", "compose", "generate", "import", "rename", "remove", "evaluate"}
+    assert {arguments[0] for arguments in ours} == known
+    for arguments in ours:
         shorter = {
             "demo": ["--concepts", "1"],
             "train": ["--steps", "2", "--resolution", "128"],
@@ -51,6 +147,5 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
             "compose": ["--sampling-steps", "2"],
             "inspect": ["--sampling-steps", "2"],
         }
-        arguments += shorter.get(arguments[0], [])
-        assert main(arguments) == 0, capsys.readouterr().err
+        assert main(arguments + shorter.get(arguments[0], [])) == 0, capsys.readouterr().err
     assert Image.open("picture.png").size == (128, 128)

@@ -1,5 +1,7 @@
 """Properties of the subspaces that concepts live in."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,7 +63,7 @@ def test_every_start_is_orthonormal_and_free(space, rank, seed, kind):
         if kind == "contrastive":
             B = subspace.contrastive_basis(Q, rank, subspace.contrastive_directions(Q, sigma, kept))
     else:
-        B = subspace.shared_columns(Q, rank, generator(seed), without_replacement=True)
+        B = subspace.shared_columns(Q, rank, generator(seed), "without-replacement")
     assert torch.allclose(B.mT @ B, torch.eye(rank, dtype=B.dtype), atol=1e-9)
     assert Q.shape[1] == 0 or float((Q.mT @ B).abs().max()) < 1e-12
 
@@ -120,13 +122,13 @@ def test_others_notice_all_contrastive_directions_alike_and_the_new_concept_the_
 
 
 def test_columns_of_the_shared_matrix_repeat_only_with_replacement():
-    first = subspace.shared_columns(subspace.empty(8), 5, generator(0), without_replacement=False)
-    second = subspace.shared_columns(subspace.empty(8), 5, generator(1), without_replacement=False)
+    first = subspace.shared_columns(subspace.empty(8), 5, generator(0), "independent")
+    second = subspace.shared_columns(subspace.empty(8), 5, generator(1), "independent")
     cosines = (first.mT @ second).abs()
     assert torch.allclose(cosines, cosines.round(), atol=1e-12)  # the same columns or orthogonal ones
     assert cosines.sum() >= 2  # 5 + 5 of 8: at least two are shared
     Q = subspace.occupied([first], 8)
-    third = subspace.shared_columns(Q, 3, generator(1), without_replacement=True)
+    third = subspace.shared_columns(Q, 3, generator(1), "without-replacement")
     assert float((first.mT @ third).abs().max()) < 1e-12
 
 
@@ -137,6 +139,48 @@ def test_overlaps_are_relative_to_the_size_of_the_bases():
     assert float(table[0, 1]) == pytest.approx(1.0)
     assert float(table[0, 3]) < 1e-6
     assert float(table[0, 2]) == 0  # no basis in this layer
+
+
+@pytest.mark.parametrize("rank", [1, 4, 32])
+def test_equal_spans_overlap_by_1_at_every_rank(rank):
+    B, mixing = (torch.randn(size, rank, generator=generator(seed)) for size, seed in ((WIDTH * 8, 0), (rank, 1)))
+    table = subspace.overlaps(torch.cat([B, B @ mixing], 1), [0] * rank + [1] * rank, 2)
+    assert float(table[0, 1]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_overlap_is_the_cosine_of_the_smallest_angle_between_spans():
+    U = torch.linalg.qr(torch.randn(WIDTH, 6, generator=generator(0), dtype=torch.float64)).Q
+    angle = torch.tensor(0.3, dtype=torch.float64)
+    tilted = angle.cos() * U[:, 1] + angle.sin() * U[:, 4]
+    first = U[:, :3] @ torch.randn(3, 3, generator=generator(1), dtype=torch.float64)
+    second = torch.stack([tilted + U[:, 5], 3 * U[:, 5]], 1)
+    table = subspace.overlaps(torch.cat([second, first], 1), [1, 1, 0, 0, 0], 2)
+    assert float(table[0, 1]) == pytest.approx(float(angle.cos()), abs=1e-12)
+    assert torch.equal(table, table.mT)
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=5), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_overlaps_are_those_of_orthonormal_bases_of_any_ranks(ranks, seed):
+    bases = [
+        torch.randn(WIDTH, rank, generator=generator(seed + i), dtype=torch.float64) for i, rank in enumerate(ranks)
+    ]
+    owner = [i for i, rank in enumerate(ranks) for _ in range(rank)]
+    known = torch.full((len(ranks), len(ranks)), 0.6, dtype=torch.float64)
+    table = subspace.overlaps(torch.cat(bases, 1), owner, len(ranks))
+    raised = subspace.overlaps(torch.cat(bases, 1), owner, len(ranks), known)
+    for i, j in itertools.combinations(range(len(ranks)), 2):
+        first, second = (torch.linalg.qr(bases[k]).Q for k in (i, j))
+        expected = float(torch.linalg.matrix_norm(first.mT @ second, 2)) if ranks[i] and ranks[j] else 0.0
+        assert float(table[i, j]) == pytest.approx(expected, abs=1e-9)
+        assert float(raised[i, j]) == pytest.approx(max(expected, 0.6), abs=1e-9)
+
+
+def test_what_lost_rank_does_not_count_as_a_direction():
+    U = torch.linalg.qr(torch.randn(WIDTH, 4, generator=generator(0), dtype=torch.float64)).Q
+    lost = torch.stack([U[:, 0], U[:, 0] + 1e-7 * U[:, 1], 0 * U[:, 0]], 1)
+    table = subspace.overlaps(torch.cat([lost, U[:, 1:3]], 1), [0, 0, 0, 1, 1], 2)
+    assert float(table[0, 1]) < 1e-7
 
 
 def test_what_a_card_s_fast_products_left_of_occupied_directions_is_removed_at_the_end():

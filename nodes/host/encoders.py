@@ -12,13 +12,11 @@ from ...seqlora_core.data.dataset import Example
 from ...seqlora_core.data.images import fit
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
+from ...seqlora_core.model.sd15 import SD15
 from ..pictures import latent_mask, to_image
 from .model import as_loaded
 
-LATENT_SCALE, LATENT_CHANNELS = 8, 4
-_TEXT_WIDTH = 768
 _NOT_USED = ("decoder", "post_quant", "text_projection", "logit_scale")  # weights that encoding leaves aside
-_PROMPT_TOKENS = 77  # the host strings longer prompts together from several such windows
 
 
 def check_encoders(clip, vae) -> None:
@@ -27,20 +25,20 @@ def check_encoders(clip, vae) -> None:
         raise UserError("No CLIP is on the input clip (some files have none): connect that of an SD1.5 checkpoint.")
     if getattr(vae, "first_stage_model", None) is None:
         raise UserError("No VAE is on the input vae (some files have none): connect that of an SD1.5 checkpoint.")
-    channels = getattr(vae, "latent_channels", LATENT_CHANNELS)
-    if channels != LATENT_CHANNELS:
+    channels = getattr(vae, "latent_channels", SD15.latent_channels)
+    if channels != SD15.latent_channels:
         raise UserError(
-            f"The VAE on the input vae makes latents of {channels} channels, and Stable Diffusion 1.5 has "
-            f"{LATENT_CHANNELS}: connect an SD1.5 VAE."
+            f"The VAE on the input vae makes latents of {channels} channels, and {SD15.name} has "
+            f"{SD15.latent_channels}: connect an SD1.5 VAE."
         )
 
 
 def check_texts(clip, prompt: str) -> None:
     """Raises UserError where the UNet cannot read what CLIP makes of a prompt."""
     width = _encode_prompt(clip, prompt).shape[-1]
-    if width != _TEXT_WIDTH:
+    if width != SD15.text_width:
         raise UserError(
-            f"The CLIP on the input clip makes texts of width {width}, and Stable Diffusion 1.5 reads {_TEXT_WIDTH}: "
+            f"The CLIP on the input clip makes texts of width {width}, and {SD15.name} reads {SD15.text_width}: "
             "connect an SD1.5 CLIP."
         )
 
@@ -64,7 +62,7 @@ def latent_masks(masks: list[Tensor], pictures: list[Image.Image], resolution: i
         return []
     if len(masks) != len(pictures):
         raise UserError(f"There are {len(masks)} masks for {len(pictures)} pictures: give one for each, or none.")
-    made = [latent_mask(m, p.size, resolution, LATENT_SCALE) for m, p in zip(masks, pictures, strict=True)]
+    made = [latent_mask(m, p.size, resolution, SD15.vae_scale_factor) for m, p in zip(masks, pictures, strict=True)]
     for number, mask in enumerate(made, 1):
         if not (mask > 0).any():
             raise UserError(
@@ -82,7 +80,7 @@ def encode(
     examples = []
     for index, (picture, own) in enumerate(zip(pictures, prompts, strict=True)):
         with _as_in_sampling():
-            encoded = vae.encode(to_image(fit(picture, resolution, True, LATENT_SCALE)))
+            encoded = vae.encode(to_image(fit(picture, resolution, True, SD15.vae_scale_factor)))
             latents = model.model.process_latent_in(encoded)[0].float().cpu()
         prompted = torch.stack([texts[prompt] for prompt in own])
         examples.append(Example(latents.clone(), prompted, mask=masks[index] if masks else None))
@@ -105,7 +103,7 @@ def count_tokens(clip, prompt: str) -> int:
 def _encode_prompt(clip, prompt: str) -> Tensor:
     with _as_in_sampling():
         windows = clip.encode_from_tokens(clip.tokenize(prompt))[0].float().cpu()  # [77 a window, 768]
-    return windows[:_PROMPT_TOKENS].clone()  # what fits into one, as the command line has it
+    return windows[: SD15.prompt_tokens].clone()  # the host concatenates windows; the command line has one
 
 
 @contextmanager

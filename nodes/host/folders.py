@@ -68,7 +68,10 @@ def image_folder(name: str) -> Path:
 
 def folder_cache_key(name: str | None) -> str:
     """A text that differs after every change in a folder of `image_folders`; every time for another node's name."""
-    return secrets.token_hex() if name is None else files_cache_key(image_folder(name).iterdir())
+    if name is None:
+        return secrets.token_hex()
+    folder = image_folder(name)
+    return files_cache_key(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.exists())
 
 
 def lora_path(name: str) -> Path:
@@ -89,7 +92,7 @@ def written_lora_cache_key(name: str | None) -> str:
 
 def lora_files() -> list[str]:
     """What stock LoRA loaders list, without pickles."""
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    return [name for name in folder_paths.get_filename_list("loras") if name.lower().endswith(".safetensors")]
 
 
 def lora_file(name: str) -> Path:

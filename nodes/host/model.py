@@ -15,7 +15,7 @@ from ...seqlora_core.bank import BaseIdentity
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.model.adapters import Adapter
-from ...seqlora_core.model.sd15 import LayerShape, find_layers, layer_shapes, module_names
+from ...seqlora_core.model.sd15 import SD15, LayerShape, find_layers, layer_shapes, module_names
 
 _UNET = "diffusion_model."
 _CONCEPTS = "seqlora_concepts"
@@ -27,7 +27,7 @@ def check_model(model) -> None:
     inner = model.model
     if (
         not hasattr(inner, "diffusion_model")
-        or getattr(inner.model_config, "unet_config", {}).get("context_dim") != 768
+        or getattr(inner.model_config, "unet_config", {}).get("context_dim") != SD15.text_width
     ):
         raise UserError("The model is not Stable Diffusion 1.5: connect an SD1.5 checkpoint.")
     for kind in {type(weight) for weight in inner.diffusion_model.parameters()}:
@@ -44,7 +44,7 @@ def check_model(model) -> None:
     sigmas = sampling.sigmas
     if not torch.equal(sampling.timestep(sigmas).long().cpu(), torch.arange(len(sigmas))):
         raise UserError("The model samples with other timesteps (LCM, for one): connect it before such a node.")
-    if inner.diffusion_model.in_channels != 4:
+    if inner.diffusion_model.in_channels != SD15.latent_channels:
         raise UserError("The model is an inpainting or editing variant: connect a plain SD1.5 checkpoint.")
 
 
@@ -77,6 +77,8 @@ class HostDenoiser:
     Other LoRAs are part of the frozen model while training; low-precision weights are cast by the host's own layers as
     in sampling, and adapters act beside them.
     """
+
+    architecture = SD15
 
     def __init__(self, model) -> None:
         self.model = model

@@ -13,9 +13,9 @@ from ...seqlora_core.composition.selection import SelectedConcept
 from ...seqlora_core.model.activations import LayerInputs, capture_inputs
 from ...seqlora_core.model.adapters import attach
 from ...seqlora_core.model.sampling import ddim
-from ...seqlora_core.model.sd15 import find_layers
+from ...seqlora_core.model.sd15 import SD15, find_layers
 from ...seqlora_core.randomness import named_generator
-from .encoders import LATENT_CHANNELS, LATENT_SCALE, count_tokens, encode_prompts
+from .encoders import count_tokens, encode_prompts
 from .model import HostDenoiser, unpatched_weights
 
 
@@ -28,7 +28,8 @@ class HostSource(ModelSource):
 
     def __init__(self, model, clip, settings: FusionSettings, resolution: int) -> None:
         self._model, self._clip, self._settings = model, clip, settings
-        self._latents = (1, LATENT_CHANNELS, resolution // LATENT_SCALE, resolution // LATENT_SCALE)
+        side = resolution // SD15.vae_scale_factor
+        self._latents = (1, SD15.latent_channels, side, side)
         self._denoiser = HostDenoiser(model)
 
     def between(self) -> None:

@@ -1,7 +1,8 @@
 """The concept bank: a folder with a manifest and one stock LoRA file per concept."""
 
+from ..model.architecture import BaseIdentity
 from .bank import Bank, NewConcept
-from .manifest import BaseIdentity, Concept, Manifest, Provenance
+from .manifest import Concept, Manifest, Provenance
 from .spec import ConceptSpec
 
 __all__ = ["Bank", "BaseIdentity", "Concept", "ConceptSpec", "Manifest", "NewConcept", "Provenance"]

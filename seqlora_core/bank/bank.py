@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,10 +15,12 @@ from torch import Tensor
 from .. import files as storage
 from .. import subspace
 from ..errors import UserError
+from ..hashing import sha256
 from ..model.adapters import Adapter
+from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from . import lora_file, names
-from .manifest import BaseIdentity, Concept, Manifest, Provenance
+from .manifest import Concept, Manifest, Provenance
 from .spec import ConceptSpec
 
 _MANIFEST = "bank.json"
@@ -153,6 +155,22 @@ class Bank:
         if taken := self.manifest.find(name):
             raise UserError(f"The bank already has a concept {taken.name!r}: {advice}.")
 
+    def check_words(self, spec: ConceptSpec, vocabulary: Container[str] = ()) -> list[str]:
+        """Check the token of a new concept, or of one that replaces its namesake, against the others.
+
+        Args:
+            vocabulary: entries of the base's tokenizer, by which ordinary words are recognized.
+
+        Returns:
+            Sentences about what will work less well than another token.
+
+        Raises:
+            UserError: prompts could not tell the concept from its class or from another concept.
+        """
+        replaced = self.manifest.find(spec.name)
+        others = [concept.token for concept in self.concepts if concept is not replaced]
+        return names.check_new_words(spec.token, spec.class_word, others, vocabulary)
+
     def load(self, concepts: Sequence[Concept] | None = None) -> dict[str, dict[str, Adapter]]:
         """The adapters of some concepts (default: all), by concept name, then canonical layer name; float32, CPU.
 
@@ -178,7 +196,7 @@ class Bank:
             raise UserError(
                 f"The file of concept {concept.name!r} cannot be read: {path} ({error.strerror})."
             ) from error
-        if storage.sha256(content) != concept.sha256:
+        if sha256(content) != concept.sha256:
             raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
         adapters = lora_file.deserialize(content, str(path))
         for layer, adapter in adapters.items():
@@ -236,7 +254,7 @@ class Bank:
 
     def checkpoint_path(self, name: str) -> Path:
         """Where the unfinished training of a concept is kept, outside the manifest."""
-        own = storage.sha256(name.strip().casefold().encode())[:8]  # many names may have the same slug
+        own = sha256(name.strip().casefold().encode())[:8]  # many names may have the same slug
         return self.folder / "checkpoints" / f"{names.slug(name)}-{own}.safetensors"
 
     def discard_checkpoint(self, name: str) -> None:
@@ -335,7 +353,7 @@ class Bank:
         storage.write_atomically(self.folder / record.file, content)
         if thumbnail:
             storage.write_atomically(self.folder / record.thumbnail, thumbnail)
-        return dataclasses.replace(record, sha256=storage.sha256(content))
+        return dataclasses.replace(record, sha256=sha256(content))
 
     def _publish(self, concepts: tuple[Concept, ...]) -> None:
         self.manifest = self.manifest.with_concepts(concepts)

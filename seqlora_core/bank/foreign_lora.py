@@ -1,38 +1,30 @@
-"""LoRA files of other tools, read as adapters of SD1.5's attention layers.
-
-A key is `<prefix><layer><ending>`.  Layers are named as diffusers or the original SD1.5 does, with dots or underscores;
-prefixes and endings are those of kohya, LyCORIS, diffusers (three generations of it), PEFT and ComfyUI.
-"""
+"""LoRA files of other tools, read as adapters of SD1.5's attention layers."""
 
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
 from ..model.adapters import Adapter, update_norm
-from ..model.sd15 import LayerShape, original_names
+from ..model.sd15 import LayerShape
+from ..tensor_file import TensorFile, check_is_file
+from . import numbered_lora
+from .lora_file import alpha_value, scaled_adapter
+from .lora_keys import TEXT_ENCODER, Parts, flat_name, group, layer_names
+from .lora_kinds import not_plain, other_model, what_it_is
+from .weight_change import squared_norm
 
-_FACTOR = re.compile(
-    r"(?P<layer>.+?)(?:\.lora_linear_layer\.|\.lora\.|_lora\.|\.lora_)(?P<part>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
-)
-_OTHER_PART = re.compile(r"(?P<layer>.+?)\.(?P<part>alpha|[a-z_]+\d?(?:_[ab])?(?:\.weight)?)")
-_PARTS = {"up": "up", "B": "up", "down": "down", "A": "down", "mid": "mid", "alpha": "alpha"}
-_BESIDE_FACTORS = ("diff", "diff_b")  # what ComfyUI's own tools add to the weight, and to the bias
+_BESIDE_FACTORS = {"diff", "diff_b", "up_bias"}  # what tools add to the weight, and to the bias
 _KINDS = ("text encoder", "convolution", "other")
-_TEXT_ENCODER = ("lora_te", "text_encoder", "text_model")
-_SECOND_TEXT_ENCODER = ("lora_te2", "text_encoder_2")
-_UNET_PREFIX = re.compile(r"(?:lora_unet_|lycoris_|unet[._]|diffusion_model[._])")
-_DEEPER = re.compile(
-    r".*(?:input|output|down|up|middle|mid)_block.+transformer_blocks[._][1-9].*"
-)  # SD1.5 has one transformer block in each place
-_CONTEXT_WIDTHS = {1024: "Stable Diffusion 2", 1280: "SDXL", 2048: "SDXL"}
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_MOST_SETTINGS = 2**20  # bytes of adapter_config.json
+_MOST_RANK = 4096
+_MOST_BYTES = 2**30  # of a layer that is only measured
 
 
 @dataclass(frozen=True)
@@ -40,12 +32,14 @@ class ForeignLora:
     """What of a file a bank can hold.
 
     Attributes:
-        adapters: by canonical layer name, float32, the file's alpha multiplied into A; layers that change nothing are
-            not among them.
-        left_out: kind -> how many layers of it the file changes besides.
+        adapters: by canonical layer name, float32, the file's alpha multiplied into A; without layers that change
+            nothing.
+        left_out: kind -> how many further layers of it the file changes.
         partly: how many of the adapters' layers the file changes by more than factors, which is left out, too.
-        share: the adapters' part of the file's change of the UNet, |dW| over |dW of all its layers| (Frobenius norms).
-        alpha_known: whether the file tells its alpha; without, it is taken as the rank, as other tools do.
+        share: the adapters' part of the file's change of the UNet, |dW| over |dW of all its layers| (Frobenius norms),
+            as far as that can be measured.
+        uncounted: how many changes of UNet layers `share` leaves out, because a file alone does not say their size.
+        alpha_known: whether the file states its alpha; without, it is taken as the rank, as other tools do.
     """
 
     adapters: dict[str, Adapter]
@@ -53,6 +47,7 @@ class ForeignLora:
     partly: int
     share: float
     alpha_known: bool
+    uncounted: int = 0
 
 
 def read(path: Path, layers: Mapping[str, LayerShape]) -> ForeignLora:
@@ -61,153 +56,165 @@ def read(path: Path, layers: Mapping[str, LayerShape]) -> ForeignLora:
     Raises:
         UserError: it cannot be read, is for another model, is no plain LoRA, or changes none of the layers.
     """
-    tensors, metadata = _load(path)
-    parts, known = _group(tensors), _names(layers)
-    more = _take_out_more_than_factors(parts)
+    file = _open(path)
+    numbered = numbered_lora.is_numbered(file)
+    keys = numbered_lora.named_keys(file.shapes, layers, path.name) if numbered else {key: key for key in file}
+    parts, known = group(keys, path.name), layer_names(layers)
     found = {
-        name: known[_flat(name)] for name, own in parts.items() if _flat(name) in known and own.keys() != {"diff_b"}
+        name: known[flat]
+        for name, own in parts.items()
+        if (flat := flat_name(name)) in known and own.keys() != {"diff_b"}
     }
-    if other := _other_model(parts, metadata, found, layers):
+    if other := other_model(file, parts, found, layers):
         raise UserError(f"{path.name} is a LoRA for {other}, not for Stable Diffusion 1.5: choose an SD1.5 LoRA.")
-    settings = _peft_settings(path, metadata)
-    adapters = {layer: _adapter(path, name, parts[name], layers[layer], settings) for name, layer in found.items()}
+    if not found:
+        raise UserError(f"{path.name} {what_it_is(file, parts)}.")
+    settings = _peft_settings(path, file.metadata)
+    adapters = {layer: _adapter(file, name, parts[name], layers[layer], settings) for name, layer in found.items()}
     adapters = {layer: adapter for layer, adapter in adapters.items() if update_norm(adapter) > 0}
     if not adapters:
         raise UserError(
-            f"{path.name} changes no attention layer of this bank's base model: choose a LoRA of Stable Diffusion 1.5."
+            f"{path.name} changes nothing, because its factors of all attention layers are 0: choose another LoRA."
         )
-    rest = {name: own for name, own in parts.items() if name not in found}
-    counts = Counter(_kind(name, own) for name, own in rest.items())
-    besides = [_flattened(name, own, settings) for name, own in rest.items() if _kind(name, own) != _KINDS[0]]
+    partly = sum(bool(parts[name].keys() & _BESIDE_FACTORS) for name, layer in found.items() if layer in adapters)
+    counts = Counter(_kind(file, name, own) for name, own in parts.items() if name not in found)
+    share, uncounted = _share(file, parts, found, adapters, settings)
     return ForeignLora(
         adapters=adapters,
         left_out={kind: counts[kind] for kind in _KINDS},
-        partly=sum(name in more for name, layer in found.items() if layer in adapters),
-        share=_share(adapters.values(), filter(None, besides)),
-        alpha_known=bool(settings) or all("alpha" in parts[name] for name in found),
+        partly=partly,
+        share=share,
+        alpha_known=numbered or bool(settings) or all("alpha" in parts[name] for name in found),
+        uncounted=uncounted,
     )
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if path.suffix != ".safetensors":
+def describe_share(share: float, uncounted: int) -> str:
+    """Say which part of a file's change of the UNet was taken, and what that does not include."""
+    percent = "more than 99%" if 0.995 <= share < 1 else f"{share:.0%}"
+    if not uncounted:
+        return f"What was taken makes {percent} of the file's change of the UNet."
+    return (
+        f"What was taken makes {percent} of what can be measured of the file's change of the UNet; "
+        f"the size of {uncounted} further changes depends on the base model's weights."
+    )
+
+
+def _open(path: Path) -> TensorFile:
+    if path.is_dir():
+        check_is_file(path)
+    ending = path.suffix.lower()
+    if ending in _PICKLES:
+        raise UserError(
+            f"{path.name} is a pickle ({ending}), which can run code, not a .safetensors file: convert it first."
+        )
+    if ending != ".safetensors":
         raise UserError(f"{path.name} is not a .safetensors file, and nothing else is read: convert it first.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a LoRA: {error}") from error
+    return TensorFile.open(path)
 
 
-def _group(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Layer's name in the file -> part (`up`, `down`, `alpha`, ...) -> tensor."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix("base_model.model.")
-        match = _FACTOR.fullmatch(name) or _OTHER_PART.fullmatch(name)
-        layer, part = (match["layer"], match["part"]) if match else (name, "unknown")
-        parts.setdefault(layer, {})[_PARTS.get(part, part)] = tensor
-    return parts
+def _adapter(
+    file: TensorFile, name: str, keys: Mapping[str, str], shape: LayerShape, settings: Mapping[str, object]
+) -> Adapter:
+    kinds = keys.keys() - _BESIDE_FACTORS if {"up", "down"} <= keys.keys() else keys.keys()
+    if kinds - {"alpha"} != {"up", "down"}:
+        raise UserError(
+            f"{file.source} is {not_plain(kinds)}, not a plain LoRA ({name}), and a bank holds sums of directions: "
+            "choose a plain LoRA."
+        )
+    up, down = file.shapes[keys["up"]], file.shapes[keys["down"]]
+    fits = min(len(up), len(down)) >= 2 and (down[1], up[0]) == shape and up[1] == down[0]
+    if not fits or any(size != 1 for size in (*up[2:], *down[2:])):
+        raise UserError(
+            f"{file.source} does not fit the bank's base model: {name} has the shapes {list(up)} and {list(down)}, and "
+            f"the model's layer maps {shape.width} to {shape.out} values: choose a LoRA of Stable Diffusion 1.5."
+        )
+    if not 0 < down[0] <= _MOST_RANK:
+        raise UserError(f"{file.source} has rank {down[0]} in {name}: choose a LoRA of rank 1 to {_MOST_RANK}.")
+    alpha = _small(file, keys["alpha"]) if "alpha" in keys else _peft_alpha(name, down[0], settings, file.source)
+    return scaled_adapter(
+        file[keys["up"]].flatten(1), file[keys["down"]].flatten(1), alpha, f"{file.source}, in {name},"
+    )
 
 
-def _take_out_more_than_factors(parts: Mapping[str, dict[str, Tensor]]) -> set[str]:
-    """Reduce layers that have both factors to those; returns the names of those that had more."""
-    changed = set()
+def _small(file: TensorFile, key: str) -> Tensor:
+    """An alpha, or one number too many of what should be an alpha."""
+    if math.prod(file.shapes[key]) != 1:
+        raise UserError(
+            f"{file.source} has {math.prod(file.shapes[key])} values instead of one in {key}: the file is damaged."
+        )
+    return file[key]
+
+
+def _share(
+    file: TensorFile,
+    parts: Parts,
+    found: Mapping[str, str],
+    adapters: Mapping[str, Adapter],
+    settings: Mapping[str, object],
+) -> tuple[float, int]:
+    """The Frobenius norm of what was taken over that of everything that can be measured, and how much cannot."""
+    taken = math.fsum(update_norm(adapter) ** 2 for adapter in adapters.values())
+    rest, uncounted = [], 0
     for name, own in parts.items():
-        if {"up", "down"} <= own.keys() and (more := own.keys() & set(_BESIDE_FACTORS)):
-            changed.add(name)
-            for part in more:
-                del own[part]
-    return changed
+        left_out = {part: key for part, key in own.items() if name not in found or part in _BESIDE_FACTORS}
+        if not left_out or name.startswith(TEXT_ENCODER):
+            continue
+        size = _squared_norm(file, name, left_out, settings)
+        uncounted += size is None
+        rest.append(size or 0.0)
+    return math.sqrt(taken / (taken + math.fsum(rest))), uncounted
 
 
-def _names(layers: Iterable[str]) -> dict[str, str]:
-    """Flat name in either layout -> canonical name."""
-    originals = original_names(layers)
-    return {name.replace(".", "_"): layer for layer in originals for name in (layer, originals[layer])}
-
-
-def _flat(name: str) -> str:
-    """A layer's name in a file without its prefix, with underscores."""
-    bare = _UNET_PREFIX.sub("", name, count=1) if _UNET_PREFIX.match(name) else name
-    bare = bare.replace(".processor.", ".").replace(".", "_")  # diffusers' first files named the attention processor
-    return f"{bare}_0" if bare.endswith("_to_out") else bare
-
-
-def _other_model(
-    parts: Mapping, metadata: Mapping[str, str], found: Mapping[str, str], layers: Mapping[str, LayerShape]
-) -> str | None:
-    """Which model the file is for, if it is one whose LoRAs share names with SD1.5's."""
-    said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
-    if "xl" in said or any(
-        name.startswith(_SECOND_TEXT_ENCODER) or _DEEPER.match(name) for name in parts.keys() - found
-    ):
-        return "SDXL"
-    for name, layer in found.items():
-        if layer.endswith(("attn2.to_k", "attn2.to_v")) and "down" in parts[name]:
-            width = parts[name]["down"].shape[-1]
-            if width != layers[layer].width and width in _CONTEXT_WIDTHS:
-                return _CONTEXT_WIDTHS[width]
-    return None
-
-
-def _adapter(path: Path, name: str, own: Mapping[str, Tensor], shape: LayerShape, settings: Mapping) -> Adapter:
-    if not {"up", "down"} <= own.keys() or own.keys() - {"up", "down", "alpha"}:
-        kinds = ", ".join(sorted(own.keys() - {"alpha"}))
-        raise UserError(
-            f"{path.name} is not a plain LoRA ({name} has {kinds}), so it is no sum of directions: choose a plain one."
-        )
-    adapter = _flattened(name, own, settings)
-    if adapter is None or adapter.widths != shape:
-        raise UserError(
-            f"{path.name} does not fit the bank's base model: {name} has the shapes {list(own['up'].shape)} and "
-            f"{list(own['down'].shape)}, and the model's layer maps {shape.width} to {shape.out} values."
-        )
-    if not (adapter.up.isfinite().all() and adapter.down.isfinite().all()):
-        raise UserError(f"{path.name} holds numbers that are not finite in {name}: the file is damaged.")
-    return adapter
-
-
-def _flattened(name: str, own: Mapping[str, Tensor], settings: Mapping) -> Adapter | None:
-    """up and down as A [m, r] and B [n, r], a convolution's kernel as further inputs; None if it is no plain LoRA."""
-    if own.keys() - {"alpha"} != {"up", "down"} or min(own["up"].ndim, own["down"].ndim) < 2:
+def _squared_norm(file: TensorFile, name: str, keys: Mapping[str, str], settings: Mapping[str, object]) -> float | None:
+    shapes = {part: file.shapes[key] for part, key in keys.items()}
+    if sum(math.prod(shape) for shape in shapes.values()) * 8 > _MOST_BYTES or 0 in (shapes.get("down") or (1,)):
         return None
-    up, down = own["up"].float().flatten(1), own["down"].float().flatten(1)
-    rank = down.shape[0]
-    if up.shape[1] != rank:
-        return None
-    alpha = float(own["alpha"]) if "alpha" in own else _peft_alpha(name, rank, settings)
-    return Adapter(up * (alpha / rank), down)
+    rank = shapes["down"][0] if shapes.get("down") else 1
+    alpha = _peft_alpha(name, rank, settings, file.source) if settings else None
+    return squared_norm({part: file[key] for part, key in keys.items()}, alpha)
 
 
-def _share(taken: Iterable[Adapter], besides: Iterable[Adapter]) -> float:
-    """The Frobenius norm of what was taken over that of everything."""
-    part, rest = (math.fsum(update_norm(adapter) ** 2 for adapter in adapters) for adapters in (taken, besides))
-    return math.sqrt(part / (part + rest))
-
-
-def _kind(name: str, own: Mapping[str, Tensor]) -> str:
-    if name.startswith(_TEXT_ENCODER):
+def _kind(file: TensorFile, name: str, own: Mapping[str, str]) -> str:
+    if name.startswith(TEXT_ENCODER):
         return _KINDS[0]
-    is_convolution = any(tensor.ndim == 4 and tensor.shape[-1] > 1 for tensor in own.values())
-    return _KINDS[1] if is_convolution else _KINDS[2]
+    kernels = (file.shapes[key] for key in own.values())
+    return _KINDS[1] if any(len(shape) == 4 and shape[-1] > 1 for shape in kernels) else _KINDS[2]
 
 
-def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict:
-    """PEFT keeps alpha apart from the tensors: diffusers in the file's metadata, PEFT itself in a file beside it."""
+def _peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
+    """PEFT stores alpha apart from the tensors: diffusers in the file's metadata, PEFT in a file of the same folder."""
+    settings_file = path.parent / "adapter_config.json"
     try:
         if "lora_adapter_metadata" in metadata:
-            found = dict(json.loads(metadata["lora_adapter_metadata"]))
+            found = _json_object(metadata["lora_adapter_metadata"])
             return {key.removeprefix("unet."): value for key, value in found.items() if key.startswith("unet.")}
-        beside = path.parent / "adapter_config.json"
-        if path.stem == "adapter_model" and beside.is_file():
-            return dict(json.loads(beside.read_text("utf-8")))
-    except (TypeError, ValueError, OSError) as error:
-        raise UserError(f"The settings that belong to {path.name} cannot be read: {error}") from error
+        if path.stem == "adapter_model" and settings_file.is_file():
+            if settings_file.stat().st_size > _MOST_SETTINGS:
+                raise ValueError("adapter_config.json is too large")
+            return _json_object(settings_file.read_text("utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"The settings that belong to {path.name} cannot be read ({error}): save the LoRA again."
+        ) from error
     return {}
 
 
-def _peft_alpha(name: str, rank: int, settings: Mapping) -> float:
-    patterns = settings.get("alpha_pattern") or {}
-    special = next((value for pattern, value in patterns.items() if name.endswith(pattern)), None)
-    alpha = settings.get("lora_alpha", rank) if special is None else special
-    return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") else 1.0)
+def _json_object(text: str) -> dict[str, object]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def _peft_alpha(name: str, rank: int, settings: Mapping[str, object], source: str) -> float | None:
+    """Alpha as the files of kohya mean it; None where PEFT's settings do not have it."""
+    patterns = settings.get("alpha_pattern")
+    patterns = patterns if isinstance(patterns, dict) else {}
+    special = (value for pattern, value in patterns.items() if name == pattern or name.endswith(f".{pattern}"))
+    alpha = next(special, settings.get("lora_alpha"))
+    if alpha is None:
+        return None
+    return alpha_value(alpha, f"{source}, in {name},") * (
+        math.sqrt(rank) if settings.get("use_rslora") is True else 1.0
+    )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import subspace
 from ..errors import UserError
-from ..files import sha256
+from ..hashing import sha256
 from ..model.adapters import Adapter, update_norm
 from ..monitor import Monitor, wait_for_others
 from . import Bank, Concept, NewConcept, Provenance, foreign_lora
@@ -38,12 +38,15 @@ def import_lora(
     """
     lora = foreign_lora.read(path, bank.refresh().manifest.layers)
     provenance = Provenance(source=path.name, sha256=sha256(path.read_bytes()), projected=project)
-    with bank.training(wait_for_others(monitor or Monitor())):
+    monitor = monitor or Monitor()
+    with bank.training(wait_for_others(monitor)):
         existing = bank.manifest.find(spec.name)
         if existing and _same_import(existing, spec, provenance):
             return existing
         if not replace:
             bank.require_free(spec.name)
+        for note in bank.check_words(spec):
+            monitor.message(note)
         outside = project_off(lora.adapters, bank.occupied(without=spec.name))
         if project and not outside:
             raise UserError(
@@ -58,6 +61,7 @@ def import_lora(
             "partly": lora.partly,
             "share": lora.share,
             "alpha_known": lora.alpha_known,
+            "uncounted": lora.uncounted,
         }
         rank = max(adapter.rank for adapter in adapters.values())
         new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, provenance, metrics=metrics)
@@ -86,7 +90,7 @@ def describe_import(bank: Bank, concept: Concept) -> str:
     if left_out:
         lines.append(
             f"Left out, because a bank holds attention layers only: {', '.join(left_out)} layers. "
-            f"What was taken makes {facts['share']:.0%} of the file's change of the UNet."
+            f"{foreign_lora.describe_share(facts['share'], facts.get('uncounted', 0))}"
         )
     if partly := facts.get("partly", 0):  # which concepts of the version before do not have
         lines.append(

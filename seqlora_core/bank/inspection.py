@@ -1,4 +1,4 @@
-"""What `inspect` says of a bank: orthogonality of every pair, capacity left in each layer, integrity of files."""
+"""The report on a bank: overlap of every pair of concepts, free directions per layer, damaged files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ class Inspection:
     """The result of `inspect`.
 
     Attributes:
-        pairs: (earlier, later) -> their largest normalized `|B_j^T B_i|` over layers.
+        max_overlap: the largest of `pairs`: 0 where all are orthogonal, 1 where two share a direction.
+        pairs: (earlier, later) -> the largest cosine of a principal angle between their spans, over layers.
         layers: canonical name -> {"width", "used", "free"} in directions.
-        problems: one sentence for each broken file.
+        problems: one sentence per damaged file; the other figures are those of the remaining concepts.
     """
 
     max_overlap: float
@@ -34,11 +35,11 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """Every file is intact and every pair orthogonal."""
+        """Whether every file is intact and every pair orthogonal."""
         return not self.problems and self.max_overlap <= OVERLAP_LIMIT
 
     def tables(self) -> list[str]:
-        """The pairs that overlap most, and the room in layers of each width, a line each."""
+        """List the pairs that overlap most, and the free directions of the layers of each width."""
         lines = [f"largest overlap of two concepts: {self.max_overlap:.1e}"]
         loudest = sorted(self.pairs.items(), key=lambda pair: -pair[1])[:MAX_PAIRS_SHOWN]
         lines += [f"  {value:.1e}  {first} - {second}" for (first, second), value in loudest]
@@ -52,7 +53,7 @@ class Inspection:
 
 
 def inspect(bank: Bank) -> Inspection:
-    """Read every file of a bank and measure it."""
+    """Read every file of a bank and measure it; a damaged file is a problem of the report, never an error."""
     loaded, problems = read_files(bank)
     layers = {}
     for layer, shape in bank.manifest.layers.items():
@@ -63,7 +64,7 @@ def inspect(bank: Bank) -> Inspection:
 
 
 def read_files(bank: Bank) -> tuple[dict[str, dict[str, Adapter]], list[str]]:
-    """The adapters of every concept whose file is whole, and a sentence for each other file."""
+    """Load the adapters of every concept whose file is intact, and a sentence for each other file."""
     loaded: dict[str, dict[str, Adapter]] = {}
     problems = []
     for concept in bank.refresh().concepts:
@@ -93,7 +94,7 @@ def least_room(bank: Bank) -> int:
 
 
 def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:
-    """The largest normalized `|B_j^T B_i|` over the layers that two concepts share, for every pair of `concepts`."""
+    """Measure the largest overlap (see `subspace.overlaps`) over all layers, for every pair of `concepts`."""
     stacks = []
     for layer in {layer for adapters in concepts.values() for layer in adapters}:
         bases = [(i, adapters[layer].B) for i, adapters in enumerate(concepts.values()) if layer in adapters]
@@ -102,26 +103,31 @@ def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[s
 
 
 def largest_overlaps(
-    names: Sequence[str], layers: Iterable[tuple[Tensor, Sequence[int]]], dtype: torch.dtype = torch.float64
+    names: Sequence[str], layers: Iterable[tuple[Tensor, Sequence[int]]]
 ) -> dict[tuple[str, str], float]:
-    """As `pair_overlaps`, of bases that stand side by side.
+    """Measure as `pair_overlaps`, from bases that lie side by side.
 
     Args:
         names: of the concepts.
         layers: for each layer, the bases [n, sum of ranks] and the concept of each column, as an index of `names`.
-        dtype: float32 tells what is above `OVERLAP_LIMIT` in half the time; below about 1e-7 its figures are rounding.
     """
-    largest = torch.zeros(len(names), len(names), dtype=dtype)
+    largest = torch.zeros(len(names), len(names), dtype=torch.float64)
     for B, owner in layers:
-        largest = torch.maximum(largest, subspace.overlaps(B, owner, len(names), dtype))
+        largest = subspace.overlaps(B, owner, len(names), largest)
     table = largest.tolist()
     return {(names[i], names[j]): table[i][j] for i, j in combinations(range(len(names)), 2)}
 
 
 def overlaps_with(bank: Bank, concept: Concept) -> dict[str, float]:
-    """The overlap, as in `pair_overlaps`, of one concept with each other one of its bank."""
-    loaded = bank.load()
-    own = loaded.pop(concept.name)
+    """Measure the overlap, as in `pair_overlaps`, of one concept with each other one whose file is intact.
+
+    Raises:
+        UserError: the concept's own file is damaged.
+    """
+    loaded, _ = read_files(bank)
+    own = loaded.pop(concept.name, None)
+    if own is None:
+        own = bank.load([concept])[concept.name]
     return {
         name: pair_overlaps({concept.name: own, name: adapters})[concept.name, name]
         for name, adapters in loaded.items()

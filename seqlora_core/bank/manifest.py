@@ -17,20 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import UserError
+from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from .migration import concept_from_version_1
+from .names import fold
 from .spec import ConceptSpec
 
 FORMAT = "seqlora-bank"
 VERSION = 2
-
-
-@dataclass(frozen=True)
-class BaseIdentity:
-    """The base model that a bank belongs to: a name for people, a fingerprint for the check."""
-
-    name: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -111,9 +105,10 @@ class Manifest:
         return dataclasses.replace(self, base=base, layers=dict(layers), generation=self.generation + 1)
 
     def find(self, name: str) -> Concept | None:
-        """The concept of that name (names differ by more than case), or None."""
-        wanted = name.strip().casefold()
-        return next((concept for concept in self.concepts if concept.name.casefold() == wanted), None)
+        """The concept of that name, or None; names differ by more than case and look (see `names.fold`)."""
+        same = [concept for concept in self.concepts if fold(concept.name) == fold(name)]
+        # Banks of earlier versions may have two names that look the same: the one that is meant is written exactly so.
+        return next((concept for concept in same if concept.name == name.strip()), same[0] if same else None)
 
     def to_json(self) -> str:
         """The text of `bank.json`."""

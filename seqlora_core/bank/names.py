@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Container, Iterable
 
 from ..errors import UserError
 
@@ -59,6 +59,81 @@ def check_word(value: str, what: str) -> str:
 
 _EXAMPLES = {"token": "sksdog", "class word": "dog"}
 
+# Letters of other scripts that look like Latin ones, in lower case or (after the space) in upper case alone.
+_LOOKALIKES = str.maketrans("аеорсухіјѕһԁԛԝ вкмнт" + "οανρικχγυ βεζητμ", "aeopcyxijshdqw bkmht" + "oavpikxyu bezhtm")
+_LOOKALIKES |= {ord("ı"): "i", ord(" "): " "}
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u180b-\u180f\u2800\ufe00-\ufe0f]")  # although they count as printable
+_LATIN = re.compile("[a-z]")
+
+
+def fold(text: str) -> str:
+    """Equal for texts that a reader takes for the same: case, Unicode form, width, spaces, and letters that look alike.
+
+    The look-alikes are those of the Cyrillic and Greek alphabets, a small part of Unicode's (UTS 39).
+    """
+    for _ in range(2):  # what one step changes may be another's to change again
+        text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text).translate(_LOOKALIKES)).casefold()
+    return " ".join(text.split())
+
+
+# Words that prompts need for themselves: those of our templates, and subjects that people train or draw.
+_ORDINARY_WORDS = """
+    a an and art as at by for in is it near of on one or photo picture image rendering drawing painting close-up good
+    the this that to with without man woman boy girl person people child baby face dog cat bird horse animal pet bear
+    tree house plant toy food boat street mountain book chair clock bridge shoe cloud car bag backpack cup bottle hat
+    red green blue black white big small old new style sun sea sky
+"""
+_MIN_WORD = 4  # letters; the short entries of a tokenizer, "sks" among them, are mostly not words
+
+
+def check_new_words(
+    token: str, class_word: str, other_tokens: Iterable[str] = (), vocabulary: Container[str] = ()
+) -> list[str]:
+    """Check the token of a new concept; returns sentences about what will work less well than another token.
+
+    A token that another concept has is reported, not refused: the versions of one concept share it.
+
+    Args:
+        other_tokens: those of the bank's other concepts, without the concept that is about to be replaced.
+        vocabulary: the entries of the base's tokenizer (CLIP's end whole words with "</w>"), where it is available.
+
+    Raises:
+        UserError: the token is the class word, or cannot be told from another token that is written differently.
+    """
+    folded, words = fold(token), fold(class_word).split()
+    if folded == " ".join(words):
+        raise UserError(
+            f"The token and the class word are both {class_word!r}: give a token that is not a word yet, such as "
+            f"{_invented(class_word)!r}."
+        )
+    notes = []
+    for other in dict.fromkeys(other_tokens):
+        if other == token:
+            notes.append(
+                f"Another concept of the bank has the token {token!r} too: prompts cannot tell the two apart when both "
+                "are composed."
+            )
+        elif fold(other) == folded:
+            raise UserError(
+                f"The token {token!r} cannot be told from {other!r}, which the bank already has: choose another token."
+            )
+    is_known = token.isalpha() and len(token) >= _MIN_WORD and f"{folded}</w>" in vocabulary
+    if is_known or folded in _ORDINARY_WORDS.split():
+        notes.append(
+            f"The token {token!r} is an ordinary word, whose meaning for the base the concept has to overcome: a word "
+            f"that does not exist, such as {_invented(token)!r}, works better."
+        )
+    if set(words) & set(folded.split()):
+        notes.append(f"The token {token!r} contains the class word, which then stands twice in prompts.")
+    plain = unicodedata.normalize("NFKC", token).casefold()
+    if _LATIN.search(plain) and plain.translate(_LOOKALIKES) != plain:
+        notes.append(
+            f"The token {token!r} mixes Latin letters with others that look like them, which nobody will type: use "
+            "Latin letters only."
+        )
+    return notes
+
 
 def slug(name: str, taken: Collection[str] = ()) -> str:
     """A file name for `name` that every file system holds: a-z, 0-9 and hyphens, none of `taken`, none reserved."""
@@ -80,7 +155,12 @@ def default_token(name: str) -> str:
     words = _words(check_name(name))
     if not words:
         raise UserError(f"No token can be made from the name {name!r}: give one in Latin letters, such as 'sksdog'.")
-    return f"sks{''.join(words)}"
+    return _invented(name)
+
+
+def _invented(word: str) -> str:
+    """A word that does not exist yet, made from one."""
+    return f"sks{''.join(_words(word)) or 'dog'}"
 
 
 def _words(name: str) -> list[str]:

@@ -7,6 +7,7 @@ from ..bank import Bank
 from ..bank.importing import describe_import, import_lora
 from ..bank.inspection import Inspection, inspect
 from ..composition.selection import select
+from ..data.prompts import subject_prompt
 from ..errors import UserError
 from ..evaluation.interference import Diagnosis, diagnose
 from ..model.base import Base
@@ -73,7 +74,7 @@ def _inspect(args: argparse.Namespace) -> None:
 def _diagnose(base: Base, bank: Bank, seed: int, steps: int) -> Diagnosis:
     return diagnose(
         select(bank, [(concept.name, 1.0) for concept in bank.concepts]),
-        lambda part: inputs_while_sampling(base, f"photo of a {part.subject}", part.scaled(), seed=seed, steps=steps),
+        lambda part: inputs_while_sampling(base, subject_prompt(part.subject), part.scaled(), seed=seed, steps=steps),
     )
 
 

@@ -13,7 +13,7 @@ from ..devices import best_dtype, resolve_device
 from ..errors import UserError
 from ..files import check_writable
 from ..model.adapters import sum_adapters
-from ..model.sampling import generate
+from ..model.sampling import SamplingSettings, generate
 from ..training.config import DTYPES
 from .options import BaseOptions, add_bank, add_base, add_concepts, add_device, add_probing, add_sampling, count
 from .output import check_png, save_image
@@ -97,15 +97,13 @@ def _generate(args: argparse.Namespace) -> None:
     dtype = best_dtype(resolve_device(args.device)) if args.dtype == "auto" else args.dtype
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype, bank)
     check_fits(file, base.layers, args.lora)
-    (image,) = generate(
-        base,
-        args.prompt,
-        sum_adapters([(selected, 1.0), (file, 1.0)]),
-        seed=args.seed,
+    settings = SamplingSettings(
         steps=args.steps,
         size=args.size if args.size is not None else base.native_size,
         guidance=args.guidance,
+        seed=args.seed,
         negative_prompt=args.negative_prompt,
     )
+    (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings)
     save_image(image, out)
     print(f"Wrote {out}.")

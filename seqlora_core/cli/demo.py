@@ -16,12 +16,12 @@ from ..bank.spec import ConceptSpec
 from ..composition.concatenation import compose
 from ..data.encoding import encode_concept
 from ..data.images import Reference, to_tensor
-from ..data.prompts import template_prompts
+from ..data.prompts import subject_prompt, template_prompts
 from ..errors import UserError
 from ..mini import MiniConcept, mini_concepts
 from ..mini.identity import identity_similarity
 from ..model.base import Base, load_base
-from ..model.sampling import generate
+from ..model.sampling import SamplingSettings, generate
 from ..monitor import Monitor
 from ..plots import line_chart, picture_grid
 from ..training.config import ResolvedConfig, TrainingConfig
@@ -101,7 +101,7 @@ def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict 
     learned = [Learned(c, ConceptSpec(c.name, default_token(c.name), c.class_word)) for c in chosen]
     for number, entry in enumerate(learned, start=1):
         monitor.message(f"{number}/{count}: {entry.spec.subject!r}")
-        entry.pictures["base"] = _draw(base, None, f"photo of a {entry.spec.class_word}", seed)
+        entry.pictures["base"] = _draw(base, None, subject_prompt(entry.spec.class_word), seed)
         _train(base, bank, entry, config, monitor)
         entry.pictures["after training"] = _draw_composed(base, bank, entry, seed)
     for entry in learned:
@@ -130,7 +130,7 @@ def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monit
     references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        lambda prompts: encode_concept(base, references, config, protected=prompts),
+        lambda prompts: encode_concept(base, references, config.resolution, protected=prompts),
         bank,
         entry.spec,
         config,
@@ -143,7 +143,7 @@ def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monit
 def _draw_composed(base: Base, bank: Bank, entry: Learned, seed: int) -> list[Image.Image]:
     """From the sum of all concepts that the bank holds at the time."""
     adapters = compose(bank, [(concept.name, 1.0) for concept in bank.concepts])
-    return _draw(base, adapters, f"photo of a {entry.spec.subject}", seed)
+    return _draw(base, adapters, subject_prompt(entry.spec.subject), seed)
 
 
 def _draw_pairs(base: Base, bank: Bank, learned: Sequence[Learned], seed: int) -> list[tuple[str, list[Image.Image]]]:
@@ -156,16 +156,8 @@ def _draw_pairs(base: Base, bank: Bank, learned: Sequence[Learned], seed: int) -
 
 
 def _draw(base: Base, adapters, prompt: str, seed: int) -> list[Image.Image]:
-    return generate(
-        base,
-        prompt,
-        adapters,
-        seed=seed,
-        steps=SAMPLER_STEPS,
-        size=base.native_size,
-        guidance=GUIDANCE,
-        count=PICTURES,
-    )
+    settings = SamplingSettings(SAMPLER_STEPS, base.native_size, GUIDANCE, seed, count=PICTURES)
+    return generate(base, prompt, adapters, settings)
 
 
 def _report(bank: Bank, learned: Sequence[Learned], config: ResolvedConfig, seconds: float) -> dict:

@@ -9,14 +9,16 @@ from PIL import Image
 
 from ..bank import Bank
 from ..data.images import read_folder
+from ..data.prompts import SUBJECT_TEMPLATE
 from ..devices import resolve_device
 from ..errors import UserError
 from ..evaluation.metrics import load_metrics
-from ..evaluation.protocol import Evaluation, SamplingSettings
+from ..evaluation.protocol import Evaluation, EvaluationSettings
 from ..evaluation.report import write_report
 from ..evaluation.tables import to_markdown
 from ..files import check_writable
 from ..mini import mini_concepts
+from ..model.sampling import SamplingSettings
 from .options import BaseOptions, add_bank, add_base, add_device, add_sampling, count
 from .terminal import TerminalMonitor
 
@@ -48,7 +50,9 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         "--images", type=count, default=16, metavar="N", help="images per concept and stage (default: 16)"
     )
     command.add_argument(
-        "--prompt", default="photo of a {}", help="prompt with {} in place of the concept (default: photo of a {})"
+        "--prompt",
+        default=SUBJECT_TEMPLATE,
+        help=f"prompt with {{}} in place of the concept (default: {SUBJECT_TEMPLATE})",
     )
     add_sampling(command)
     command.set_defaults(run=_run)
@@ -58,14 +62,16 @@ def _run(args: argparse.Namespace) -> None:
     bank = Bank.open(args.bank)
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
-    drawing = SamplingSettings(args.prompt, args.images, args.seed, args.steps, args.guidance)
+    sampling = SamplingSettings(steps=args.steps, guidance=args.guidance, seed=args.seed, count=args.images)
+    settings = EvaluationSettings(args.prompt, sampling)
     out = Path(args.out)
     check_writable(out / "report.json")
     metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
     references = _references(bank, args.references, args.base)
     base = BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank)
-    drawing = replace(drawing, size=args.size if args.size is not None else base.native_size)
-    evaluation = Evaluation(base, bank, references, metrics, drawing, out, TerminalMonitor())
+    size = args.size if args.size is not None else base.native_size
+    settings = replace(settings, sampling=replace(sampling, size=size))
+    evaluation = Evaluation(base, bank, references, metrics, settings, out, TerminalMonitor())
     rows = write_report(evaluation, evaluation.run(args.trajectory))
     print(to_markdown(rows), end="")
 

@@ -3,8 +3,8 @@
 import argparse
 
 from ..bank import Bank, Concept, ConceptSpec
-from ..data.encoding import encode_concept
-from ..data.images import read_folder
+from ..data.encoding import cut_prompts, encode_concept
+from ..data.images import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
@@ -76,24 +76,29 @@ def _run(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig) -> tuple[Bank, Concept]:
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
-    references = read_folder(args.images, spec.subject)
-    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else []
+    references = read_folder(args.images, spec.subject, token=spec.token)
+    prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
     config = resolve(requested, base.native_size, dtype)
     base.check_resolution(config.resolution)
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     monitor = TerminalMonitor()
-    monitor.message(f"{len(references)} images; {config}")
+    for note in (*references.notes, *prior.notes, *cut_prompts(base, [*references, *prior])):
+        monitor.message(note)
+    monitor.message(f"{references.summary}; {config}")
     options = RunOptions(
         resume=args.resume,
         replace=args.on_existing == "replace",
         checkpoint_seconds=args.checkpoint_seconds,
         thumbnail=references[0].image,
+        vocabulary=base.pipeline.tokenizer.get_vocab(),
     )
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda prompts: encode_concept(base, references, config, prior, prompts),
+            lambda prompts: encode_concept(
+                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip
+            ),
             bank,
             spec,
             config,

@@ -1,1 +1,1 @@
-"""Composition: from a bank's concepts to one patch."""
+"""Compose concepts of a bank into one patch."""

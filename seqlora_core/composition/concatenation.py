@@ -1,4 +1,4 @@
-"""Summing concepts: one adapter a layer whose product is the sum of the parts (eq. 3)."""
+"""Sum concepts into one adapter per layer, whose product is the sum of the concepts' updates (eq. 3)."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,14 @@ from .selection import chosen_concepts
 
 
 class ConcatenatedFactors:
-    """One layer's factors of several concepts side by side, as they are read one after the other.
+    """The factors of several concepts in one layer, side by side, filled concept by concept.
 
     Args:
-        room: at least the sum of the ranks to come.
+        shape: the widths of the layer.
+        room: at least the sum of the ranks that will be appended.
 
     Attributes:
-        owner: the concept of each column.
+        owner: the index of each column's concept.
     """
 
     def __init__(self, shape: LayerShape, room: int) -> None:
@@ -25,7 +26,7 @@ class ConcatenatedFactors:
         self.owner: list[int] = []
 
     def append(self, owner: int, adapter: Adapter, strength: float) -> None:
-        """Put in one concept's factors, with the strength in A."""
+        """Append one concept's factors, with the strength multiplied into `up`."""
         taken = slice(len(self.owner), len(self.owner) + adapter.rank)
         torch.mul(adapter.up.mT, strength, out=self._up[taken])
         self._down[taken] = adapter.down
@@ -33,32 +34,41 @@ class ConcatenatedFactors:
 
     @property
     def adapter(self) -> Adapter:
-        """Their sum."""
+        """The sum of the appended adapters."""
         used = len(self.owner)
         return Adapter(self._up[:used].mT, self._down[:used])  # [m, sum of ranks], [sum of ranks, n]
 
 
 def concatenate(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, ConcatenatedFactors]:
-    """The factors of some of a bank's concepts, side by side in each layer that any of them adapts.
+    """Read the factors of selected concepts of a bank, side by side in each layer that any of them adapts.
+
+    Args:
+        selection: (name, strength) of each concept.
 
     Raises:
-        UserError: as `select`.
+        UserError: see `selection.select`.
     """
     concepts = chosen_concepts(bank, selection)
-    stacks = {}
+    factors = {}
     for layer, shape in bank.manifest.layers.items():
         if room := sum(concept.rank for concept in concepts if layer not in concept.layers_skipped):
-            stacks[layer] = ConcatenatedFactors(shape, room)
+            factors[layer] = ConcatenatedFactors(shape, room)
     for index, adapters in enumerate(bank.read(concepts)):
         for layer, adapter in adapters.items():
-            stacks[layer].append(index, adapter, selection[index][1])
-    return stacks
+            factors[layer].append(index, adapter, selection[index][1])
+    return factors
 
 
 def compose(bank: Bank, selection: Sequence[tuple[str, float]]) -> dict[str, Adapter]:
-    """The sum of some of a bank's concepts.
+    """Sum selected concepts of a bank.
+
+    Args:
+        selection: (name, strength) of each concept.
+
+    Returns:
+        One adapter per layer, by canonical name.
 
     Raises:
-        UserError: as `select`.
+        UserError: see `selection.select`.
     """
-    return {layer: stacked.adapter for layer, stacked in concatenate(bank, selection).items()}
+    return {layer: factors.adapter for layer, factors in concatenate(bank, selection).items()}

@@ -1,4 +1,4 @@
-"""Composed adapters as stock LoRA files."""
+"""Write and read composed adapters as stock LoRA files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,11 @@ from .selection import trigger_words
 def save_composed(
     bank: Bank, selection: Sequence[tuple[str, float]], path: Path, adapters: Mapping[str, Adapter], fusion: str = "sum"
 ) -> None:
-    """Write composed adapters as one stock LoRA file, with a header that says what is in it.
+    """Write composed adapters as one stock LoRA file, with a header that describes its content.
+
+    Args:
+        selection: (name, strength) of each concept, for the header.
+        fusion: how the adapters were composed, for the header.
 
     Raises:
         UserError: the file cannot be written.
@@ -33,20 +37,16 @@ def save_composed(
 
 
 def load_composed(path: Path) -> dict[str, Adapter]:
-    """Read a file that `save_composed` wrote, or another LoRA of attention layers only.
+    """Read a file that `save_composed` wrote, or another LoRA that adapts attention layers only.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"The LoRA {path} cannot be read: {error.strerror}.") from error
-    return lora_file.deserialize(content, str(path))
+    return lora_file.read(path)
 
 
 def check_fits(adapters: Mapping[str, Adapter], layers: Mapping[str, LayerShape], source: str) -> None:
-    """Raises UserError where adapters from `source` are not of the shapes of a base's layers."""
+    """Raise UserError if adapters from the file `source` do not have the shapes of a base's layers."""
     for layer, adapter in adapters.items():
         if layers.get(layer) != LayerShape(*adapter.widths):
-            raise UserError(f"The LoRA {source} does not fit this base at {layer}: use the base it was made on.")
+            raise UserError(f"The LoRA {source} does not fit this base at {layer}: use the base that it was made for.")

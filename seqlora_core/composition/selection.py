@@ -1,4 +1,4 @@
-"""Which concepts of a bank are composed, and at which strength."""
+"""Select the concepts of a bank to compose, each with a strength."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,9 @@ class SelectedConcept:
     """One concept of a composition.
 
     Attributes:
-        subject: what prompts call it, "TOKEN CLASS".
+        subject: "TOKEN CLASS", the words for it in prompts.
         adapters: by canonical layer name, without the strength.
+        strength: the factor of its update; may be negative or 0.
     """
 
     name: str
@@ -26,17 +27,17 @@ class SelectedConcept:
     strength: float
 
     def scaled(self) -> dict[str, Adapter]:
-        """Its adapters with the strength multiplied in."""
+        """Return the adapters with the strength multiplied in."""
         return {layer: adapter.scaled(self.strength) for layer, adapter in self.adapters.items()}
 
 
 def adapted_layers(parts: Sequence[SelectedConcept]) -> list[str]:
-    """Every layer that any of them adapts."""
+    """Return every layer that any of the concepts adapts."""
     return list(dict.fromkeys(layer for part in parts for layer in part.adapters))
 
 
 def parse_selection(text: str) -> tuple[str, float]:
-    """`NAME` or `NAME:STRENGTH` -> (name, strength); the strength is 1 where none is given.
+    """Parse `NAME` or `NAME:STRENGTH` into (name, strength); the default strength is 1.
 
     Raises:
         UserError: the strength is not a finite number, or float32 cannot hold it.
@@ -58,13 +59,20 @@ def parse_selection(text: str) -> tuple[str, float]:
 
 
 def parse_selections(text: str) -> list[tuple[str, float]]:
-    """`NAME[:STRENGTH]` entries, separated by commas or line ends; empty entries are skipped."""
+    """Parse `NAME[:STRENGTH]` entries, separated by commas or line ends; skip empty entries.
+
+    Raises:
+        UserError: see `parse_selection`.
+    """
     entries = text.replace("\n", ",").split(",")
     return [parse_selection(entry) for entry in entries if entry.strip()]
 
 
 def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[SelectedConcept]:
-    """Some of a bank's concepts, each with its strength (negative and zero too).
+    """Load selected concepts of a bank.
+
+    Args:
+        selection: (name, strength) of each concept.
 
     Raises:
         UserError: nothing is selected, a name is unknown or given twice, or a file is damaged.
@@ -78,6 +86,11 @@ def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[SelectedC
 
 
 def chosen_concepts(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[Concept]:
+    """Look up the records of selected concepts, in the order of the selection.
+
+    Raises:
+        UserError: nothing is selected, or a name is unknown or given twice.
+    """
     if not selection:
         raise UserError("No concept is selected: name at least one.")
     concepts = [bank.concept(name) for name, _ in selection]
@@ -89,6 +102,6 @@ def chosen_concepts(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[
 
 
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
-    """What to write into a prompt for the selected concepts: "sksdog dog, skscat cat"."""
+    """Return the words for the selected concepts in a prompt: "sksdog dog, skscat cat"."""
     concepts = [bank.concept(name) for name, _ in selection]
     return ", ".join(concept.subject for concept in concepts)

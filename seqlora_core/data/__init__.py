@@ -1,1 +1,1 @@
-"""Reference images, their prompts, and both encoded: what a training run takes."""
+"""Reference images, their prompts, and both encoded for a training run."""

@@ -1,6 +1,5 @@
-"""One concept's training data, encoded: what the trainer takes, from the command line and from a graph alike."""
+"""The encoded training data of one concept, as the command line and the nodes pass it to the trainer."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,17 +7,19 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..hashing import tensors_fingerprint
+from ..model.sd15 import SD15
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image as latents, with the prompts that describe it.
+    """One image as latents, with the prompts that describe it; h and w are in latent px.
 
     Attributes:
-        mean: [4, h, w] mean of the VAE's posterior, already multiplied by its scaling factor.
-        std: [4, h, w] its standard deviation, scaled likewise; None where the latents are not to be sampled anew.
-        prompts: [P, tokens, d] text embeddings; each step takes one at random.
-        mask: [1, h, w] in 0..1; the loss counts only where it is above 0.  None counts everywhere.
+        mean: [4, h, w] mean of the VAE's posterior, multiplied by the VAE's scaling factor.
+        prompts: [P, tokens, d] text embeddings; each step uses one at random.
+        std: [4, h, w] standard deviation of the posterior, scaled likewise; None if steps should use the mean itself.
+        mask: [1, h, w] in 0..1, the weight of each latent px in the loss; None weights all of them with 1.
     """
 
     mean: Tensor
@@ -32,12 +33,14 @@ class EncodedConcept:
     """The reference images of a concept, and optionally images of its class for prior preservation.
 
     Attributes:
-        window: side, in latent pixels, of the square that each step cuts at random from an example; None takes all of
-            it (the smallest of the batch's sizes, where they differ).
+        examples: the reference images.
+        prior: the images of the class.
+        window: side, in latent px, of the square that each step cuts at random from an example; None uses the whole
+            example (cut to the smallest sides in the batch, if the sizes differ).
         protected: [K, tokens, d] text embeddings of the protected prompts (see `training.protected_prompts`), of which
             no images are needed; None if there are none.
-        source: a hash of the images and captions before they were encoded, since the encoding itself may differ from
-            run to run (a host's VAE samples) and from machine to machine (rounding); empty to go by the tensors.
+        source: a fingerprint of the images and captions before encoding.  The encoding itself may differ between runs
+            (a host's VAE samples) and between machines (rounding).  If empty, the tensors are hashed instead.
 
     Raises:
         UserError: there is no example, or a tensor has the wrong shape or a value that is not finite.
@@ -57,33 +60,34 @@ class EncodedConcept:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width, in latent pixels, of what a step sees of the first example."""
+        """Height and width, in latent px, of the part of the first example that a step uses."""
         height, width = (min(side, self.window or side) for side in self.examples[0].mean.shape[1:])
         return height, width
 
     def fingerprint(self) -> str:
-        """A hash of the concept's own data, so that a training can tell whether it is the same as another's."""
+        """Return the fingerprint by which training runs recognize the same data."""
         return self.source or self.encoded_fingerprint()
 
     def encoded_fingerprint(self) -> str:
-        """A hash of the tensors."""
-        digest = hashlib.sha256()
-        for example in (*self.examples, *self.prior):
-            for tensor in (example.mean, example.std, example.prompts, example.mask):
-                if tensor is not None:
-                    digest.update(str(tuple(tensor.shape)).encode())
-                    digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        digest.update(f"{len(self.examples)}+{len(self.prior)}".encode())
-        return digest.hexdigest()
+        """Hash the encoded tensors."""
+        tensors = (
+            tensor
+            for example in (*self.examples, *self.prior)
+            for tensor in (example.mean, example.std, example.prompts, example.mask)
+            if tensor is not None
+        )
+        return tensors_fingerprint(tensors, f"{len(self.examples)}+{len(self.prior)}")
 
 
 def _check(example: Example) -> None:
-    if example.mean.ndim != 3 or example.mean.shape[0] != 4:
-        raise UserError(f"Latents must have the shape [4, height, width], not {list(example.mean.shape)}.")
+    if example.mean.ndim != 3 or example.mean.shape[0] != SD15.latent_channels:
+        raise UserError(
+            f"Latents must have the shape [{SD15.latent_channels}, height, width], not {list(example.mean.shape)}."
+        )
     if example.prompts.ndim != 3 or not len(example.prompts):
         raise UserError(f"Prompts must have the shape [prompts, tokens, width], not {list(example.prompts.shape)}.")
     if not (torch.isfinite(example.mean).all() and torch.isfinite(example.prompts).all()):
-        raise UserError("Latents and prompts must be finite numbers: the VAE or the text encoder gave NaN.")
+        raise UserError("Latents and prompts must be finite numbers: the VAE or the text encoder returned NaN.")
     if example.std is not None and example.std.shape != example.mean.shape:
         raise UserError("The standard deviation of latents must have the shape of their mean.")
     if example.mask is not None:

@@ -1,59 +1,69 @@
-"""Images and captions through the frozen VAE and text encoder of a base, once, before training."""
+"""Encode images and captions once, before training, with the frozen VAE and text encoder of a base."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from PIL.ImageOps import mirror
 from torch import Tensor
 
+from ..hashing import data_fingerprint
 from ..model.base import Base
-from ..training.config import ResolvedConfig
 from .dataset import EncodedConcept, Example
 from .images import Reference, fit, to_tensor
+from .prompts import describe_cut_prompts
 
 
 def encode_concept(
     base: Base,
     references: Sequence[Reference],
-    config: ResolvedConfig,
+    resolution: int,
     prior: Sequence[Reference] = (),
     protected: Sequence[str] = (),
+    *,
+    crop: str = "center",
+    flip: bool = False,
 ) -> EncodedConcept:
-    """Latents (mean and standard deviation) and text embeddings of all references, on the CPU.
+    """Encode a concept's references into latents (mean and standard deviation) and text embeddings, on the CPU.
 
-    With random crops the whole picture is encoded, and each step cuts its window out of the latents; flipped pictures
-    are encoded as further examples.
+    A reference with repeats is encoded once and is that many examples.
 
     Args:
-        protected: prompts whose images a training run must leave as they are.
+        resolution: the shorter side that images are scaled to, in px; a multiple of the base's VAE scale factor.
+        prior: images of the concept's class.
+        protected: prompts whose images a training run must leave as they are (see `training.protected_prompts`).
+        crop: "center" cuts the central square; "random" encodes the whole image, and each step of a training run cuts
+            its own square out of the latents.
+        flip: whether mirrored images are encoded as further examples.
     """
-    window = None if config.crop == "center" else config.resolution // base.vae_scale_factor
+
+    def examples(images: Sequence[Reference]) -> list[Example]:
+        return _examples(base, images, resolution, crop == "center", flip)
+
+    window = None if crop == "center" else resolution // base.vae_scale_factor
     prompts = torch.stack([base.encode_prompt(prompt) for prompt in protected]) if protected else None
-    examples = _examples(base, references, config)
-    return EncodedConcept(examples, _examples(base, prior, config), window, prompts, _source(base, references, prior))
+    groups = [[(r.image, r.prompts, r.repeats) for r in images] for images in (references, prior)]
+    source = data_fingerprint(base.encoding_fingerprint(), *groups)
+    return EncodedConcept(examples(references), examples(prior), window, prompts, source)
 
 
-def _source(base: Base, *kinds: Sequence[Reference]) -> str:
-    """A hash of what is encoded, and by what; settings aside, which a training knows itself."""
-    digest = hashlib.sha256(base.encoding().encode())
-    for references in kinds:
-        digest.update(f"{len(references)} images".encode())
-        for reference in references:
-            digest.update(repr((reference.image.size, reference.prompts)).encode())
-            digest.update(reference.image.tobytes())
-    return digest.hexdigest()
+def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:
+    """Report the prompts that are too long for the base's text encoder, as sentences."""
+    tokenizer = base.pipeline.tokenizer
+    prompts = [prompt for reference in references for prompt in reference.prompts]
+    return describe_cut_prompts(
+        prompts, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), tokenizer.model_max_length
+    )
 
 
-def _examples(base: Base, references: Sequence[Reference], config: ResolvedConfig) -> list[Example]:
+def _examples(base: Base, references: Sequence[Reference], resolution: int, square: bool, flip: bool) -> list[Example]:
     embeddings: dict[str, Tensor] = {}
     for prompt in dict.fromkeys(prompt for reference in references for prompt in reference.prompts):
         embeddings[prompt] = base.encode_prompt(prompt)  # [tokens, d]
     examples = []
     for reference in references:
         prompts = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
-        image = fit(reference.image, config.resolution, config.crop == "center", base.vae_scale_factor)
-        for variant in [image, mirror(image)] if config.flip else [image]:
+        image = fit(reference.image, resolution, square, base.vae_scale_factor)
+        for variant in [image, mirror(image)] if flip else [image]:
             mean, std = base.encode_image(to_tensor([variant]))
-            examples.append(Example(mean[0], prompts, std[0]))
+            examples += [Example(mean[0], prompts, std[0])] * reference.repeats
     return examples

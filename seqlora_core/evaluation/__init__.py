@@ -1,1 +1,1 @@
-"""Fidelity and forgetting of a bank's concepts, by the protocol of the paper's Appendix G."""
+"""Measure fidelity and forgetting of a bank's concepts (the protocol of the paper's Appendix G), and interference."""

@@ -1,4 +1,4 @@
-"""How much the concepts of a composition can disturb each other, from what their layers read (Theorems 2, 7 and 8).
+"""Measure how much concepts of a composition can interfere, from what their layers receive (Theorems 2, 7 and 8).
 
 For concept i with inputs x_i, covariance Sigma_i and Pi_i the projector on span(B_i), per layer:
 
@@ -6,8 +6,8 @@ For concept i with inputs x_i, covariance Sigma_i and Pi_i the projector on span
     effective rank   tr(R) / |R|_2  of the residual  R = (I - Pi_i) Sigma_i (I - Pi_i)
     crosstalk        |A_j B_j^T x_i|^2 / |A_i B_i^T x_i|^2
 
-When bases are orthogonal the residual is all that later concepts can act on.  The forecast of a concept is the
-crosstalk of all concepts learned after it together: small numbers predict little forgetting.
+If bases are orthogonal, later concepts can act on the residual only.  The forecast of a concept is the joint crosstalk
+of all concepts learned after it: small numbers predict little forgetting.
 """
 
 import dataclasses
@@ -29,11 +29,12 @@ _POWER_BLOCK = 4
 
 @dataclass(frozen=True)
 class LayerEnergy:
-    """Where the energy of one layer's inputs lies, as seen from a concept's basis.
+    """How the energy of one layer's inputs divides between a concept's basis and the rest.
 
     Attributes:
-        captured, residual: mean of |x|^2 inside and outside span(B).
-        effective_rank: of the residual covariance; 1 is one dominating direction, and more is more harmless.
+        captured: mean of |x|^2 inside span(B).
+        residual: mean of |x|^2 outside span(B).
+        effective_rank: of the residual covariance.  1 means one dominating direction; higher is more harmless.
     """
 
     captured: float
@@ -42,19 +43,19 @@ class LayerEnergy:
 
     @property
     def captured_share(self) -> float:
-        """Of all energy, in 0..1."""
+        """The captured share of all energy, in 0..1."""
         return self.captured / max(self.captured + self.residual, torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was measured.
+    """The measured energies and effects of the concepts of a composition.
 
     Attributes:
         concepts: names, in the order of training.
         energies: concept -> layer -> its energies.
         effects: layer -> [k, k], the mean over concept i's inputs (row) of |A_j B_j^T x_i|^2 (column).
-        later: layer -> [k], the same of all concepts after i together.
+        later: layer -> [k], the mean of |sum_{j > i} A_j B_j^T x_i|^2, the joint effect of all concepts after i.
     """
 
     concepts: tuple[str, ...]
@@ -63,34 +64,34 @@ class Diagnosis:
     later: Mapping[str, Tensor]
 
     def crosstalk(self, layer: str | None = None) -> Tensor:
-        """[k, k]: the effect of j (column) on i (row) relative to i's own, in one layer or in all of them together."""
+        """Return the effect of concept j (column) on i (row) relative to i's own, in one layer or all: [k, k]."""
         effects = self.effects[layer] if layer else sum(self.effects.values())
         return _relative(effects, effects.diagonal()[:, None])
 
     def forecast(self) -> dict[str, float]:
-        """Concept -> the crosstalk of all later concepts together, over all layers."""
+        """Return, for each concept, the joint crosstalk of all later concepts over all layers."""
         own = sum(self.effects.values()).diagonal()
         disturbance = sum(self.later.values())
         return dict(zip(self.concepts, _relative(disturbance, own).tolist(), strict=True))
 
     def sentences(self) -> list[str]:
-        """One line a concept."""
+        """Describe each concept in one sentence."""
         forecast, table = self.forecast(), self.crosstalk()
         lines = []
         for i, name in enumerate(self.concepts):
-            held = mean(energy.captured_share for energy in self.energies[name].values())
-            line = f"{name}: its basis holds {held:.1%} of the energy that its layers read; "
+            captured = mean(energy.captured_share for energy in self.energies[name].values())
+            line = f"{name}: its basis captures {captured:.1%} of the energy of its layers' inputs; "
             after = table[i, i + 1 :]
             if len(after):
                 worst = self.concepts[i + 1 + int(after.argmax())]
-                line += f"later concepts add {forecast[name]:.2%} to its own effect, {worst} most ({after.max():.2%})."
+                line += f"later concepts add {forecast[name]:.2%} of its own effect, {worst} most ({after.max():.2%})."
             else:
                 line += "nothing was learned after it."
             lines.append(line)
         return lines
 
     def as_dict(self) -> dict:
-        """JSON-ready values: totals a concept, pairs, and every layer; None where there is no own effect to compare."""
+        """Return JSON-ready values per concept, pair and layer; None if there is no own effect to compare."""
         forecast, table = self.forecast(), self.crosstalk()
         return {
             "concepts": [self._concept(name, forecast[name]) for name in self.concepts],
@@ -123,7 +124,7 @@ class Diagnosis:
 
 
 def _relative(effects: Tensor, own: Tensor) -> Tensor:
-    """Infinite where a concept has no effect of its own, and 0 where nobody has any."""
+    """Divide effects by own effects: infinite if only the own effect is 0, and 0 if both are."""
     return torch.nan_to_num(effects / own, nan=0.0, posinf=math.inf)
 
 
@@ -135,12 +136,12 @@ def _json(value: float) -> float | None:
 def diagnose(
     parts: Sequence[SelectedConcept], inputs_of: Callable[[SelectedConcept], Mapping[str, LayerInputs]]
 ) -> Diagnosis:
-    """Measure the concepts of a composition, with their strengths.
+    """Measure how the concepts of a composition, with their strengths, act on each other.
 
     Args:
-        parts: in the order of training.
-        inputs_of: what each layer reads while the model with one concept makes it (`generation.inputs_while_sampling`);
-            called once a concept, and forgotten again.
+        parts: the concepts in the order of training.
+        inputs_of: returns what each layer receives while the model with one concept samples it (see
+            `sampling.inputs_while_sampling`); called once per concept, and its result is not stored.
     """
     energies: dict[str, dict[str, LayerEnergy]] = {}
     layers = dict.fromkeys(layer for part in parts for layer in part.adapters)
@@ -159,7 +160,7 @@ def diagnose(
 
 
 def layer_energy(B: Tensor, covariance: Tensor) -> LayerEnergy:
-    """The energies of inputs with this covariance [n, n] as seen from the basis B [n, r]."""
+    """Divide the energy of inputs with this covariance [n, n] between span(B) and the rest, for a basis B [n, r]."""
     sigma = covariance.double()
     Q = extend(empty(sigma.shape[0]), B)  # orthonormal basis of span(B)
     residual = project(project(sigma, Q).mT, Q)
@@ -169,7 +170,7 @@ def layer_energy(B: Tensor, covariance: Tensor) -> LayerEnergy:
 
 
 def joint_effects(parts: Sequence[SelectedConcept], layer: str, covariance: Tensor) -> Tensor:
-    """E [k, k] with `|sum_{j in S} A_j B_j^T x|^2 = sum_{j, l in S} E_jl` for any set S, as a mean over x."""
+    """Compute E [k, k] with `|sum_{j in S} A_j B_j^T x|^2 = sum_{j, l in S} E_jl` for any set S, as a mean over x."""
     present = [(index, part.scaled()[layer]) for index, part in enumerate(parts) if layer in part.adapters]
     A = torch.cat([adapter.A for _, adapter in present], dim=1).double()  # [m, sum of ranks]
     B = torch.cat([adapter.B for _, adapter in present], dim=1).double()  # [n, sum of ranks]
@@ -180,7 +181,7 @@ def joint_effects(parts: Sequence[SelectedConcept], layer: str, covariance: Tens
 
 
 def largest_eigenvalue(matrix: Tensor) -> float:
-    """Of a positive semidefinite matrix [n, n], by block power iteration."""
+    """Compute the largest eigenvalue of a positive semidefinite matrix [n, n], by block power iteration."""
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(matrix.shape[0], _POWER_BLOCK, generator=generator, dtype=matrix.dtype)
     for _ in range(_POWER_ITERATIONS):

@@ -1,6 +1,5 @@
-"""What a picture is measured with: all metrics are cosine similarities of embeddings, and no weights are downloaded."""
+"""Metrics of images: cosine similarities of embeddings.  No weights are downloaded."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,58 +12,58 @@ from torch.nn import functional
 
 from ..data.images import to_tensor
 from ..errors import UserError
-from ..hashing import fingerprint
+from ..hashing import fingerprint, sha256
 
 
 class Metric(Protocol):
     """A named similarity.
 
     Attributes:
-        name: for tables.
-        to_text: whether `target` embeds the prompt instead of the reference pictures.
-        weights: tells one set of weights, and how pictures are prepared for it, from another.
+        name: the metric's name in tables.
+        to_text: whether images are compared with the prompt instead of the reference images.
+        weights: a fingerprint of the weights and of how images are prepared for them.
     """
 
     name: str
     to_text: bool
     weights: str
 
-    def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors [N, d]."""
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed images as unit vectors [N, d]."""
 
     def embed_text(self, prompt: str) -> Tensor:
-        """A unit vector [1, d]; only where `to_text` holds."""
+        """Embed a prompt as a unit vector [1, d]; only if `to_text` is true."""
 
 
-def score(metric: Metric, pictures: Sequence[Image.Image], references: Sequence[Image.Image], prompt: str) -> float:
-    """Mean cosine similarity of all pictures to all references, or to the prompt."""
-    return similarity(metric, pictures, target(metric, references, prompt))
+def score(metric: Metric, images: Sequence[Image.Image], references: Sequence[Image.Image], prompt: str) -> float:
+    """Compute the mean cosine similarity of all images to all references, or to the prompt."""
+    return similarity(metric, images, target(metric, references, prompt))
 
 
 def target(metric: Metric, references: Sequence[Image.Image], prompt: str) -> Tensor:
-    """What pictures are compared with: unit vectors [M, d]."""
+    """Embed what images are compared with: unit vectors [M, d]."""
     return metric.embed_text(prompt) if metric.to_text else metric.embed(references)
 
 
-def similarity(metric: Metric, pictures: Sequence[Image.Image], to: Tensor) -> float:
-    """Mean cosine similarity of all pictures to all vectors of a `target`."""
-    return (metric.embed(pictures) @ to.T).mean().item()
+def similarity(metric: Metric, images: Sequence[Image.Image], to: Tensor) -> float:
+    """Compute the mean cosine similarity of all images to all vectors of a `target`."""
+    return (metric.embed(images) @ to.T).mean().item()
 
 
 class Identity:
-    """The mini world's own (see `mini.identity`); 32 px pictures of the mini base alone."""
+    """The metric of the mini base (see `mini.identity`), for its 32 px images only."""
 
     name, to_text, weights = "identity", False, "mini"
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
         from ..mini.identity import load_identity
 
-        return load_identity()(to_tensor(pictures))
+        return load_identity()(to_tensor(images))
 
 
 class Dino:
-    """DINO (Caron et al., 2021) or DINOv2 (Oquab et al., 2023): the class token of a local transformers folder."""
+    """DINO (Caron et al., 2021) or DINOv2 (Oquab et al., 2023): the class token of a model in a transformers folder."""
 
     to_text = False
 
@@ -76,23 +75,23 @@ class Dino:
         self.weights = _weights(folder, self._model)
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
         side = self._process.size.get("height")
-        if side:  # the folder of DINO names a square alone; photos would be squeezed into it
-            pictures = [_middle(picture, side) for picture in pictures]
-        inputs = self._process(images=list(pictures), return_tensors="pt").to(self._device)
+        if side:  # the folder of DINO only names a square, into which photos would be squeezed
+            images = [_middle(image, side) for image in images]
+        inputs = self._process(images=list(images), return_tensors="pt").to(self._device)
         return functional.normalize(self._model(**inputs).last_hidden_state[:, 0], dim=1).cpu()
 
 
-def _middle(picture: Image.Image, side: int) -> Image.Image:
-    """The middle square as DINO's own evaluation takes it: of the shorter side scaled to 256, 224 pixels."""
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """Cut the central square as DINO's own evaluation does: 224 px, after the shorter side is scaled to 256 px."""
     border = round(side / 14)
-    scaled = ImageOps.fit(picture, (side + 2 * border,) * 2, Image.Resampling.BICUBIC)
+    scaled = ImageOps.fit(image, (side + 2 * border,) * 2, Image.Resampling.BICUBIC)
     return ImageOps.crop(scaled, border)
 
 
 class Clip:
-    """CLIP-I and CLIP-T (Radford et al., 2021) from a local transformers folder."""
+    """CLIP-I or CLIP-T (Radford et al., 2021) from a local transformers folder."""
 
     def __init__(self, name: str, folder: Path, device: torch.device) -> None:
         from transformers import CLIPModel, CLIPProcessor
@@ -102,8 +101,8 @@ class Clip:
         self.weights = _weights(folder, self._model)
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = self._process(images=list(pictures), return_tensors="pt").pixel_values.to(self._device)
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = self._process(images=list(images), return_tensors="pt").pixel_values.to(self._device)
         pooled = self._model.vision_model(pixel_values=pixels).pooler_output
         return functional.normalize(self._model.visual_projection(pooled), dim=1).cpu()
 
@@ -114,25 +113,28 @@ class Clip:
         return functional.normalize(self._model.text_projection(pooled), dim=1).cpu()
 
 
-# Which class reads a metric's folder, and which kinds of model its weights may be, by transformers' names.
+# Metric -> the class that loads its folder, and the kinds of model that it accepts, by transformers' names.
 _CLIP, _DINO, _DINOV2 = (Clip, ("clip",)), (Dino, ("vit",)), (Dino, ("dinov2", "dinov2_with_registers"))
 _KINDS = {"clip-i": _CLIP, "clip-t": _CLIP, "dino": _DINO, "dinov2": _DINOV2}
 
 
 def load_metrics(requests: Sequence[str], base: str, device: torch.device) -> list[Metric]:
-    """Each request is `identity`, or `NAME=FOLDER` with NAME one of clip-i, clip-t, dino, dinov2.
+    """Load metrics.
 
-    Without any, the mini base is measured by `identity`.
+    Args:
+        requests: `identity`, or `NAME=FOLDER` with NAME one of clip-i, clip-t, dino, dinov2.  If empty, the mini base
+            is measured by `identity`.
+        base: the base's name or path, as the user gave it.
 
     Raises:
-        UserError: none is asked for, one is unknown or asked for twice, or its folder holds other weights or none.
+        UserError: no metric is requested, one is unknown or requested twice, or its folder holds no or other weights.
     """
     requests = requests or (["identity"] if base == "mini" else [])
     if not requests:
         raise UserError(f"Name a metric with its weights: --metric NAME=FOLDER, with NAME one of {', '.join(_KINDS)}.")
     names = [request.partition("=")[0] for request in requests]
     if len(set(names)) < len(names):
-        raise UserError("A metric is named twice: evaluate with other weights of it into another folder.")
+        raise UserError("A metric is named twice: evaluate it with other weights into another folder.")
     return [_load_metric(request, base, device) for request in requests]
 
 
@@ -140,7 +142,7 @@ def _load_metric(request: str, base: str, device: torch.device) -> Metric:
     name, _, folder = request.partition("=")
     if name == "identity":
         if base != "mini":
-            raise UserError("The metric identity knows the mini base's pictures alone: name another one.")
+            raise UserError("The metric identity measures images of the mini base only: choose another one.")
         return Identity()
     if name not in _KINDS:
         raise UserError(f"There is no metric {name!r}: choose identity, {', '.join(_KINDS)}.")
@@ -164,7 +166,5 @@ def _load(folder: Path, processor_class, model_class, device: torch.device):
 
 
 def _weights(folder: Path, model) -> str:
-    digest = hashlib.sha256(fingerprint(model.state_dict()).encode())
-    for settings in sorted(folder.glob("*.json")):
-        digest.update(settings.read_bytes())
-    return digest.hexdigest()[:32]
+    settings = [file.read_bytes() for file in sorted(folder.glob("*.json"))]
+    return sha256(b"".join([fingerprint(model.state_dict()).encode(), *settings]))[:32]

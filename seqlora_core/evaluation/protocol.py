@@ -1,13 +1,12 @@
-"""Which pictures are drawn, and what they score: every concept after every stage of a bank's history.
+"""Sample and score every concept after the stages of a bank's history.
 
-After stage k the model is the sum of the first k concepts.  A concept's initial score is the one of the stage at which
-it was learned, its final score the last stage's, its forgetting the difference (Appendix G).
+After stage k the model is the sum of the first k concepts.  A concept's initial score is that of the stage at which it
+was learned, its final score that of the last stage, and its forgetting is the difference (Appendix G).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -16,42 +15,44 @@ from torch import Tensor
 from ..bank import Bank, Concept
 from ..bank.names import slug
 from ..composition.concatenation import compose
+from ..data.prompts import SUBJECT_TEMPLATE
 from ..errors import UserError
 from ..files import write_atomically
-from ..hashing import digest
+from ..hashing import digest, images_fingerprint
+from ..model.adapters import Adapter
 from ..model.base import Base
-from ..model.sampling import generate
+from ..model.sampling import SamplingSettings, generate
 from ..monitor import Monitor
 from .metrics import Metric, similarity, target
 
-# Pictures: 16 of 512 px at once are more than the memory of most cards, and are lost together on Ctrl-C.
-_AT_ONCE = 4
+# Images per batch: 16 of 512 px exceed the memory of most cards, and an interruption loses a whole batch.
+_BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How pictures are drawn; the same for every concept, stage and method that is to be compared.
+class EvaluationSettings:
+    """What is sampled of each concept; the same for all concepts, stages and methods that are to be compared.
+
+    Attributes:
+        prompt: a template with {} in the place of the concept's token and class word.
+        sampling: how the images are sampled; `count` is the number of images per concept and stage.
 
     Raises:
-        UserError: the prompt has not one place, {}, for the concept's words.
+        UserError: the prompt does not contain {} exactly once.
     """
 
-    prompt: str = "photo of a {}"
-    count: int = 16
-    seed: int = 0
-    steps: int = 30
-    guidance: float = 7.5
-    size: int = 512
+    prompt: str = SUBJECT_TEMPLATE
+    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(count=16))
 
     def __post_init__(self) -> None:
-        places = self.prompt.replace("{}", "", 1)
-        if len(places) != len(self.prompt) - 2 or "{" in places or "}" in places:
+        rest = self.prompt.replace("{}", "", 1)
+        if len(rest) != len(self.prompt) - 2 or "{" in rest or "}" in rest:
             raise UserError(f"The prompt {self.prompt!r} needs {{}} once, where the concept's token and class word go.")
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one concept after one stage."""
+    """The score of one concept after one stage, under one metric."""
 
     stage: int
     concept: str
@@ -60,10 +61,11 @@ class Score:
 
 
 class Evaluation:
-    """Draws and scores; pictures and scores that are in `folder` already are not made again.
+    """Samples and scores the concepts of a bank, reusing the images and scores that `folder` already holds.
 
     Args:
-        references: the pictures that a concept should look like, by the concept's name.
+        references: the images that each concept should look like, by the concept's name.
+        folder: receives images, scores and the report.
     """
 
     def __init__(
@@ -72,51 +74,51 @@ class Evaluation:
         bank: Bank,
         references: Mapping[str, Sequence[Image.Image]],
         metrics: Sequence[Metric],
-        drawing: SamplingSettings,
+        settings: EvaluationSettings,
         folder: Path,
         monitor: Monitor,
     ) -> None:
         self.base, self.bank, self.references, self.metrics = base, bank, references, metrics
-        self.drawing, self.folder, self.monitor = drawing, folder, monitor
-        self._appearance = base.appearance()
-        self._pixels = {name: _pixels(pictures) for name, pictures in references.items()}
+        self.settings, self.folder, self.monitor = settings, folder, monitor
+        self._rendering = base.rendering_fingerprint()
+        self._reference_hashes = {name: images_fingerprint(images) for name, images in references.items()}
         self._targets: dict[tuple[str, str], Tensor] = {}
 
     def run(self, trajectory: bool) -> list[Score]:
-        """Initial and final scores of all concepts; with `trajectory` those of all stages between as well."""
+        """Score all concepts when learned and at the end; with `trajectory` also after all stages in between."""
         total = len(self.bank.concepts)
         scores = []
         for stage in range(1, total + 1):
-            everyone = trajectory or stage == total
-            seen = self.bank.concepts[:stage] if everyone else self.bank.concepts[stage - 1 : stage]
-            self.monitor.message(f"After {stage} of {total} concepts: drawing {len(seen)}.")
-            for concept in seen:
+            score_all = trajectory or stage == total
+            concepts = self.bank.concepts[:stage] if score_all else self.bank.concepts[stage - 1 : stage]
+            self.monitor.message(f"Stage {stage} of {total}: sampling {len(concepts)} concepts.")
+            for concept in concepts:
                 scores += self._score(stage, concept)
         return scores
 
-    def pictures(self, stage: int, concept: Concept) -> list[Image.Image]:
-        """Of a concept, drawn from the sum of the first `stage` concepts."""
-        parts, folder = self.bank.concepts[:stage], self._folder(stage, concept)
-        first, count = self.drawing.seed, self.drawing.count
+    def images(self, stage: int, concept: Concept) -> list[Image.Image]:
+        """Return the images of a concept from the sum of the first `stage` concepts; sample those that are missing."""
+        learned, folder = self.bank.concepts[:stage], self._folder(stage, concept)
+        first, count = self.settings.sampling.seed, self.settings.sampling.count
         paths = {seed: folder / f"{seed}.png" for seed in range(first, first + count)}
         missing = [seed for seed, path in paths.items() if not path.is_file()]
         if missing:
-            adapters = compose(self.bank, [(part.name, 1.0) for part in parts])
-            for seeds in _together(missing):
-                for seed, picture in zip(seeds, self._draw(adapters, self._prompt(concept), seeds), strict=True):
-                    _save(picture, paths[seed])
+            adapters = compose(self.bank, [(other.name, 1.0) for other in learned])
+            for seeds in _batches(missing):
+                for seed, image in zip(seeds, self._sample(adapters, self._prompt(concept), seeds), strict=True):
+                    _save(image, paths[seed])
         return [_read(path) for path in paths.values()]
 
     def _score(self, stage: int, concept: Concept) -> list[Score]:
-        pictures, file = self.pictures(stage, concept), self._folder(stage, concept) / "scores.json"
-        kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        images, file = self.images(stage, concept), self._folder(stage, concept) / "scores.json"
+        stored = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         scores = []
         for metric in self.metrics:
             key = self._score_key(metric, concept)
-            if key not in kept:
-                kept[key] = similarity(metric, pictures, self._target(metric, concept))
-                write_atomically(file, json.dumps(kept, indent=1).encode())
-            scores.append(Score(stage, concept.name, metric.name, kept[key]))
+            if key not in stored:
+                stored[key] = similarity(metric, images, self._target(metric, concept))
+                write_atomically(file, json.dumps(stored, indent=1).encode())
+            scores.append(Score(stage, concept.name, metric.name, stored[key]))
         return scores
 
     def _target(self, metric: Metric, concept: Concept) -> Tensor:
@@ -126,65 +128,49 @@ class Evaluation:
         return self._targets[key]
 
     def _prompt(self, concept: Concept) -> str:
-        return self.drawing.prompt.format(concept.subject)
+        return self.settings.prompt.format(concept.subject)
 
     def _class_prompt(self, concept: Concept) -> str:
-        """For metrics of text, which know no token."""
-        return self.drawing.prompt.format(concept.class_word)
+        """The prompt without the token, which metrics of text do not know."""
+        return self.settings.prompt.format(concept.class_word)
 
     def _folder(self, stage: int, concept: Concept) -> Path:
-        """Named by all that decides what the pictures show."""
-        drawing, prompt = self.drawing, self._prompt(concept)
-        facts = [self._appearance, [part.sha256 for part in self.bank.concepts[:stage]], prompt]
-        facts += [drawing.steps, drawing.guidance, drawing.size]
+        """The folder of a concept's images, named by everything that decides them."""
+        sampling = self.settings.sampling
+        checksums = [learned.sha256 for learned in self.bank.concepts[:stage]]
+        facts = [self._rendering, checksums, self._prompt(concept), sampling.steps, sampling.guidance, sampling.size]
+        facts += [sampling.negative_prompt] if sampling.negative_prompt else []
         return self.folder / "pictures" / slug(concept.name) / digest(facts)[:16]
 
     def _score_key(self, metric: Metric, concept: Concept) -> str:
-        """All that decides a score of given pictures."""
-        compared = self._class_prompt(concept) if metric.to_text else self._pixels[concept.name]
-        facts = [metric.weights, compared, self.drawing.seed, self.drawing.count]
+        """The name of a score of given images: everything that decides it."""
+        compared = self._class_prompt(concept) if metric.to_text else self._reference_hashes[concept.name]
+        facts = [metric.weights, compared, self.settings.sampling.seed, self.settings.sampling.count]
         return f"{metric.name} {digest(facts)[:16]}"
 
-    def _draw(self, adapters, prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
-        drawing = self.drawing
-        return generate(
-            self.base,
-            prompt,
-            adapters,
-            seed=seeds[0],
-            steps=drawing.steps,
-            size=drawing.size,
-            guidance=drawing.guidance,
-            count=len(seeds),
-        )
+    def _sample(self, adapters: Mapping[str, Adapter], prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
+        settings = replace(self.settings.sampling, seed=seeds[0], count=len(seeds))
+        return generate(self.base, prompt, adapters, settings)
 
 
-def _together(seeds: Sequence[int]) -> list[list[int]]:
-    """Neighbours, as many as are drawn at a time."""
+def _batches(seeds: Sequence[int]) -> list[list[int]]:
+    """Group consecutive seeds into batches of at most `_BATCH_SIZE`."""
     groups: list[list[int]] = []
     for seed in seeds:
-        if groups and groups[-1][-1] == seed - 1 and len(groups[-1]) < _AT_ONCE:
+        if groups and groups[-1][-1] == seed - 1 and len(groups[-1]) < _BATCH_SIZE:
             groups[-1].append(seed)
         else:
             groups.append([seed])
     return groups
 
 
-def _pixels(pictures: Sequence[Image.Image]) -> str:
-    seen = hashlib.sha256()
-    for picture in pictures:
-        seen.update(f"{picture.mode}{picture.size}".encode())
-        seen.update(picture.tobytes())
-    return seen.hexdigest()
-
-
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
-    picture.save(scratch, "PNG")
+    image.save(scratch, "PNG")
     scratch.replace(path)
 
 
 def _read(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")

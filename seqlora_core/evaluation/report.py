@@ -1,8 +1,10 @@
-"""The files of an evaluation: scores, tables, the trajectory, and pictures in training order."""
+"""Write the files of an evaluation: scores, tables, the trajectory, and a grid of images in training order."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
+
+from PIL import Image
 
 from ..plots import line_chart, picture_grid
 from .protocol import Evaluation, Score
@@ -12,9 +14,12 @@ _GRID_STAGES = 4
 
 
 def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
-    """Writes `scores.csv`, `report.json`, `report.md` and `grid.png`; returns the table's rows.
+    """Write `scores.csv`, `report.json`, `report.md` and `grid.png` into the evaluation's folder.
 
-    With all stages scored, `trajectory.png` too.
+    If all stages are scored, write `trajectory.png` too.
+
+    Returns:
+        The rows of the table.
     """
     out, rows = evaluation.folder, summarize(scores)
     curves = {metric: trajectory(scores, metric) for metric in dict.fromkeys(score.metric for score in scores)}
@@ -24,7 +29,7 @@ def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
     document = {
         "bank": str(evaluation.bank.folder),
         "base": evaluation.base.identity.name,
-        "drawing": dataclasses.asdict(evaluation.drawing),
+        "drawing": {"prompt": evaluation.settings.prompt, **dataclasses.asdict(evaluation.settings.sampling)},
         "rows": [dataclasses.asdict(row) for row in rows],
         "trajectory": curves,
     }
@@ -36,16 +41,16 @@ def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
     return rows
 
 
-def _grid(evaluation: Evaluation, scores: Sequence[Score]):
-    """A row a concept in training order, a column for each of some stages (Figure 2); one seed throughout."""
+def _grid(evaluation: Evaluation, scores: Sequence[Score]) -> Image.Image:
+    """Draw one row per concept in training order and one column for each of some stages (Figure 2), all of one seed."""
     concepts = evaluation.bank.concepts
-    drawn = {(score.stage, score.concept) for score in scores}
-    everyone = [s for s in range(1, len(concepts) + 1) if all((s, c.name) in drawn for c in concepts[:s])]
-    stages = sorted({everyone[round(i * (len(everyone) - 1) / (_GRID_STAGES - 1))] for i in range(_GRID_STAGES)})
+    scored = {(score.stage, score.concept) for score in scores}
+    complete = [s for s in range(1, len(concepts) + 1) if all((s, c.name) in scored for c in concepts[:s])]
+    stages = sorted({complete[round(i * (len(complete) - 1) / (_GRID_STAGES - 1))] for i in range(_GRID_STAGES)})
     rows = []
     for number, concept in enumerate(concepts, start=1):
-        groups = [list(evaluation.references[concept.name][:1]), evaluation.pictures(number, concept)[:1]]
-        groups += [evaluation.pictures(stage, concept)[:1] if stage >= number else [] for stage in stages]
+        groups = [list(evaluation.references[concept.name][:1]), evaluation.images(number, concept)[:1]]
+        groups += [evaluation.images(stage, concept)[:1] if stage >= number else [] for stage in stages]
         rows.append((concept.name, groups))
     titles = ["reference", "when learned", *(f"after {stage}" for stage in stages)]
     return picture_grid(titles, rows)

@@ -1,4 +1,4 @@
-"""From scores to what is reported: per concept, and mean with standard error over concepts."""
+"""Summarize scores: per concept, and as means with standard errors over the concepts."""
 
 import csv
 import io
@@ -12,7 +12,10 @@ from .protocol import Score
 
 @dataclass(frozen=True)
 class Row:
-    """One concept under one metric, or with an empty concept the mean over all of them, with standard errors."""
+    """The scores of one concept under one metric.
+
+    If `concept` is empty, they are means over all concepts, with standard errors of the mean in the fields `*_sem`.
+    """
 
     metric: str
     concept: str
@@ -25,7 +28,7 @@ class Row:
 
 
 def summarize(scores: Sequence[Score]) -> list[Row]:
-    """A row a concept and metric, then one with means and SEMs (Appendix G) a metric."""
+    """Return one row per metric and concept, and after those of a metric one row with means and SEMs (Appendix G)."""
     rows = []
     for metric in dict.fromkeys(score.metric for score in scores):
         of_metric = [score for score in scores if score.metric == metric]
@@ -35,7 +38,7 @@ def summarize(scores: Sequence[Score]) -> list[Row]:
 
 
 def trajectory(scores: Sequence[Score], metric: str) -> dict[int, float]:
-    """Stage -> the mean over the concepts seen so far (Figure 3b); of stages that were scored for all of them only."""
+    """Average each stage over the concepts learned so far (Figure 3b), for stages at which all of them were scored."""
     stages: dict[int, list[float]] = {}
     for score in scores:
         if score.metric == metric:
@@ -44,12 +47,16 @@ def trajectory(scores: Sequence[Score], metric: str) -> dict[int, float]:
 
 
 def sem(values: Sequence[float]) -> float | None:
-    """Unbiased standard deviation over the root of the count; None for a single value."""
+    """Compute the standard error of the mean: the unbiased standard deviation over the root of the count.
+
+    Returns:
+        The standard error, or None for a single value.
+    """
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def to_csv(scores: Sequence[Score]) -> str:
-    """All scores, one a line."""
+    """Format all scores as CSV, one score per line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["stage", "concept", "metric", "value"])
@@ -58,7 +65,7 @@ def to_csv(scores: Sequence[Score]) -> str:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """A table as in the paper: mean ± SEM in the last row of each metric."""
+    """Format a table as in the paper: mean ± SEM in the last row of each metric."""
     lines = ["| metric | concept | initial | final | forgetting |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         cells = [

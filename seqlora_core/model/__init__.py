@@ -1,1 +1,1 @@
-"""Base models: loading them, their layers, adapters on these, and sampling."""
+"""Base models: loading them, their layers, adapters on those layers, and sampling."""

@@ -1,9 +1,9 @@
-"""What a UNet's layers read while it works: Gram matrices of their inputs, streamed, and a few of the inputs.
+"""Capture what a UNet's layers receive and output while it runs: Gram matrices of the inputs, and output energies.
 
-Nothing grows with the number of tokens but the kept rows: a layer costs n x n floats, however long the model runs.
+Memory does not grow with the number of tokens, except for the samples that are kept: a layer costs n x n floats
+however long the model runs.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_SELF_ATTENTION = re.compile(r"(.+\.attn1)\.to_[qkv]")
-_TEXT = re.compile(r".+\.attn2\.to_[kv]")
+from .sd15 import SD15
+
 TEXT_GROUP = "text"
 
 
@@ -22,47 +22,54 @@ class LayerInputs:
 
     Attributes:
         gram: [n, n], the sum of x x^T over all tokens.
-        tokens: how many those were.
-        rows: [k, n], some of the inputs as they were, in the order of the passes; k is 0 where none were asked for.
+        tokens: the number of tokens.
+        samples: [k, n], some of the inputs, in the order of the passes; k is 0 if none were requested.
     """
 
     gram: Tensor
     tokens: int
-    rows: Tensor
+    samples: Tensor
 
     @property
     def covariance(self) -> Tensor:
-        """Uncentred covariance Sigma = mean of x x^T, [n, n]."""
+        """Uncentred covariance Sigma, the mean of x x^T, [n, n]."""
         return self.gram / max(self.tokens, 1)
 
     @classmethod
-    def of_rows(cls, rows: Tensor) -> "LayerInputs":
-        """The inputs `rows` [k, n] themselves, all kept."""
-        return cls(rows.mT @ rows, rows.shape[0], rows)
+    def from_samples(cls, samples: Tensor) -> "LayerInputs":
+        """Return the statistics of the given inputs [k, n], keeping all of them."""
+        return cls(samples.mT @ samples, samples.shape[0], samples)
 
 
 def input_group(layer: str) -> str:
-    """Layers of one group read the very same input: q, k and v of a self-attention, and all keys and values of text."""
-    match = _SELF_ATTENTION.fullmatch(layer)
+    """Return the name of the group of layers that receive the same input as this layer.
+
+    One group is q, k and v of a self-attention; another is all keys and values of the text.
+    """
+    match = SD15.self_attention.fullmatch(layer)
     if match:
         return match[1]
-    return TEXT_GROUP if _TEXT.fullmatch(layer) else layer
+    return TEXT_GROUP if SD15.text_layer.fullmatch(layer) else layer
 
 
 @torch.no_grad()
 def capture_inputs(
-    layers: Mapping[str, nn.Module], run_model: Callable[[], object], rows: int = 0
+    layers: Mapping[str, nn.Module], run_model: Callable[[], object], samples_per_pass: int = 0
 ) -> dict[str, LayerInputs]:
-    """Watch the inputs of layers while a model runs; on the CPU afterwards.
+    """Capture the inputs of layers while a model runs.
 
     Args:
-        layers: by canonical name; one of each group is watched, and all of the group share the result.
+        layers: by canonical name; only one per input group is captured, and its group shares the result.
         run_model: called once without arguments; every forward pass that it makes is counted.
-        rows: how many rows of each pass to keep, evenly spaced, so that the same positions are kept in every run.
+        samples_per_pass: how many inputs of each pass to keep; they are evenly spaced, so every run keeps the same
+            positions.
+
+    Returns:
+        The inputs of all layers that ran, by canonical name, on the CPU.
     """
-    watched = {input_group(name): layer for name, layer in reversed(layers.items())}
-    recorders = {group: _Recorder(rows) for group in watched}
-    handles = [layer.register_forward_pre_hook(recorders[group]) for group, layer in watched.items()]
+    captured = {input_group(name): layer for name, layer in reversed(layers.items())}
+    recorders = {group: _Recorder(samples_per_pass) for group in captured}
+    handles = [layer.register_forward_pre_hook(recorders[group]) for group, layer in captured.items()]
     try:
         run_model()
     finally:
@@ -74,7 +81,12 @@ def capture_inputs(
 
 @dataclass
 class OutputEnergy:
-    """How much one layer gives over some forward passes."""
+    """The energy of one layer's outputs y over some forward passes.
+
+    Attributes:
+        total: the sum of |y|^2 over all tokens.
+        tokens: the number of tokens.
+    """
 
     total: Tensor | float = 0.0
     tokens: int = 0
@@ -85,6 +97,7 @@ class OutputEnergy:
         return float(self.total) / max(self.tokens, 1)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Count one forward pass; called as a forward hook."""
         y = output.detach().float()
         self.total = self.total + y.square().sum()
         self.tokens += y.numel() // y.shape[-1]
@@ -92,7 +105,7 @@ class OutputEnergy:
 
 @contextmanager
 def capture_output_energy(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, OutputEnergy]]:
-    """Watch the outputs of layers, by canonical name, while the block lasts."""
+    """Capture the output energy of layers, by canonical name, while the block lasts."""
     energies = {name: OutputEnergy() for name in layers}
     handles = [layer.register_forward_hook(energies[name]) for name, layer in layers.items()]
     try:
@@ -103,24 +116,24 @@ def capture_output_energy(layers: Mapping[str, nn.Module]) -> Iterator[dict[str,
 
 
 class _Recorder:
-    """A forward pre-hook that adds up what it sees."""
+    """A forward pre-hook that accumulates the inputs of a layer."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, samples_per_pass: int) -> None:
         self.gram: Tensor | float = 0.0
         self.tokens = 0
-        self.kept: list[Tensor] = []
-        self._rows = rows
+        self.samples: list[Tensor] = []
+        self._samples_per_pass = samples_per_pass
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().float().flatten(0, -2)  # [batch, tokens, n] -> [batch * tokens, n]
         self.gram = self.gram + x.mT @ x
         self.tokens += x.shape[0]
-        self.kept.append(evenly_spaced(x, min(self._rows, x.shape[0])).cpu())
+        self.samples.append(evenly_spaced(x, min(self._samples_per_pass, x.shape[0])).cpu())
 
     def result(self) -> LayerInputs:
-        return LayerInputs(self.gram.cpu(), self.tokens, torch.cat(self.kept))
+        return LayerInputs(self.gram.cpu(), self.tokens, torch.cat(self.samples))
 
 
 def evenly_spaced(rows: Tensor, count: int) -> Tensor:
-    """`count` of the rows [k, n], from the first to the last: [count, n]."""
+    """Return `count` of the rows [k, n], evenly spaced from the first to the last: [count, n]."""
     return rows[torch.linspace(0, rows.shape[0] - 1, count).round().long()]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Adapter:
-    """One layer's low-rank update dW = up @ down, named as LoRA files name it.
+    """One layer's low-rank update dW = up @ down, with the names of LoRA files.
 
-    A and B are the paper's: dW = A B^T, so A is `up` and B is `down` transposed.  PEFT and diffusers use the same two
-    letters the other way round: their lora_A is `down`, their lora_B is `up`.
+    A and B are the paper's: dW = A B^T, so A is `up` and B is `down` transposed.  PEFT and diffusers use the two
+    letters the other way round: their lora_A is `down` and their lora_B is `up`.
 
     Attributes:
         up: [m, r], the coefficients.
@@ -26,17 +26,17 @@ class Adapter:
 
     @classmethod
     def from_factors(cls, A: Tensor, B: Tensor) -> "Adapter":
-        """From the paper's A [m, r] and B [n, r]."""
+        """Return the adapter with the paper's A [m, r] and B [n, r]."""
         return cls(A, B.mT)
 
     @property
     def A(self) -> Tensor:
-        """[m, r]."""
+        """The paper's coefficients, [m, r]."""
         return self.up
 
     @property
     def B(self) -> Tensor:
-        """[n, r]."""
+        """The paper's basis, [n, r]."""
         return self.down.mT
 
     @property
@@ -46,25 +46,25 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The number of directions, r."""
         return self.down.shape[0]
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of the layer's input and output, n and m."""
+        """The widths of the layer's input and output, n and m."""
         return self.down.shape[1], self.up.shape[0]
 
     def to(self, device: torch.device) -> "Adapter":
-        """The same on another device."""
+        """Return the adapter on another device."""
         return Adapter(self.up.to(device), self.down.to(device))
 
     def scaled(self, strength: float) -> "Adapter":
-        """With a strength multiplied in."""
+        """Return the adapter with a strength multiplied into `up`."""
         return Adapter(strength * self.up, self.down)
 
 
 def update_norm(adapter: Adapter) -> float:
-    """|A B^T| (Frobenius) as the root of tr((A^T A)(B^T B)), without the product [m, n]."""
+    """Compute |A B^T| (Frobenius) as the root of tr((A^T A)(B^T B)), without forming the product [m, n]."""
     A, B = adapter.A.double(), adapter.B.double()
     return float(((A.mT @ A) * (B.mT @ B)).sum().clamp_min(0).sqrt())
 
@@ -73,15 +73,17 @@ def update_norm(adapter: Adapter) -> float:
 def attach(
     layers: Mapping[str, nn.Module],
     adapters: Mapping[str, Adapter],
-    rows: Callable[[], Tensor | None] = lambda: None,
+    row_weights: Callable[[], Tensor | None] = lambda: None,
 ) -> Iterator[None]:
     """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
 
-    The weights are never touched, so whatever they are (patched, quantized, low precision), leaving the block
-    restores the model bit for bit.  `adapters` is looked up at every call: replacing an entry takes effect at once.
+    The weights are never touched, so leaving the block restores the model bit for bit, whether its weights are
+    patched, quantized or in low precision.
 
     Args:
-        rows: asked at every call; a factor for each row of the batch, [b], or None for 1.
+        layers: by canonical name.
+        adapters: by canonical name; looked up at every call, so replacing an entry takes effect at once.
+        row_weights: called at every call of a layer; returns a factor per row of the batch, [b], or None for 1.
     """
 
     def hook_for(name: str):
@@ -91,9 +93,9 @@ def attach(
                 return output
             x = inputs[0]
             down = F.linear(x, adapter.down.to(x.dtype))  # [..., n] -> [..., r]
-            factors = rows()
-            if factors is not None:
-                down = down * factors.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
+            weights = row_weights()
+            if weights is not None:
+                down = down * weights.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
             return output + F.linear(down, adapter.up.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
 
         return add_adapter
@@ -107,9 +109,13 @@ def attach(
 
 
 def sum_adapters(parts: Sequence[tuple[Mapping[str, Adapter], float]]) -> dict[str, Adapter]:
-    """`sum_i s_i A_i B_i^T` as one adapter per layer, `[s_1 A_1 ...] [B_1 ...]^T`, with the sum of the ranks.
+    """Sum adapters: `sum_i s_i A_i B_i^T` as one adapter `[s_1 A_1 ...] [B_1 ...]^T` per layer.
 
-    Concatenating instead of multiplying out loses nothing, and a host applies (and rounds) one patch instead of many.
+    Its rank is the sum of the ranks.  Concatenating loses nothing, and a host applies (and rounds) one patch instead
+    of many.
+
+    Args:
+        parts: (adapters by canonical layer name, strength) of each summand.
     """
     layers = dict.fromkeys(layer for adapters, _ in parts for layer in adapters)
     composed = {}

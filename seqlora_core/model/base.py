@@ -1,4 +1,4 @@
-"""Base models for the command line: a single-file SD1.5 checkpoint or a diffusers folder, loaded with diffusers."""
+"""Base models for the command line: an SD1.5 checkpoint in one file or a diffusers folder, loaded with diffusers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from .. import mini
-from ..bank.manifest import BaseIdentity
 from ..devices import check_dtype, resolve_device
 from ..errors import UserError
 from ..hashing import digest, fingerprint
+from .architecture import Architecture, BaseIdentity
 from .denoiser import DiffusersDenoiser
-from .sd15 import LayerShape, find_layers, layer_shapes
+from .diffusers_folder import check_folder
+from .sd15 import SD15, LayerShape, find_layers, layer_shapes, unsupported_kind
 from .single_file import load_single_file
+
+ARCHITECTURES = {architecture.pipeline: architecture for architecture in (SD15,)}  # by diffusers pipeline class
 
 
 @dataclass
@@ -23,59 +26,63 @@ class Base:
 
     Attributes:
         pipeline: a diffusers `StableDiffusionPipeline`, frozen, on `device`.
-        layers: widths of all layers that can be adapted, by canonical name.
+        identity: tells the base apart from others by its attention weights.
+        layers: the widths of all adaptable layers, by canonical name.
+        device: where the pipeline runs.
+        architecture: the family that the base belongs to.
     """
 
     pipeline: Any
     identity: BaseIdentity
     layers: dict[str, LayerShape]
     device: torch.device
+    architecture: Architecture
 
     @property
     def vae_scale_factor(self) -> int:
-        """Image pixels a latent pixel."""
+        """Image px per latent px."""
         return self.pipeline.vae_scale_factor
 
     @property
     def native_size(self) -> int:
-        """The side, in pixels, of the images that the base was made for."""
+        """The side, in px, of the images that the base was trained on."""
         return self.pipeline.unet.config.sample_size * self.vae_scale_factor
 
     @property
     def size_multiple(self) -> int:
-        """An image's sides must be multiples of this many pixels, so that every level of the UNet halves evenly."""
+        """The number of px that an image's sides must be multiples of, so that every UNet level halves evenly."""
         return self.vae_scale_factor * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     def denoiser(self) -> DiffusersDenoiser:
-        """The UNet for the trainer."""
-        return DiffusersDenoiser(self.pipeline.unet, self.pipeline.scheduler.alphas_cumprod)
+        """Return the UNet as the trainer uses it."""
+        return DiffusersDenoiser(self.pipeline.unet, self.pipeline.scheduler.alphas_cumprod, self.architecture)
 
-    def appearance(self) -> str:
-        """A hash of all that decides its pictures; its identity tells attention weights apart alone."""
+    def rendering_fingerprint(self) -> str:
+        """Hash everything that decides the base's images; `identity` covers the attention weights only."""
         scheduler = self.pipeline.scheduler
         schedule = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
         weights = self._fingerprint("unet", "vae", "text_encoder")
         return digest([weights, type(scheduler).__name__, schedule, self.pipeline.tokenizer.get_vocab()])
 
-    def encoding(self) -> str:
-        """A hash of all that decides what images and prompts are encoded as, but for rounding."""
+    def encoding_fingerprint(self) -> str:
+        """Hash everything that decides how images and prompts are encoded, except rounding."""
         weights, vae = self._fingerprint("vae", "text_encoder"), self.pipeline.vae.config
         return digest([weights, vae.scaling_factor, self.pipeline.tokenizer.get_vocab()])
 
-    def _fingerprint(self, *parts: str) -> str:
-        modules = {part: getattr(self.pipeline, part) for part in parts}
+    def _fingerprint(self, *names: str) -> str:
+        modules = {name: getattr(self.pipeline, name) for name in names}
         return fingerprint(
-            {f"{part}.{key}": w for part, module in modules.items() for key, w in module.state_dict().items()}
+            {f"{name}.{key}": w for name, module in modules.items() for key, w in module.state_dict().items()}
         )
 
     def check_resolution(self, pixels: int) -> None:
-        """Raises UserError where the UNet cannot halve an image of that side evenly."""
+        """Raise UserError if the UNet cannot halve an image with a side of `pixels` px evenly."""
         if pixels % self.size_multiple:
             raise UserError(f"The size must be a multiple of {self.size_multiple} pixels for this base, not {pixels}.")
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
-        """[tokens, d] float32 on the CPU."""
+        """Return the text embedding of a prompt, [tokens, d] float32 on the CPU."""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         ids = tokenizer(
             prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
@@ -83,7 +90,7 @@ class Base:
         return encoder(ids.to(self.device))[0][0].float().cpu()
 
     def encode_words(self, words: str, after: str = "") -> Tensor:
-        """[tokens, d] float32 on the CPU, of words up to and with the end token, as they stand after other ones."""
+        """Return the embeddings of `words` and the end token in the prompt "`after` `words`": [t, d] float32, CPU."""
         tokenizer = self.pipeline.tokenizer
         first = len(tokenizer(after).input_ids) - 1  # the start token, and those of `after`
         prompt = f"{after} {words}".strip()
@@ -91,7 +98,15 @@ class Base:
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation [N, 4, h, w], scaled, float32, CPU, of images [N, 3, H, W] in -1..1."""
+        """Encode images with the VAE.
+
+        Args:
+            pixels: [N, 3, H, W] in -1..1.
+
+        Returns:
+            The posterior's mean and standard deviation, both [N, 4, h, w] float32 on the CPU and multiplied by the
+            VAE's scaling factor.
+        """
         vae = self.pipeline.vae
         posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
         scale = vae.config.scaling_factor
@@ -102,14 +117,14 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     """Load a base model, frozen.
 
     Args:
-        base: "mini" (the one that is shipped), a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers
-            folder.
+        base: "mini" (the shipped one), a `.safetensors` checkpoint in SD1.5's original layout, or a diffusers folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
         dtype: of the UNet's frozen weights; VAE and text encoder stay in float32.
-        tokenizer: a folder with CLIP's tokenizer, for single files on machines without network.
+        tokenizer: a folder with CLIP's tokenizer, for single files on machines without a network.
 
     Raises:
-        UserError: it is not there, is no SD1.5 model (says what it is), or the device cannot do this.
+        UserError: there is no such base, it is not an SD1.5 model (the message names the kind), or the device is not
+            available or cannot train in that precision.
     """
     target = resolve_device(device)
     check_dtype(target, dtype)
@@ -122,16 +137,18 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
         raise UserError(
             f"There is no base model at {base}: give mini, a .safetensors checkpoint or a diffusers folder."
         )
-    _check_supported(pipeline, base)
+    architecture = ARCHITECTURES[type(pipeline).__name__]
+    if problem := unsupported_kind(pipeline.unet.config, pipeline.scheduler.config.prediction_type):
+        raise UserError(f"{base} is {problem}, which SeqLoRA cannot train on: give a Stable Diffusion 1.5 base.")
     layers = find_layers(pipeline.unet)
     identity = BaseIdentity(
         "mini" if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
     )
-    # After the fingerprint, which looks at the weights as published, and straight to the precision that stays.
+    # The fingerprint needs the weights as published; a card that holds the final precision may not hold float32.
     whole = ((module, torch.float32) for module in (pipeline.vae, pipeline.text_encoder))
     for module, precision in ((pipeline.unet, getattr(torch, dtype)), *whole):
         module.requires_grad_(False).eval().to(target, precision)
-    return Base(pipeline, identity, layer_shapes(layers), target)
+    return Base(pipeline, identity, layer_shapes(layers), target, architecture)
 
 
 def _load_folder(path: Path) -> Any:
@@ -142,8 +159,9 @@ def _load_folder(path: Path) -> Any:
         raise UserError(f"{path} is not a diffusers folder (it has no model_index.json): give another base model.")
     try:
         kind = StableDiffusionPipeline.load_config(path).get("_class_name")
-        if kind != "StableDiffusionPipeline":
+        if kind not in ARCHITECTURES:
             raise UserError(f"{path} holds a {kind}, not a Stable Diffusion 1.5 pipeline: give an SD1.5 base.")
+        check_folder(path)
         return StableDiffusionPipeline.from_pretrained(
             path,
             variant=_only_variant(path / "unet"),
@@ -152,32 +170,15 @@ def _load_folder(path: Path) -> Any:
             requires_safety_checker=False,
             local_files_only=True,
         )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"The diffusers folder {path} cannot be loaded: {_first_line(error)}") from error
 
 
 def _only_variant(folder: Path) -> str | None:
-    """The one variant, such as "fp16", that a model's weights are there in; None where diffusers needs no telling."""
+    """Return the only variant of a model's weights, such as "fp16"; None if diffusers finds the weights without it."""
     name, ending = "diffusion_pytorch_model", ".safetensors"
     variants = [path.name[len(name) + 1 : -len(ending)] for path in folder.glob(f"{name}.*{ending}")]
     return variants[0] if len(variants) == 1 and not (folder / f"{name}{ending}").is_file() else None
-
-
-def _check_supported(pipeline: Any, base: str) -> None:
-    unet = pipeline.unet.config
-    problem = None
-    if unet.in_channels == 9:
-        problem = "an inpainting model"
-    elif unet.in_channels != 4:
-        problem = f"a model with {unet.in_channels} input channels"
-    elif unet.addition_embed_type is not None:
-        problem = "an SDXL model"
-    elif unet.use_linear_projection or unet.cross_attention_dim == 1024:
-        problem = "a Stable Diffusion 2.x model"
-    elif pipeline.scheduler.config.prediction_type != "epsilon":
-        problem = f"a model with {pipeline.scheduler.config.prediction_type} prediction"
-    if problem:
-        raise UserError(f"{base} is {problem}, which SeqLoRA cannot train on: give a Stable Diffusion 1.5 base.")
 
 
 def _first_line(error: Exception) -> str:

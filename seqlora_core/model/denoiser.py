@@ -1,4 +1,4 @@
-"""The UNet as the trainer sees it."""
+"""The UNet as the trainer uses it."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,36 +8,48 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .architecture import Architecture
+from .sd15 import SD15
+
 
 class Denoiser(Protocol):
-    """A frozen SD1.5-topology UNet and the one call that training needs of it.
+    """A frozen UNet and the one call that training needs from it.
 
     Implemented by `DiffusersDenoiser`, and by the host's adapter for a model that is already loaded in a graph.
+
+    Attributes:
+        alphas_cumprod: [T], the schedule's signal power at each timestep.
+        architecture: the family of base models that the UNet belongs to.
     """
 
     unet: nn.Module
     device: torch.device
-    alphas_cumprod: Tensor  # [T], the schedule's signal power at each timestep
+    alphas_cumprod: Tensor
+    architecture: Architecture
 
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Epsilon for noisy latents [B, 4, h, w], timesteps [B] and text embeddings [B, tokens, d]: [B, 4, h, w]."""
+        """Predict epsilon.
+
+        Args:
+            noisy: [B, c, h, w] latents, h and w in latent px.
+            timesteps: [B].
+            text: [B, tokens, d] text embeddings.
+
+        Returns:
+            [B, c, h, w].
+        """
 
     def checkpointing(self) -> AbstractContextManager:
-        """While the block lasts, activations are computed again in the backward pass instead of kept."""
-
-
-def sd15_alphas_cumprod(timesteps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """SD1.5's scaled-linear schedule, [timesteps] float32: betas are linear in their square root."""
-    betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64).square()
-    return torch.cumprod(1 - betas, dim=0).float()
+        """While the block lasts, recompute activations in the backward pass instead of storing them."""
 
 
 @dataclass
 class DiffusersDenoiser:
-    """A diffusers `UNet2DConditionModel`."""
+    """A `Denoiser` over a diffusers `UNet2DConditionModel`."""
 
     unet: nn.Module
     alphas_cumprod: Tensor
+    architecture: Architecture = SD15
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +62,7 @@ class DiffusersDenoiser:
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
         was_training = self.unet.training
-        self.unet.train()  # some releases of diffusers checkpoint only then; SD1.5 has no dropout that would wake up
+        self.unet.train()  # some releases of diffusers checkpoint only in this mode; SD1.5 has no active dropout
         self.unet.enable_gradient_checkpointing()
         try:
             yield

@@ -1,7 +1,8 @@
-"""Latents from noise in a few deterministic steps, through whatever predicts noise."""
+"""Sample latents and images: deterministic DDIM over any noise predictor, and the base's own diffusers pipeline."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -11,22 +12,43 @@ from torch import Tensor, nn
 from .activations import LayerInputs, capture_inputs
 from .adapters import Adapter, attach
 from .base import Base
-from .sd15 import find_layers
+from .sd15 import SD15, find_layers
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How images of a prompt are sampled.
+
+    Attributes:
+        steps: sampler steps per image.
+        size: side of the square images, in px.
+        guidance: classifier-free guidance scale.
+        seed: of the first image; the n-th image uses seed + n.
+        negative_prompt: what guidance steers away from.
+        count: number of images, sampled in one batch.
+    """
+
+    steps: int = 30
+    size: int = SD15.native_size
+    guidance: float = 7.5
+    seed: int = 0
+    negative_prompt: str = ""
+    count: int = 1
 
 
 def ddim(
     predict_noise: Callable[[Tensor, Tensor], Tensor], alphas_cumprod: Tensor, noise: Tensor, steps: int
 ) -> Tensor:
-    """Deterministic DDIM (Song et al., ICLR 2021, eq. 12 with eta = 0).
+    """Sample latents with deterministic DDIM (Song et al., ICLR 2021, eq. 12 with eta = 0).
 
     Args:
-        predict_noise: (latents [b, 4, h, w], timesteps [b]) -> epsilon [b, 4, h, w].
+        predict_noise: (latents [b, c, h, w], timesteps [b]) -> epsilon [b, c, h, w].
         alphas_cumprod: [T], the schedule's signal power at each timestep.
-        noise: [b, 4, h, w], where it starts.
+        noise: [b, c, h, w], the starting point.
         steps: forward passes.
 
     Returns:
-        [b, 4, h, w] on the noise's device.
+        [b, c, h, w] on the noise's device.
     """
     x, clean, schedule = noise, noise, alphas_cumprod.cpu()
     timesteps = torch.linspace(len(schedule) - 1, 0, steps + 1).long()
@@ -41,26 +63,29 @@ def generate(
     base: Base,
     prompt: str,
     adapters: Mapping[str, Adapter] | None = None,
-    *,
-    seed: int = 0,
-    steps: int = 30,
-    size: int = 512,
-    guidance: float = 7.5,
-    negative_prompt: str = "",
-    count: int = 1,
+    settings: SamplingSettings = SamplingSettings(),
 ) -> list[Image.Image]:
-    """Sample `count` pictures through the base's own diffusers pipeline; the n-th uses seed + n.
+    """Sample images of a prompt with the base's own diffusers pipeline.
 
     Args:
-        adapters: a composed sum (see `composition.compose`), or None for the plain base.
+        adapters: a composed sum (see `composition.concatenation.compose`), or None for the plain base.
 
     Raises:
         UserError: the size does not fit the base.
     """
-    base.check_resolution(size)
-    settings = {"negative_prompt": negative_prompt, "guidance_scale": guidance, "num_images_per_prompt": count}
-    seeds = range(seed, seed + count)
-    return _run_pipeline(base, prompt, adapters, seeds, num_inference_steps=steps, height=size, width=size, **settings)
+    base.check_resolution(settings.size)
+    return _run_pipeline(
+        base,
+        prompt,
+        adapters,
+        range(settings.seed, settings.seed + settings.count),
+        num_inference_steps=settings.steps,
+        height=settings.size,
+        width=settings.size,
+        guidance_scale=settings.guidance,
+        negative_prompt=settings.negative_prompt,
+        num_images_per_prompt=settings.count,
+    )
 
 
 def inputs_while_sampling(
@@ -71,48 +96,53 @@ def inputs_while_sampling(
     layers: Collection[str] | None = None,
     seed: int = 0,
     steps: int = 20,
-    rows: int = 0,
+    samples_per_pass: int = 0,
 ) -> dict[str, LayerInputs]:
-    """What layers read while the base samples one picture of its native size, without guidance.
+    """Capture what layers receive while the base samples one image of its native size, without guidance.
 
     Args:
-        layers: by canonical name; None stands for all that can be adapted.
-        rows: inputs to keep of each layer and pass (see `activations.capture_inputs`).
+        adapters: as for `generate`.
+        layers: canonical names; None stands for all adaptable layers.
+        seed: of the image.
+        steps: sampler steps, one forward pass each.
+        samples_per_pass: inputs to keep per layer and pass (see `activations.capture_inputs`).
     """
     size, found = base.native_size, find_layers(base.pipeline.unet)
     settings = {"guidance_scale": 1.0, "num_inference_steps": steps, "height": size, "width": size}
     return capture_inputs(
         found if layers is None else {name: layer for name, layer in found.items() if name in layers},
         lambda: _run_pipeline(base, prompt, adapters, [seed], output_type="latent", **settings),
-        rows,
+        samples_per_pass,
     )
 
 
 @torch.no_grad()
-def _run_pipeline(base: Base, prompt: str, adapters: Mapping[str, Adapter] | None, seeds, **settings):
+def _run_pipeline(
+    base: Base, prompt: str, adapters: Mapping[str, Adapter] | None, seeds: Sequence[int], **settings
+) -> list[Image.Image] | Tensor:
     layers = find_layers(base.pipeline.unet)
     on_device = {name: adapter.to(base.device) for name, adapter in (adapters or {}).items()}
     base.pipeline.set_progress_bar_config(disable=True)
     with attach(layers, on_device), _autocast(base.pipeline.unet, base.device):
-        # Noise from the CPU, so that a seed means the same picture on every device.
+        # The noise comes from the CPU, so that a seed gives the same image on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return base.pipeline(prompt, generator=generators, **settings).images
 
 
 @contextmanager
 def _autocast(unet: nn.Module, device: torch.device) -> Iterator[None]:
-    """While the block lasts, a half-precision UNet takes and gives float32, in which all that is around it computes.
+    """While the block lasts, let a half-precision UNet receive and output float32, in which everything else computes.
 
-    Several VAEs that people use overflow in float16 and draw black pictures.
+    Several popular VAEs overflow in float16 and decode to black images.
     """
     if unet.dtype == torch.float32:
         yield
         return
     unet.forward = torch.autocast(device.type, unet.dtype)(unet.forward)
-    # Some samplers give latents in the precision of the noise, and so would hand them to the VAE.
+    # Some samplers return latents in the precision of the noise, and would pass them to the VAE like that.
     last = unet.conv_out.register_forward_hook(lambda layer, inputs, noise: noise.float())
     try:
         yield
     finally:
         last.remove()
-        del unet.forward  # the class's own shows again
+        del unet.forward  # restores the method of the class

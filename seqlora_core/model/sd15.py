@@ -1,22 +1,47 @@
-"""Stable Diffusion 1.5's attention layers: which can be adapted, and what they are called.
+"""Stable Diffusion 1.5: its constants, its adaptable layers with their names, its noise schedule, and its checks.
 
-A layer's canonical name is its path in diffusers' `UNet2DConditionModel`, whichever layout the UNet at hand has.
+A layer's canonical name is its path in diffusers' `UNet2DConditionModel`, whichever layout the UNet itself has.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
+from .architecture import Architecture
 
-PROJECTIONS = {
-    "all": r"attn[12]\.to_(q|k|v|out\.0)",
-    "cross": r"attn2\.to_(q|k|v|out\.0)",
-    "cross-kv": r"attn2\.to_(k|v)",
-}
-_PROJECTION = re.compile(r"(?P<block>.+)\.transformer_blocks\.(?P<depth>\d+)\.(?P<rest>attn[12]\.to_(?:q|k|v|out\.0))")
+SD15 = Architecture(
+    name="Stable Diffusion 1.5",
+    pipeline="StableDiffusionPipeline",
+    latent_channels=4,
+    vae_scale_factor=8,
+    latent_scaling=0.18215,
+    native_size=512,
+    text_width=768,
+    prompt_tokens=77,
+    attention_heads=8,
+    presets={
+        "all": r"attn[12]\.to_(q|k|v|out\.0)",
+        "cross": r"attn2\.to_(q|k|v|out\.0)",
+        "cross-kv": r"attn2\.to_(k|v)",
+    },
+    self_attention=re.compile(r"(.+\.attn1)\.to_[qkv]"),
+    text_layer=re.compile(r".+\.attn2\.to_[kv]"),
+    kohya_layer=re.compile(
+        r"lora_unet_((?:down|up)_blocks_\d+|mid_block)"
+        r"_attentions_(\d+)_transformer_blocks_(\d+)_(attn[12])_to_(q|k|v|out_0)"
+    ),
+    kohya_version="sd_v1",
+    modelspec="stable-diffusion-v1/lora",
+)
+BETA_START, BETA_END, TIMESTEPS = 0.00085, 0.012, 1000  # the scaled-linear noise schedule
+INPAINTING_CHANNELS = 9  # input channels of the inpainting variant: latents, masked latents and mask
+SD2_TEXT_WIDTH = 1024
+
+_PROJECTION = re.compile(rf"(?P<block>.+)\.transformer_blocks\.(?P<depth>\d+)\.(?P<rest>{SD15.presets['all']})")
 _ORIGINAL_BLOCK = re.compile(r"(?P<part>input_blocks|output_blocks)\.(?P<index>\d+)\.1|(?P<middle>middle_block)\.1")
 _CANONICAL_BLOCK = re.compile(
     r"^(?:(?P<way>down|up)_blocks\.(?P<level>\d+)\.attentions\.(?P<position>\d+)|(?P<middle>mid_block\.attentions\.0))"
@@ -24,18 +49,26 @@ _CANONICAL_BLOCK = re.compile(
 
 
 class LayerShape(NamedTuple):
-    """The width of a layer's input (n, which limits how many directions it can hold) and of its output (m)."""
+    """The widths of a linear layer.
+
+    Attributes:
+        width: n, the width of its input, which bounds how many directions the layer can hold.
+        out: m, the width of its output.
+    """
 
     width: int
     out: int
 
 
 def find_layers(unet: nn.Module, preset: str = "all") -> dict[str, nn.Module]:
-    """The attention projections of an SD1.5-topology UNet, by canonical name, in the UNet's own order.
+    """Find the attention projections of a UNet with SD1.5's topology.
 
     Args:
         unet: a UNet in diffusers' layout or in SD1.5's original one (`input_blocks...`).
         preset: `all`, `cross` (attn2 only) or `cross-kv` (its keys and values only).
+
+    Returns:
+        The layers by canonical name, in the UNet's own order.
 
     Raises:
         UserError: the UNet has no such layer.
@@ -43,20 +76,20 @@ def find_layers(unet: nn.Module, preset: str = "all") -> dict[str, nn.Module]:
     modules = dict(unet.named_modules())
     names = {name: canonical for name, canonical in canonical_names(modules).items() if in_preset(canonical, preset)}
     if not names:
-        raise UserError("This model has no SD1.5 attention layers to adapt: choose a Stable Diffusion 1.5 model.")
+        raise UserError(f"This model has no SD1.5 attention layers to adapt: choose a {SD15.name} model.")
     return {canonical: modules[name] for name, canonical in names.items()}
 
 
 def in_preset(layer: str, preset: str) -> bool:
-    """Whether a preset of `find_layers` has the layer of that canonical name."""
-    return re.fullmatch(rf".+\.{PROJECTIONS[preset]}", layer) is not None
+    """Return whether a preset of `find_layers` includes the layer with that canonical name."""
+    return re.fullmatch(rf".+\.{SD15.presets[preset]}", layer) is not None
 
 
 def canonical_names(module_names: Iterable[str]) -> dict[str, str]:
-    """Map the attention projections among `module_names` to their diffusers paths.
+    """Map the attention projections among `module_names` to their canonical names.
 
-    The original layout counts residual blocks and samplers of all levels in one row, so the number of residual
-    blocks a level is read from where the first downsampler stands.
+    The original layout numbers the residual blocks and samplers of all levels in one sequence, so the number of
+    residual blocks per level follows from the position of the first downsampler.
     """
     module_names = list(module_names)
     downsamplers = [
@@ -83,15 +116,15 @@ def _canonical_block(block: str, per_level: int) -> str:
     if match["part"] == "input_blocks":  # block 0 is conv_in; a downsampler closes each level
         level, position = divmod(index - 1, per_level + 1)
         return f"down_blocks.{level}.attentions.{position}"
-    level, position = divmod(index, per_level + 1)  # going up, a level has one residual block more
+    level, position = divmod(index, per_level + 1)  # on the way up each level has one more residual block
     return f"up_blocks.{level}.attentions.{position}"
 
 
 def original_names(layers: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> the layer's name in SD1.5's original layout, the inverse of `canonical_names`.
+    """Map canonical names to the names in SD1.5's original layout: the inverse of `canonical_names`.
 
     Args:
-        layers: canonical names; those of the way down must all be there, because their number a level is counted.
+        layers: canonical names; they must include all layers of the way down, whose number per level is counted.
     """
     layers = list(layers)
     down = [int(m[1]) for m in (re.match(r"down_blocks\.\d+\.attentions\.(\d+)", layer) for layer in layers) if m]
@@ -107,10 +140,39 @@ def _original_block(match: re.Match, per_level: int) -> str:
 
 
 def module_names(unet: nn.Module) -> dict[str, str]:
-    """Canonical name -> the UNet's own name, of every adaptable layer."""
+    """Map the canonical name of every adaptable layer to its name in this UNet."""
     return {canonical: name for name, canonical in canonical_names(dict(unet.named_modules())).items()}
 
 
 def layer_shapes(layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
-    """Input and output widths of linear layers."""
+    """Return the input and output widths of linear layers."""
     return {name: LayerShape(layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+def sd15_alphas_cumprod() -> Tensor:
+    """Compute SD1.5's noise schedule, [1000] float32: the square roots of its betas are evenly spaced."""
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float64).square()
+    return torch.cumprod(1 - betas, dim=0).float()
+
+
+def unsupported_input(channels: int) -> str | None:
+    """Name the kind of model whose UNet has this many input channels; None for SD1.5's own number."""
+    if channels == INPAINTING_CHANNELS:
+        return "an inpainting model"
+    return None if channels == SD15.latent_channels else f"a model with {channels} input channels"
+
+
+def unsupported_kind(unet_config, prediction_type: str) -> str | None:
+    """Name the kind of model that a diffusers UNet belongs to if it is not SD1.5; None if it is.
+
+    Args:
+        unet_config: the config of a `UNet2DConditionModel`.
+        prediction_type: the scheduler's.
+    """
+    if problem := unsupported_input(unet_config.in_channels):
+        return problem
+    if unet_config.addition_embed_type is not None:
+        return "an SDXL model"
+    if unet_config.use_linear_projection or unet_config.cross_attention_dim == SD2_TEXT_WIDTH:
+        return "a Stable Diffusion 2.x model"
+    return None if prediction_type == "epsilon" else f"a model with {prediction_type} prediction"

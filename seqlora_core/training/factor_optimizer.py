@@ -1,4 +1,4 @@
-"""The steps of the two factors: the paper's plain gradient, or Adam followed by the same projection."""
+"""The steps of the two factors: the paper's plain gradient steps, or Adam's, before the same projection."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 class FactorOptimizer:
-    """Moves one factor (A or B) of all layers at once.
+    """Steps one factor (A or B) of all layers at once.
 
     Args:
         parameters: leaf tensors, changed in place by `step`.
         kind: "gradient" (eqs. 8, 17, 18 as they stand) or "adam".
-        step_size: alpha or beta.
-        clip: bound on the norm of all gradients together; 0 for none.
-        directions: V [n, d] for each parameter [n, r], to step in the coordinates C [d, r] of V C instead of the
-            parameter's own; the paper's gradient step becomes `-step_size V V^T gradient`.
+        step_size: the paper's alpha (for A) or beta (for B), or Adam's learning rate.
+        clip: bound on the joint norm of all gradients; 0 means no bound.
+        directions: V [n, d] per parameter [n, r].  If given, steps are taken in the coordinates C [d, r] of V C; the
+            paper's gradient step becomes `-step_size V V^T gradient`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class FactorOptimizer:
         self.adaptive = kind == "adam"
         optimizer = torch.optim.Adam if self.adaptive else torch.optim.SGD
         self._directions = directions
-        # Neither optimizer asks where a variable is, so each step in coordinates may start from their origin.
+        # Neither optimizer depends on the value of a variable, so each step in coordinates may start from 0.
         self._variables = self.parameters
         if directions is not None:
             pairs = zip(self.parameters, directions, strict=True)
@@ -54,10 +54,10 @@ class FactorOptimizer:
                 C.zero_()
 
     def step_sizes(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The factors D of the tentative lower step `A+ = A - D g` that `step` would roughly take.
+        """Return the factors D of the tentative lower step `A+ = A - D g`, which approximates `step`.
 
-        Scalars for plain gradient steps; for Adam its diagonal preconditioner with the new gradient counted in, without
-        momentum, so that the step stays linear in `g` as eq. 8 has it.
+        They are scalars for plain gradient steps.  For Adam they are its diagonal preconditioner with the new gradient
+        included, without momentum, so that the step is linear in `g` as in eq. 8.
         """
         scale = self._clip_factor(gradients)
         if not self.adaptive:
@@ -80,7 +80,7 @@ class FactorOptimizer:
         return (self.clip / (norm + 1e-12)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's memory as flat tensors, for a checkpoint."""
+        """Return the optimizer's state as flat tensors, for a checkpoint."""
         return {
             f"{index}.{name}": torch.as_tensor(value)
             for index, state in self._optimizer.state_dict()["state"].items()
@@ -89,7 +89,7 @@ class FactorOptimizer:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave."""
+        """Restore what `state_tensors` returned."""
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             index, name = key.split(".", 1)

@@ -1,17 +1,17 @@
-"""What a new concept would do to other pictures, as a term of the loss that needs none of their images.
+"""A loss term that penalizes a new concept's effect on other prompts, without their images.
 
-(ours) The interference of a new concept on an earlier one is `A B^T x` (eq. 4 of the paper), x the inputs that a layer
-reads while the earlier one is drawn.  `B_i^T B = 0` makes it vanish on span(B_i) only; the rest of x is what
-Theorems 2 and 7 call exposed.  The bank knows the earlier concepts' adapters and words, so their x can be made anew:
-the model samples a prompt of each, and per layer `Sigma = mean of x x^T` is kept.  Prompts of invented subjects are
-among them, for what later concepts read, of ordinary ones, for all else, and the empty prompt, or the first concepts
-would change what all pictures have in common, and later ones come to lean on that.  The term is the expected energy of
-the interference as a share of the energy of what the layer gives,
+(ours) The interference of a new concept with an earlier one is `A B^T x` (eq. 4 of the paper), with x the inputs that a
+layer receives while the earlier one is sampled.  `B_i^T B = 0` makes it vanish on span(B_i) only; the rest of x is what
+Theorems 2 and 7 call exposed.  The bank holds the adapters and words of the earlier concepts, so their x can be
+reproduced: the model samples one prompt per concept, and `Sigma = mean of x x^T` is stored per layer.  Further prompts
+stand for concepts to come (placeholder subjects) and for everything else (common subjects).  The empty prompt is among
+them too: otherwise the first concepts would change what all images have in common, and later concepts would depend on
+that change.  The term is the expected energy of the interference relative to the energy of the layer's outputs y,
 
     weight * number of prompts * sum over layers of  tr(A B^T Sigma B A^T) / mean |y|^2,
 
-which is quadratic in either factor and costs no forward pass.  So every prompt has the same weight, however many there
-are; a mean over them would protect each concept less as the bank grows.
+which is quadratic in either factor and costs no forward pass.  Every prompt has the same weight, however many there
+are; a mean over the prompts would protect each concept less as the bank grows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,38 +25,44 @@ from ..model.denoiser import Denoiser
 from ..model.sampling import ddim
 from ..randomness import named_generator
 
-STEPS = 8  # forward passes of a picture
-# Where texts alone matter: latents that a UNet which halves them three times still takes, and so many of them at a time
-# that they are half a picture of 512 px.
+STEPS = 8  # forward passes per image
+# If only layers of the text are adapted: latents (latent px) that a UNet can halve three times, and as many per batch
+# as have half the area of a 512 px image.
 SMALL, MANY = (8, 8), 32
 
 
 class InterferencePenalty:
-    """The term for one model and the concepts that it holds so far.
+    """The penalty for one model with the concepts that it holds so far.
 
     Args:
-        covariances: Sigma [n, n] of every layer, on the device of its factors.
-        shares: weight over mean |y|^2, one a layer.
+        covariances: Sigma [n, n] per layer, on the device of the layer's factors.
+        shares: weight over mean |y|^2 per layer.
     """
 
     def __init__(self, covariances: Sequence[Tensor], shares: Sequence[float]) -> None:
         self._covariances, self._shares = list(covariances), list(shares)
 
     def __call__(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
-        """The term at `A [m, r]`, `B [n, r]`, one a layer: a scalar with its graph."""
+        """Compute the penalty at `A [m, r]`, `B [n, r]`, one per layer: a scalar with its graph."""
         terms = zip(A, B, self._covariances, self._shares, strict=True)
         return sum(share * ((a.mT @ a) * (b.mT @ sigma @ b)).sum() for a, b, sigma, share in terms)
 
 
 class ProtectedInputs(NamedTuple):
-    """What layers read and give while the prompts to keep are drawn; both by canonical name."""
+    """What layers receive and output while the protected prompts are sampled.
 
-    covariances: Mapping[str, Tensor]  # Sigma [n, n]
-    energies: Mapping[str, float]  # mean |y|^2
+    Attributes:
+        covariances: Sigma [n, n], by canonical layer name.
+        energies: mean |y|^2, by canonical layer name.
+        prompts: the number of protected prompts.
+    """
+
+    covariances: Mapping[str, Tensor]
+    energies: Mapping[str, float]
     prompts: int
 
     def penalty(self, weight: float) -> InterferencePenalty:
-        """The term for the layers in their order; `weight` is that of a prompt."""
+        """Return the penalty for the layers in their order, with this weight per prompt."""
         tiny = torch.finfo(torch.float32).tiny
         shares = [weight * self.prompts / max(energy, tiny) for energy in self.energies.values()]
         return InterferencePenalty(self.covariances.values(), shares)
@@ -72,25 +78,27 @@ def watch_protected(
     batch: int,
     between: Callable[[], None],
 ) -> ProtectedInputs:
-    """Draws the prompts to keep with whatever is attach to the UNet, and watches the layers.
+    """Sample the protected prompts with the UNet and its attached adapters, and capture inputs and outputs of layers.
 
     Args:
-        prompts: [K, tokens, d].
-        size: height and width in latent pixels, where layers read pictures.
-        batch: pictures at a time, there.
-        between: called before each batch; may raise.
+        layers: by canonical name.
+        prompts: [K, tokens, d] text embeddings.
+        size: height and width in latent px, if any of the layers receives image features.
+        seed: of the noise.
+        batch: images per batch, in the same case.
+        between: called before each batch; may raise to cancel.
     """
-    device = denoiser.device
+    device, channels = denoiser.device, denoiser.architecture.latent_channels
     groups = {name: input_group(name) for name in layers}
-    # Keys and values of the text read the same in every pass and at every size, so that the cheapest pass shows all.
-    texts_alone = set(groups.values()) == {TEXT_GROUP}
-    steps, size, batch = (1, SMALL, MANY) if texts_alone else (STEPS, size, batch)
+    # Keys and values of the text receive the same in every pass and at every size, so the cheapest pass is enough.
+    text_only = set(groups.values()) == {TEXT_GROUP}
+    steps, size, batch = (1, SMALL, MANY) if text_only else (STEPS, size, batch)
 
-    def draw() -> None:
+    def sample() -> None:
         generator = named_generator(seed, "earlier")
         for texts in prompts.float().split(batch):
             between()
-            text, noise = texts.to(device), torch.randn(len(texts), 4, *size, generator=generator).to(device)
+            text, noise = texts.to(device), torch.randn(len(texts), channels, *size, generator=generator).to(device)
             ddim(
                 lambda x, t, text=text: denoiser.predict_noise(x, t, text).float(),
                 denoiser.alphas_cumprod,
@@ -99,7 +107,7 @@ def watch_protected(
             )
 
     with capture_output_energy(layers) as energies:
-        inputs = capture_inputs(layers, draw)
-    shared = {groups[name]: watched.covariance.to(device) for name, watched in inputs.items()}
+        inputs = capture_inputs(layers, sample)
+    shared = {groups[name]: captured.covariance.to(device) for name, captured in inputs.items()}
     covariances = {name: shared[groups[name]] for name in layers}
     return ProtectedInputs(covariances, {name: energies[name].mean for name in layers}, len(prompts))

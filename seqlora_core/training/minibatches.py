@@ -1,4 +1,4 @@
-"""What a step sees: a pure function of the seed and the step's number."""
+"""The minibatches of a step: a pure function of the seed and the step's number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .config import ResolvedConfig
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one forward pass needs, all on the training device; `b` examples."""
+    """The inputs of one forward pass over `b` examples, all on the training device."""
 
     noisy: Tensor  # [b, 4, h, w]
     timesteps: Tensor  # [b]
@@ -25,17 +25,17 @@ class Minibatch:
     with_earlier: Tensor | None = None  # [b], which images see the earlier concepts; None is all
 
     def squared_error(self, prediction: Tensor) -> Tensor:
-        """Mean squared error per counted latent value, a scalar."""
+        """Compute the weighted mean squared error over the latent values inside the mask, a scalar."""
         error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
         counted = self.mask.sum().clamp_min(1e-6)  # a window may miss the mask
         return self.weight * (error * self.mask).sum() / counted
 
 
 def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: ResolvedConfig, step: int) -> list[Minibatch]:
-    """The micro-batches of a step: a pure function of the seed and the step's number.
+    """Draw the micro-batches of a step: a pure function of the seed and the step's number.
 
-    So a resumed training run sees exactly what an uninterrupted one sees, on any device (random numbers come from the
-    CPU).
+    A resumed training run therefore uses exactly the minibatches of an uninterrupted one, on any device (random numbers
+    come from the CPU).
     """
     generator = named_generator(config.seed, "step", step)
     share = 1 / config.accumulation
@@ -79,13 +79,13 @@ def _minibatch(
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:
-    """The example at `position` of an endless sequence that shows all of them once an epoch, in a new order each."""
+    """Return the index of the example at `position` of an endless sequence, which is reshuffled in every epoch."""
     epoch, offset = divmod(position, count)
     return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
 
 
 def _window(example: Example, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents [4, height, width], sampled anew from their posterior, and mask [1, height, width] at a random place."""
+    """Cut latents [c, height, width], sampled from their posterior, and mask [1, height, width] at a random place."""
     top = _randint(example.mean.shape[1] - height + 1, generator)
     left = _randint(example.mean.shape[2] - width + 1, generator)
     window = (slice(None), slice(top, top + height), slice(left, left + width))

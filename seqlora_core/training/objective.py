@@ -20,11 +20,11 @@ FIRST_LOSS_SCALE = 2.0**12
 
 
 class DenoisingObjective:
-    """`L(A, B)` of some minibatches, on a UNet with an adapter on each of `layers`.
+    """`L(A, B)` of the current minibatches, on a UNet with an adapter on each of `layers`.
 
     Args:
         layers: the adapted layers, by canonical name; A and B are lists in their order.
-        dtype: of the passes, by its name in torch.
+        dtype: precision of the passes, by its name in torch.
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         penalty: a further term of (A, B), or None.
         earlier: the earlier concepts, which minibatches may leave out.
@@ -67,7 +67,7 @@ class DenoisingObjective:
         self._minibatches = minibatches
 
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
-        """L(A, B) with its graph over all minibatches."""
+        """Return L(A, B) over all minibatches, with its graph."""
         self.passes += len(self._minibatches)
         with self._using(A, B):
             errors = []
@@ -77,7 +77,7 @@ class DenoisingObjective:
             return sum(errors) + self._regularization(A, B)
 
     def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
-        """L, dL/dA and dL/dB; one minibatch's graph in memory at a time.
+        """Compute L, dL/dA and dL/dB, with one minibatch's graph in memory at a time.
 
         Raises:
             TrainingDiverged: they are not finite.
@@ -99,7 +99,7 @@ class DenoisingObjective:
             regularization = self._regularization(A, B)
             totals = list(torch.autograd.grad(regularization, factors))
             loss = float(regularization.detach())
-            # Gradient checkpointing reads the factors again in the backward pass, so they stay in use until its end.
+            # Gradient checkpointing uses the factors again in the backward pass, so they stay attached until its end.
             with self._using(A, B):
                 for minibatch in self._minibatches:
                     with self._earlier.in_images(minibatch.with_earlier):
@@ -115,7 +115,7 @@ class DenoisingObjective:
     def predict_noise(
         self, A: Sequence[Tensor], B: Sequence[Tensor], noisy: Tensor, timesteps: Tensor, text: Tensor
     ) -> Tensor:
-        """The noise that the UNet with these factors sees (shapes as `Denoiser.predict_noise`), in float32."""
+        """Predict noise with these factors, in float32 (shapes as in `Denoiser.predict_noise`)."""
         with self._using(A, B):
             return self._predict(noisy, timesteps, text).float()
 
@@ -150,9 +150,10 @@ def heldout_loss(
     steps: int,
     between: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean denoising error of the UNet, with whatever is attach to it, over `steps` fixed minibatches of `data`.
+    """Compute the mean denoising error of the UNet, with its attached adapters, over fixed minibatches of `data`.
 
     Args:
+        steps: the number of minibatches.
         between: called before each minibatch; may raise.
     """
     losses = []

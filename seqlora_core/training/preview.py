@@ -1,6 +1,6 @@
-"""What a concept looks like while it is being learned: a few sampler steps, without guidance.
+"""Previews of a concept during its training run: a few sampler steps, without guidance.
 
-Cheap rather than beautiful: it shows whether the subject appears at all, and whether it falls apart.
+They are cheap rather than beautiful, and show whether the subject appears at all and whether it falls apart.
 """
 
 import torch
@@ -11,26 +11,27 @@ from ..model.sampling import ddim
 from ..randomness import named_generator
 from .objective import DenoisingObjective
 
-STEPS = 8  # forward passes of one picture; a training step of the default method costs about nine
+STEPS = 8  # forward passes per preview; a training step of the default method costs about nine
 
 
 def preview_latents(
     objective: DenoisingObjective, factors: tuple[list[Tensor], list[Tensor]], data: EncodedConcept, seed: int
 ) -> Tensor:
-    """A picture from one fixed noise and the first prompt (see `sampling.ddim`).
+    """Sample latents from one fixed noise and the first prompt (see `sampling.ddim`).
 
-    The noise has its own generator and nothing is recorded for a backward pass, so a training is the same with and
-    without previews; all of a training's previews start alike, so they can be compared.
+    The noise has its own generator and no graph is recorded, so previews do not change a training run.  All previews of
+    a run start from the same noise, so they can be compared.
 
     Args:
-        factors: A and B as they are now.
+        factors: the current A and B, [m, r] and [n, r] per layer.
+        data: the concept; its first example sets the prompt and the size.
+        seed: of the noise.
 
     Returns:
-        [1, 4, h, w] on the training device, in the scale of the examples' latents.
+        [1, c, h, w] on the training device, in the scale of the examples' latents.
     """
     example, device = data.examples[0], objective.denoiser.device
-    height, width = data.latent_size
-    noise = torch.randn(1, 4, height, width, generator=named_generator(seed, "preview")).to(device)
+    noise = torch.randn(1, len(example.mean), *data.latent_size, generator=named_generator(seed, "preview")).to(device)
     text = example.prompts[:1].float().to(device)
     return ddim(
         lambda x, timesteps: objective.predict_noise(*factors, x, timesteps, text),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..bank import Concept
+from ..data.prompts import subject_prompt
 
 EMPTY_PROMPT_COUNT = 4  # guidance subtracts what the model makes of the empty prompt from every image
 # Invented subjects stand for concepts that the bank does not hold yet.  Without them a basis would turn to directions
@@ -35,4 +36,4 @@ def protected_prompts(concepts: Sequence[Concept], class_word: str) -> list[str]
     subjects = [concept.subject for concept in concepts]
     subjects += [f"{token} {word}" for token, word in PLACEHOLDER_SUBJECTS if word not in own]
     subjects += [word for word in COMMON_SUBJECTS if word not in own]
-    return [f"photo of a {subject}" for subject in subjects] + [""] * EMPTY_PROMPT_COUNT
+    return [subject_prompt(subject) for subject in subjects] + [""] * EMPTY_PROMPT_COUNT

@@ -1,7 +1,7 @@
-"""The mean of the factors over the last steps, which is what a training keeps.
+"""The mean of the factors over the last steps, which is the result of a training run.
 
-(ours) With a few images in a step, its gradient is mostly noise, and the last iterate is wherever that left it.  The
-mean of many iterates has less of it and costs no pass (Polyak and Juditsky 1992; over the tail, Jain et al. 2018).  The
+(ours) With few images per step, the gradient is mostly noise, and so is the last iterate.  The mean of many iterates
+has less of it and costs no pass (Polyak and Juditsky 1992; over the tail, Jain et al. 2018).  The
 projection of eq. 17 is linear, so the mean of bases outside span(Q) is outside it too.
 """
 
@@ -15,7 +15,7 @@ class TailAverage:
     """The mean of a list of factors over the steps from `first` on.
 
     Args:
-        first: the number of the first step whose outcome counts, from 0.
+        first: the index, from 0, of the first step whose factors count.
     """
 
     def __init__(self, first: int) -> None:
@@ -24,7 +24,7 @@ class TailAverage:
         self._means: list[Tensor] = []
 
     def add(self, step: int, factors: Sequence[Tensor]) -> None:
-        """Counts what a step led to, if it is one of the last."""
+        """Add the factors after a step, if it is one of the last steps."""
         if step < self._first:
             return
         self._count += 1
@@ -34,15 +34,15 @@ class TailAverage:
             mean += (factor.detach() - mean) / self._count
 
     def of(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        """The means so far, or before there are any the factors as they are."""
+        """Return the means so far; before the first averaged step, return the given factors."""
         return self._means if self._count else [factor.detach() for factor in factors]
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The means and their count as flat tensors, for a checkpoint."""
+        """Return the means and their count as flat tensors, for a checkpoint."""
         means = {str(index): mean for index, mean in enumerate(self._means)}
         return {**means, "count": torch.tensor(self._count)}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Restores what `state_tensors` gave; nothing, from a checkpoint that is older than averaging."""
+        """Restore what `state_tensors` returned; checkpoints older than averaging hold nothing."""
         self._count = int(tensors.get("count", 0))
         self._means = [tensors[str(index)].to(device) for index in range(len(tensors) - 1)]

@@ -1,7 +1,7 @@
 """The training run of one concept: from encoded examples to a concept in the bank."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ class RunOptions:
         checkpoint_seconds: seconds between checkpoints.
         thumbnail: stored with the concept.
         preview_every: steps between previews for the monitor; 0 makes none.
+        vocabulary: entries of the base's tokenizer, by which a token that is an ordinary word is recognized.
     """
 
     resume: bool = False
@@ -52,6 +53,7 @@ class RunOptions:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     thumbnail: Image.Image | None = None
     preview_every: int = 0
+    vocabulary: Container[str] = ()
 
 
 def train_concept(
@@ -83,6 +85,8 @@ def train_concept(
     layers = find_layers(denoiser.unet, config.layers)
     plan = make_plan(bank.refresh(), spec, requested, config, layers, options.replace)
     planned_for = bank.manifest.generation
+    for note in bank.check_words(spec, options.vocabulary):
+        monitor.message(note)
     with bank.training(wait_for_others(monitor)):
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, requested, config, layers, options.replace)

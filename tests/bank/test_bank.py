@@ -289,7 +289,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_content_and_no_litter(tmp_pat
 def test_a_drive_that_is_not_there_is_named(tmp_path, monkeypatch):
     """On Windows not even the root of such a path exists."""
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    with pytest.raises(storage.Unwritable, match=r"the drive .+ is not there"):
+    with pytest.raises(storage.Unwritable, match=r"there is no drive /"):
         storage.check_writable(tmp_path / "out" / "x.png")
 
 

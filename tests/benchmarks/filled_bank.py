@@ -9,7 +9,7 @@ RANK = 4
 
 
 def fill(bank: Bank, count: int) -> None:
-    """Concepts whose bases are columns of one random orthogonal matrix a layer, until the layer is full."""
+    """Add concepts whose bases are columns of one random orthogonal matrix per layer, until the layer is full."""
     generator = torch.Generator().manual_seed(0)
     columns = {
         width: torch.linalg.qr(torch.randn(width, width, generator=generator)).Q

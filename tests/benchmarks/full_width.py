@@ -1,8 +1,8 @@
-"""Peak memory and seconds per iteration on the full-width SD1.5 UNet (860 M random weights), two steps a method.
+"""Peak memory and seconds per iteration on the full-width SD1.5 UNet (860 M random weights), a few steps per method.
 
     python tests/benchmarks/full_width.py [--device cpu] [--dtype float32] [--pixels 128] [--steps 2]
 
-Each method runs in a process of its own, so that its peak is its own.
+Each method runs in a process of its own, so that the measured peak is its own.
 """
 
 import argparse
@@ -17,30 +17,31 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 EVERYTHING = {"layers": "all"}
 METHODS = {
-    "seqlora, eq. 18": {"method": "seqlora", "lower_step": "again", **EVERYTHING},
+    "seqlora, eq. 18": {"method": "seqlora", "lower_step": "repeat", **EVERYTHING},
     "alternating": {"method": "alternating", **EVERYTHING},
     "lora": {"method": "lora", **EVERYTHING},
     "seqlora, eq. 18, checkpointing": {
-        **{"method": "seqlora", "lower_step": "again", "gradient_checkpointing": True},
+        **{"method": "seqlora", "lower_step": "repeat", "gradient_checkpointing": True},
         **EVERYTHING,
     },
-    "seqlora, lower step kept": {"method": "seqlora", **EVERYTHING},
+    "seqlora, lower step reused": {"method": "seqlora", **EVERYTHING},
     "seqlora, keys and values": {"method": "seqlora"},
 }
 
 
 def measure(arguments: argparse.Namespace, settings: dict) -> dict:
-    """Train one concept of random latents on a fresh UNet."""
+    """Train one concept of random latents on a fresh UNet, without protected prompts."""
     import torch
     from diffusers import UNet2DConditionModel
 
     from seqlora_core.bank import Bank, BaseIdentity
     from seqlora_core.bank.spec import ConceptSpec
     from seqlora_core.data.dataset import EncodedConcept, Example
-    from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-    from seqlora_core.model.sd15 import find_layers, layer_shapes
+    from seqlora_core.model.denoiser import DiffusersDenoiser
+    from seqlora_core.model.sd15 import find_layers, layer_shapes, sd15_alphas_cumprod
     from seqlora_core.monitor import Monitor
     from seqlora_core.training.config import TrainingConfig
+    from seqlora_core.training.methods import resolve
     from seqlora_core.training.trainer import train_concept
 
     torch.manual_seed(0)
@@ -57,11 +58,11 @@ def measure(arguments: argparse.Namespace, settings: dict) -> dict:
 
     side = arguments.pixels // 8
     data = EncodedConcept([Example(torch.randn(4, side, side), torch.randn(1, 77, 768))])
-    config = TrainingConfig(steps=arguments.steps, dtype=arguments.dtype, resolution=arguments.pixels, **settings)
+    config = resolve(TrainingConfig(steps=arguments.steps, **settings), arguments.pixels, arguments.dtype)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         bank = Bank.open_or_create(folder, BaseIdentity("random", "0"), layer_shapes(find_layers(unet)))
-        concept = train_concept(denoiser, data, bank, ConceptSpec("x", "sksx", "thing"), config, clock)
+        concept = train_concept(denoiser, lambda prompts: data, bank, ConceptSpec("x", "sksx", "thing"), config, clock)
     seconds = [later - earlier for earlier, later in zip(clock.moments[1:], clock.moments[2:], strict=False)]
     return {
         "parameters": parameters,
@@ -72,7 +73,7 @@ def measure(arguments: argparse.Namespace, settings: dict) -> dict:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: of the graphics card where there is one, else of the process."""
+    """Peak memory in bytes: of the graphics card on cuda, else of this process."""
     import torch
 
     if device.startswith("cuda"):

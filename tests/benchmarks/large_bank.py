@@ -1,4 +1,4 @@
-"""How long a bank of 101 concepts at rank 4 on SD1.5's layers takes to plan for, inspect and compose.
+"""Seconds to plan for, inspect and compose a bank of 101 concepts at rank 4 on SD1.5's layers.
 
 python tests/benchmarks/large_bank.py [--concepts 101]
 """
@@ -22,6 +22,7 @@ from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.composition.concatenation import compose
 from seqlora_core.model.sd15 import find_layers, layer_shapes
 from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.methods import resolve
 from seqlora_core.training.plan import make_plan
 
 
@@ -42,10 +43,9 @@ def main() -> None:
         bank = Bank.open_or_create(folder, BaseIdentity("shapes", "0"), layer_shapes(layers))
         timed(f"add {arguments.concepts} concepts", lambda: fill(bank, arguments.concepts))
         timed("open and read all files", lambda: Bank.open(folder).load())
-        plan = timed(
-            "plan the next training",
-            lambda: make_plan(bank, ConceptSpec("next", "n", "thing"), TrainingConfig(layers="all"), layers),
-        )
+        spec, requested = ConceptSpec("next", "n", "thing"), TrainingConfig(layers="all")
+        config = resolve(requested, native_size=512, dtype="float32")
+        plan = timed("plan the next training run", lambda: make_plan(bank, spec, requested, config, layers))
         result = timed("inspect", lambda: inspect(bank))
         timed("compose all", lambda: compose(bank, [(concept.name, 1.0) for concept in bank.concepts]))
         print(f"{len(plan.full)} of {len(layers)} layers are full; largest overlap {result.max_overlap:.1e}")

@@ -3,8 +3,8 @@
     python tests/benchmarks/optimizers.py --photos DIR [--passes 180] [--subjects dog cat backpack]
 
 On the reduced-width base with random weights that the tests use.  Each subject's last photo is held out; a subject is
-trained in a bank of its own, so that the figures differ by the optimizer only.  The lower step size alpha and the upper
-one beta are equal.  All layers, and the lower step taken again (eq. 18).
+trained in a bank of its own without protected prompts, so that the figures differ by the optimizer only.  Both learning
+rates are equal.  All layers are trained, and the lower step is repeated (eq. 18).
 """
 
 import argparse
@@ -26,26 +26,29 @@ from seqlora_core.model.adapters import attach  # noqa: E402
 from seqlora_core.model.base import Base, load_base  # noqa: E402
 from seqlora_core.model.sd15 import find_layers  # noqa: E402
 from seqlora_core.training.config import TrainingConfig  # noqa: E402
+from seqlora_core.training.methods import resolve  # noqa: E402
 from seqlora_core.training.objective import heldout_loss  # noqa: E402
 from seqlora_core.training.trainer import train_concept  # noqa: E402
 
-PASSES = {"seqlora": 3, "alternating": 2, "lora": 1}  # of one iteration
-STEP_SIZES = {"adam": (3e-4, 1e-3, 3e-3, 1e-2), "gradient": (0.1, 1.0, 10.0)}
+PASSES = {"seqlora": 3, "alternating": 2, "lora": 1}  # per iteration
+LEARNING_RATES = {"adam": (3e-4, 1e-3, 3e-3, 1e-2), "gradient": (0.1, 1.0, 10.0)}
 HELDOUT_STEPS = 40
 
 
 def heldout_after(base: Base, photos: Path, subject: str, passes: int, **settings) -> tuple[float, float]:
-    """Held-out loss before and after training one subject."""
+    """Measure the held-out loss before and after training one subject."""
     references = read_folder(photos / subject, f"sks{subject} {subject}")
-    config = TrainingConfig(resolution=128, steps=passes // PASSES[settings.get("method", "seqlora")], **settings)
-    train = encode_concept(base, references[:-1], config)
-    held = encode_concept(base, references[-1:], config)
+    steps = passes // PASSES[settings["method"]]
+    config = resolve(TrainingConfig(steps=steps, **settings), native_size=128, dtype="float32")
+    train = encode_concept(base, references[:-1], config.resolution)
+    held = encode_concept(base, references[-1:], config.resolution)
     denoiser = base.denoiser()
     before = heldout_loss(denoiser, held, config, HELDOUT_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         bank = Bank.open_or_create(folder, base.identity, base.layers)
         try:
-            train_concept(denoiser, train, bank, ConceptSpec(subject, f"sks{subject}", subject), config)
+            spec = ConceptSpec(subject, f"sks{subject}", subject)
+            train_concept(denoiser, lambda prompts: train, bank, spec, config)
         except TrainingDiverged:
             return before, float("nan")
         with attach(find_layers(base.pipeline.unet), bank.load()[subject]):
@@ -59,19 +62,19 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=["dog", "cat", "backpack"])
     arguments = parser.parse_args()
     print(f"{arguments.passes} passes, held-out loss (mean of {', '.join(arguments.subjects)})")
-    print(f"{'method':12}{'optimizer':>10}{'step size':>11}{'before':>9}{'after':>9}")
+    print(f"{'method':12}{'optimizer':>10}{'rate':>11}{'before':>9}{'after':>9}")
     with tempfile.TemporaryDirectory() as folder:
         base = load_base(str(tiny_base.save_folder(Path(folder) / "base")))
     for method in PASSES:
-        for optimizer, sizes in STEP_SIZES.items():
-            for size in sizes:
-                settings = {"method": method, "optimizer": optimizer, "alpha": size, "beta": size}
-                settings |= {"layers": "all", "lower_step": "again"}
+        for optimizer, rates in LEARNING_RATES.items():
+            for rate in rates:
+                settings = {"method": method, "optimizer": optimizer, "lr_coefficients": rate, "lr_basis": rate}
+                settings |= {"layers": "all", "lower_step": "repeat"}
                 losses = [
                     heldout_after(base, arguments.photos, s, arguments.passes, **settings) for s in arguments.subjects
                 ]
                 before, after = (sum(column) / len(column) for column in zip(*losses, strict=True))
-                print(f"{method:12}{optimizer:>10}{size:11.0e}{before:9.4f}{after:9.4f}", flush=True)
+                print(f"{method:12}{optimizer:>10}{rate:11.0e}{before:9.4f}{after:9.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ def test_every_layer_is_seen_with_the_concept_in_place(base):
     plain, changed = (source.inputs(part(base, strength), base.layers) for strength in (0.0, 2.0))
     assert list(plain) == list(base.layers)
     first, *_, last = (name for name in base.layers if input_group(name) != "text")
-    assert plain[last].rows.shape == (6, base.layers[last].width)
+    assert plain[last].samples.shape == (6, base.layers[last].width)
     assert not torch.allclose(plain[last].gram, changed[last].gram, rtol=1e-2)
     assert torch.equal(source.inputs(part(base, 2.0), [first])[first].gram, changed[first].gram)
     words = source.words(part(base, 2.0))
     assert len(words) == 2 * 6  # "ab dog" and the end token, alone and in a prompt
-    assert all(torch.equal(changed[name].rows, words) for name in base.layers if input_group(name) == "text")
+    assert all(torch.equal(changed[name].samples, words) for name in base.layers if input_group(name) == "text")
     layers = find_layers(base.pipeline.unet)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers.values())
 

@@ -18,7 +18,7 @@ from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import UserError
 from seqlora_core.model.adapters import Adapter, attach, sum_adapters
 from seqlora_core.model.base import load_base
-from seqlora_core.model.sampling import generate
+from seqlora_core.model.sampling import SamplingSettings, generate
 from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.trainer import train_concept
 
@@ -153,7 +153,7 @@ def test_files_load_through_diffusers_and_act_as_generate_does(trained, base_fol
     arguments = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 64, "width": 64}
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a dog", generator=[torch.Generator().manual_seed(5)], **arguments).images[0]
-    own = generate(base, "a dog", compose(bank, selection), seed=5, steps=3, size=64)[0]
+    own = generate(base, "a dog", compose(bank, selection), SamplingSettings(3, 64, seed=5))[0]
     difference = [abs(a - b) for a, b in zip(picture.tobytes(), own.tobytes(), strict=True)]
     assert max(difference) <= 1
 
@@ -169,7 +169,8 @@ def test_the_file_tells_managers_what_it_is(trained):
 
 def test_generation_leaves_the_base_as_it_was(trained):
     base, bank = trained
-    first = generate(base, "a dog", seed=1, steps=2, size=64)[0].tobytes()
-    with_concept = generate(base, "a dog", compose(bank, [("dog", 1.0)]), seed=1, steps=2, size=64)[0].tobytes()
-    again = generate(base, "a dog", seed=1, steps=2, size=64)[0].tobytes()
+    settings = SamplingSettings(2, 64, seed=1)
+    first = generate(base, "a dog", settings=settings)[0].tobytes()
+    with_concept = generate(base, "a dog", compose(bank, [("dog", 1.0)]), settings)[0].tobytes()
+    again = generate(base, "a dog", settings=settings)[0].tobytes()
     assert first == again != with_concept

@@ -39,7 +39,7 @@ class KnownInputs:
         self.ordinary = randn(200, N)
 
     def inputs(self, part: SelectedConcept, layers):
-        return {self.layer: LayerInputs.of_rows(self.rows[part.name])}
+        return {self.layer: LayerInputs.from_samples(self.rows[part.name])}
 
     def words(self, part: SelectedConcept) -> Tensor:
         return self.rows[part.name]

@@ -9,10 +9,9 @@ from training_runs import train_command
 from seqlora_core.bank import Bank
 from seqlora_core.cli.main import main
 from seqlora_core.cli.terminal import TerminalMonitor
-from seqlora_core.data.encoding import encode_concept
+from seqlora_core.data.encoding import cut_prompts, encode_concept
 from seqlora_core.data.images import Reference
 from seqlora_core.model.base import Base, load_base
-from seqlora_core.training.config import TrainingConfig
 
 SIZE = (64, 80)
 
@@ -67,8 +66,7 @@ def fingerprints(base_folder):
     def of(*given, change=lambda pipeline: None) -> list[str]:
         base = load_base(str(base_folder))
         change(base.pipeline)
-        config = TrainingConfig(resolution=64)
-        return [encode_concept(base, images, config, prior).fingerprint() for images, prior in given]
+        return [encode_concept(base, images, 64, prior).fingerprint() for images, prior in given]
 
     return of
 
@@ -93,3 +91,39 @@ def test_pictures_captions_and_encoders_make_the_data_and_where_a_file_lies_does
         lambda pipeline: pipeline.text_encoder.get_input_embeddings().weight.add_(0.1),
     ):
         assert fingerprints(data[0], change=change) != known[:1]
+
+
+def test_repeats_show_an_image_more_often_and_are_other_data(base_folder, fingerprints):
+    one = Reference(picture(), ("a dog",), "0.png")
+    thrice = replace(one, repeats=3)
+    data = encode_concept(load_base(str(base_folder)), [thrice, one], 64)
+    assert len(data.examples) == 4
+    assert data.examples[0] is data.examples[2]  # encoded once
+    once, more, again = fingerprints(([one], []), ([thrice], []), ([replace(one, repeats=1)], []))
+    assert once == again != more
+
+
+def test_prompts_that_the_base_cuts_are_reported(base_folder):
+    base = load_base(str(base_folder))
+    limit = base.pipeline.tokenizer.model_max_length
+    assert cut_prompts(base, [Reference(picture(), ("a dog",), "0.png")]) == []
+    (note,) = cut_prompts(base, [Reference(picture(), ("a dog", "dog " * limit), "0.png")])
+    assert f"1 of 2 texts are longer than {limit} tokens" in note
+
+
+def test_a_run_says_what_it_uses_of_a_folder_and_what_not(base_folder, tmp_path, caplog):
+    images, prior = tmp_path / "images", tmp_path / "prior"
+    for folder in (images, prior):
+        folder.mkdir()
+        picture().save(folder / "0.png")
+    picture().save(images / "1.png")
+    (images / "0.caption").write_text("a brown animal", "utf-8")
+    (images / "2.heic").write_bytes(b"-")
+    (prior / "3.gif").write_bytes(b"GIF89a")
+    command = train_command(base_folder, tmp_path / "bank", images, "dog", "--prior-images", str(prior))
+    with caplog.at_level("INFO", "seqlora"):
+        assert main(command) == 0
+    said = caplog.text
+    assert "2 images, 1 caption from files, 1 from templates" in said
+    for expected in ("2.heic (HEIC)", "3.gif (GIF)", "have no caption: 1.png", "do not contain the token 'sksdog'"):
+        assert expected in said

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor, ViTImageProcessor, ViTModel
 from seqlora_core.cli.main import main
 from seqlora_core.evaluation import protocol
 from seqlora_core.evaluation.metrics import load_metrics, score
-from seqlora_core.evaluation.protocol import SamplingSettings, Score
+from seqlora_core.evaluation.protocol import EvaluationSettings, Score
 from seqlora_core.evaluation.tables import sem, summarize, to_csv, to_markdown, trajectory
 
 
@@ -138,18 +138,18 @@ def test_an_evaluation_reports_every_concept_and_draws_nothing_twice(trained, tm
 
 
 def test_the_protocol_is_the_paper_s_unless_something_else_is_asked_for():
-    drawing = SamplingSettings()
-    assert (drawing.prompt, drawing.count) == ("photo of a {}", 16)
+    settings = EvaluationSettings()
+    assert (settings.prompt, settings.sampling.count) == ("photo of a {}", 16)
 
 
 def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, tmp_path, monkeypatch):
     drawn, generate = [], protocol.generate
 
-    def interrupted(*args, seed, count, **settings):
+    def interrupted(base, prompt, adapters, settings):
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(list(range(seed, seed + count)))
-        return generate(*args, seed=seed, count=count, **settings)
+        drawn.append(list(range(settings.seed, settings.seed + settings.count)))
+        return generate(base, prompt, adapters, settings)
 
     monkeypatch.setattr(protocol, "generate", interrupted)
     assert _evaluate(trained, tmp_path, *_wanted(trained), "--images", "9") == 130
@@ -162,9 +162,9 @@ def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, t
 def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(trained, tmp_path, monkeypatch):
     drawn, scored, generate, similarity = [], [], protocol.generate, protocol.similarity
 
-    def drawing(*args, seed, count, **settings):
-        drawn.extend(range(seed, seed + count))
-        return generate(*args, seed=seed, count=count, **settings)
+    def drawing(base, prompt, adapters, settings):
+        drawn.extend(range(settings.seed, settings.seed + settings.count))
+        return generate(base, prompt, adapters, settings)
 
     def scoring(metric, *rest):
         scored.append(metric.name)
@@ -199,7 +199,7 @@ def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(traine
         (["--metric", "dino=CLIP"], "holds a model of the kind 'clip': dino needs one of vit"),
         (["--metric", "dinov2=DINO"], "dinov2 needs one of dinov2"),
         (["--metric", "taste"], "no metric 'taste'"),
-        (["--metric", "identity"], "mini base's pictures alone"),
+        (["--metric", "identity"], "images of the mini base only"),
         (["--metric", "dino=nowhere"], "weights of dino"),
         (["--metric", "dino=DINO"], "no reference images for dog, cat"),
         (["--metric", "dino=DINO", "--references", "nowhere"], "no folder"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import random_concept, resolved
+from training_runs import encoded, random_concept, resolved
 
 from seqlora_core.bank import Bank
 from seqlora_core.bank.spec import ConceptSpec
@@ -45,7 +45,7 @@ def test_crosstalk_is_the_energy_that_others_add_to_the_inputs_of_a_concept():
     a = part("a", 5 * EYE[:, :1], EYE[:, :1])
     b = part("b", EYE[:, :1], EYE[:, [1]] + 0.5 * EYE[:, [0]])  # it hears half of what a reads
     c = part("c", -2 * EYE[:, :1], EYE[:, [2]] + 0.25 * EYE[:, [0]], strength=2.0)
-    found = diagnose([a, b, c], lambda p: {"layer": LayerInputs.of_rows(x[p.name])})
+    found = diagnose([a, b, c], lambda p: {"layer": LayerInputs.from_samples(x[p.name])})
     # on a's inputs: a makes 10, b 1, c -2; b and c together -1
     assert found.crosstalk()[0].tolist() == pytest.approx([1.0, 1 / 100, 4 / 100])
     assert found.crosstalk()[1].tolist() == pytest.approx([0.0, 1.0, 0.0])
@@ -59,7 +59,7 @@ def test_a_layer_that_a_concept_does_not_adapt_counts_as_disturbed_only():
     b = SelectedConcept(
         "b", "b", {"layer": a.adapters["layer"], "other": Adapter.from_factors(3 * EYE[:, :1], EYE[:, :1])}, 1.0
     )
-    inputs = {name: LayerInputs.of_rows(EYE[:1]) for name in ("layer", "other")}
+    inputs = {name: LayerInputs.from_samples(EYE[:1]) for name in ("layer", "other")}
     found = diagnose([a, b], lambda p: inputs)
     assert found.forecast()["a"] == pytest.approx(1 + 9)
     assert list(found.energies["a"]) == ["layer"]
@@ -77,7 +77,7 @@ def test_a_layer_without_an_effect_of_its_own_has_no_number_in_the_json():
         1.0,
     )
     b = SelectedConcept("b", "b", {"dead": Adapter.from_factors(EYE[:, :1], EYE[:, :1])}, 1.0)
-    inputs = {name: LayerInputs.of_rows(EYE[:1]) for name in ("dead", "layer")}
+    inputs = {name: LayerInputs.from_samples(EYE[:1]) for name in ("dead", "layer")}
     document = json.loads(json.dumps(diagnose([dead, b], lambda p: inputs).as_dict(), allow_nan=False))
     assert document["layers"]["dead"]["a"]["crosstalk"] == {"b": None}
     assert document["crosstalk"] == {"a": {"b": pytest.approx(1)}, "b": {"a": pytest.approx(1)}}
@@ -94,7 +94,7 @@ def test_only_the_residual_of_an_orthogonal_bank_is_disturbed(denoiser, bank):
     """Theorem 8: on the captured part of its inputs a concept does not see later ones; as JSON too."""
     for name in ("a", "b"):
         config = resolved(rank=2, steps=6, lr_coefficients=1e-2, layers="all")
-        train_concept(denoiser, random_concept(ord(name)), bank, ConceptSpec(name, name, name), config)
+        train_concept(denoiser, encoded(random_concept(ord(name))), bank, ConceptSpec(name, f"sks{name}", name), config)
     parts = select(Bank.open(bank.folder), [("a", 1.0), ("b", 1.0)])
     layers = find_layers(denoiser.unet)
 
@@ -106,7 +106,7 @@ def test_only_the_residual_of_an_orthogonal_bank_is_disturbed(denoiser, bank):
         captured = {}
         for name, inputs in inputs_of(part).items():
             Q = torch.linalg.qr(part.adapters[name].B).Q
-            captured[name] = LayerInputs(Q @ Q.mT @ inputs.gram @ Q @ Q.mT, inputs.tokens, inputs.rows)
+            captured[name] = LayerInputs(Q @ Q.mT @ inputs.gram @ Q @ Q.mT, inputs.tokens, inputs.samples)
         return captured
 
     disturbed, captured = diagnose(parts, inputs_of), diagnose(parts, captured_part_of)

@@ -1,4 +1,4 @@
-"""The example workflows: graph and API twin agree, each runs, and so do the README's calls of one."""
+"""The example workflows: graph and API twin agree, each runs, and so do the calls of one over HTTP."""
 
 import json
 import re
@@ -27,8 +27,9 @@ SMALLEST = {
         "cfg": 1.0,
     },  # without guidance, half the passes
 }
-README_SECTION = (ROOT / "README.md").read_text("utf-8").split("## Workflows, and ComfyUI without the browser")[1]
-CURL, PYTHON = (re.search(rf"```{language}\n(.+?)```", README_SECTION, re.DOTALL)[1] for language in ("bash", "python"))
+API = (ROOT / "web" / "docs" / "api.md").read_text("utf-8")
+CURL = re.search(r"```bash\n(curl .+?)```", API, re.DOTALL)[1]
+PYTHON = re.search(r"^python (workflows/\S+\.py) (workflows/\S+\.json) ", API, re.MULTILINE)  # script and workflow
 
 
 def read(name: str) -> dict:
@@ -188,13 +189,24 @@ def checkout(host, three, tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_example(host, code: str) -> subprocess.CompletedProcess:
-    code = code.replace("127.0.0.1:8188", f"127.0.0.1:{host.port}")
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def run_example(host) -> subprocess.CompletedProcess:
+    """The script of the API's page, in the checkout, with the workflow that is named there."""
+    script, workflow = PYTHON.groups()
+    command = [sys.executable, ROOT / script, workflow, f"127.0.0.1:{host.port}"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def change_workflow(checkout: Path, change) -> None:
+    """Apply `change` to the Compose Concepts node of the checkout's workflow."""
+    path = checkout / PYTHON[2]
+    prompt = json.loads(path.read_text("utf-8"))
+    (node,) = [node for node in prompt.values() if node["class_type"] == "SeqLoRAComposeConcepts"]
+    change(node)
+    path.write_text(json.dumps(prompt), "utf-8")
 
 
 def test_the_python_example_follows_the_run_and_fetches_the_picture(host, checkout):
-    result = run_example(host, PYTHON)
+    result = run_example(host)
     assert result.returncode == 0, result.stderr
     assert "Draw: 2 of 2" in result.stdout
     assert "sksdog dog, skscat cat" in result.stdout
@@ -204,10 +216,12 @@ def test_the_python_example_follows_the_run_and_fetches_the_picture(host, checko
 
 
 def test_the_python_example_says_what_was_wrong(host, checkout):
-    failed = run_example(host, PYTHON.replace("dog:1, cat:0.8", "bird"))
+    change_workflow(checkout, lambda node: node["inputs"].update(concepts="bird"))
+    failed = run_example(host)
     assert failed.returncode == 1
     assert "Failed: " in failed.stderr and "no concept 'bird'" in failed.stderr
-    refused = run_example(host, PYTHON.replace('node["inputs"]["concepts"] =', 'node["class_type"] ='))
+    change_workflow(checkout, lambda node: node.update(class_type="dog:1"))
+    refused = run_example(host)
     assert refused.returncode == 1
     assert "Refused: " in refused.stderr
 

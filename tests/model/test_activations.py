@@ -17,15 +17,15 @@ def test_the_gram_matrix_adds_up_the_inputs_of_every_pass():
     assert inputs.tokens == 18
     assert torch.allclose(inputs.gram, rows.mT @ rows, atol=1e-5)
     assert torch.allclose(inputs.covariance, rows.mT @ rows / 18, atol=1e-6)
-    assert inputs.rows.shape == (0, 5)
+    assert inputs.samples.shape == (0, 5)
 
 
 def test_kept_rows_are_evenly_spaced_and_in_order():
     layer, x = nn.Linear(5, 2), torch.randn(1, 9, 5)
-    (inputs,) = capture_inputs({"a": layer}, lambda: [layer(x), layer(2 * x)], rows=3).values()
-    assert torch.equal(inputs.rows, torch.cat([x[0, [0, 4, 8]], 2 * x[0, [0, 4, 8]]]))
-    (all_of_them,) = capture_inputs({"a": layer}, lambda: layer(x), rows=100).values()
-    assert torch.equal(all_of_them.rows, x[0])
+    (inputs,) = capture_inputs({"a": layer}, lambda: [layer(x), layer(2 * x)], samples_per_pass=3).values()
+    assert torch.equal(inputs.samples, torch.cat([x[0, [0, 4, 8]], 2 * x[0, [0, 4, 8]]]))
+    (all_of_them,) = capture_inputs({"a": layer}, lambda: layer(x), samples_per_pass=100).values()
+    assert torch.equal(all_of_them.samples, x[0])
 
 
 def test_every_layer_of_a_unet_is_covered_by_what_it_reads(denoiser):
@@ -41,5 +41,5 @@ def test_every_layer_of_a_unet_is_covered_by_what_it_reads(denoiser):
         (alone,) = capture_inputs({name: layers[name]}, run).values()
         assert torch.allclose(shared[name].gram, alone.gram, rtol=1e-4, atol=1e-4)
     text = shared["mid_block.attentions.0.transformer_blocks.0.attn2.to_v"]
-    assert torch.allclose(text.covariance, LayerInputs.of_rows(TEXT.flatten(0, 1)).covariance, atol=1e-5)
+    assert torch.allclose(text.covariance, LayerInputs.from_samples(TEXT.flatten(0, 1)).covariance, atol=1e-5)
     assert not any(layer._forward_pre_hooks for layer in layers.values())

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import tiny_base
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -16,9 +15,7 @@ from seqlora_core.data.prompts import template_prompts
 from seqlora_core.errors import UserError
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.base import load_base
-from seqlora_core.model.denoiser import sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
-from seqlora_core.training.config import TrainingConfig
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 
 
 def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_file):
@@ -36,39 +33,11 @@ def test_the_single_file_and_the_folder_are_the_same_model(base_folder, base_fil
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_a_single_file_with_the_first_names_of_the_text_encoder_is_the_same_model(base_file, tmp_path):
-    older = {key.replace(".transformer.text_model.", ".transformer."): w for key, w in load_file(base_file).items()}
-    older["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
-    save_file(older, tmp_path / "older.safetensors")
-    first = load_base(str(base_file))
-    second = load_base(str(tmp_path / "older.safetensors"), tokenizer=str(base_file.parent / "tokenizer"))
-    assert first.appearance() == second.appearance()
-    assert torch.equal(first.encode_prompt("photo of a sksdog dog"), second.encode_prompt("photo of a sksdog dog"))
-
-
 def test_a_folder_with_the_weights_of_one_variant_alone_is_the_same_model(base_folder, tmp_path):
     copy = shutil.copytree(base_folder, tmp_path / "copy")
     for file in list(copy.glob("*/*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    assert load_base(str(copy)).appearance() == load_base(str(base_folder)).appearance()
-
-
-@pytest.mark.parametrize(("channels", "per_level"), [((32, 64), 1), ((32, 64, 64), 3)])
-def test_single_files_with_fewer_levels_load(tmp_path, channels, per_level):
-    attending = len(channels) - 1
-    shape = {
-        "block_out_channels": channels,
-        "layers_per_block": per_level,
-        "down_block_types": ["CrossAttnDownBlock2D"] * attending + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attending,
-    }
-    pipeline = tiny_base.make_pipeline(tmp_path / "tokenizer", **shape)
-    save_file(tiny_base.original_layout(pipeline), tmp_path / "small.safetensors")
-    loaded = load_base(str(tmp_path / "small.safetensors"))
-    inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 64)
-    with torch.no_grad():
-        expected = pipeline.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2]).sample
-        assert torch.allclose(loaded.denoiser().predict_noise(*inputs), expected, atol=1e-5)
+    assert load_base(str(copy)).rendering_fingerprint() == load_base(str(base_folder)).rendering_fingerprint()
 
 
 def test_a_fingerprint_in_bfloat16_is_that_of_all_precisions_and_takes_scalars():
@@ -122,48 +91,6 @@ def test_all_128_layers_of_sd15_are_found(base_folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda t: t | {"conditioner.embedders.0.x": torch.zeros(1)}, "SDXL"),
-        (lambda t: t | {"cond_stage_model.model.token_embedding.weight": torch.zeros(1)}, "2.x"),
-        (
-            lambda t: t | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)},
-            "inpainting",
-        ),
-        (
-            lambda t: {k: v for k, v in t.items() if not k.startswith("first_stage_model.")},
-            "without text encoder or VAE",
-        ),
-        (lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(1)}, "a LoRA"),
-        (lambda t: {"something.else": torch.zeros(1)}, "not a checkpoint"),
-        (lambda t: {"model.diffusion_model.double_blocks.0.x": torch.zeros(1)}, "Flux"),
-        (lambda t: t | {"v_pred": torch.tensor([])}, "v-prediction"),
-    ],
-)
-def test_other_single_files_are_refused_by_name(base_file, tmp_path, change, what):
-    save_file(change(load_file(base_file)), tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=what):
-        load_base(str(tmp_path / "other.safetensors"))
-
-
-def test_a_file_that_is_said_to_predict_velocity_is_refused(base_file, tmp_path):
-    weights, path = load_file(base_file), tmp_path / "base.safetensors"
-    save_file(weights, path, {"modelspec.prediction_type": "v"})
-    with pytest.raises(UserError, match="v-prediction"):
-        load_base(str(path))
-    save_file(weights, path, {"modelspec.prediction_type": "epsilon"})
-    settings = "model:\n  params:\n    parameterization: {}  # the loss\n    linear_start: 0.00085\n"
-    path.with_suffix(".yaml").write_text(settings.format('"v"'), "utf-8")
-    with pytest.raises(UserError, match="v-prediction"):
-        load_base(str(path))
-    path.with_suffix(".yaml").write_text(settings.format("eps"), "utf-8")
-    tokenizer = str(base_file.parent / "tokenizer")
-    assert (
-        load_base(str(path), tokenizer=tokenizer).identity.fingerprint == load_base(str(base_file)).identity.fingerprint
-    )
-
-
-@pytest.mark.parametrize(
     ("part", "change", "what"),
     [
         ("unet/config.json", {"in_channels": 9}, "inpainting|cannot be loaded"),
@@ -203,11 +130,11 @@ def test_encoding_gives_a_mean_and_a_spread_and_one_embedding_a_prompt(base_fold
     picture = to_rgb(Image.open(photos / "dog" / "00.jpg"))
     wide = picture.resize((200, 100))
     references = [Reference(picture, template_prompts("sks dog"), "a"), Reference(wide, ("my caption",), "b")]
-    data = encode_concept(base, references, TrainingConfig(resolution=64))
+    data = encode_concept(base, references, 64)
     assert [example.mean.shape for example in data.examples] == [(4, 8, 8)] * 2
     assert all((example.std > 0).all() for example in data.examples)
     assert data.examples[0].prompts.shape == (6, 77, 64)
     assert torch.equal(data.examples[1].prompts[0], base.encode_prompt("my caption"))
-    data = encode_concept(base, references, TrainingConfig(resolution=64, crop="random", flip=True))
+    data = encode_concept(base, references, 64, crop="random", flip=True)
     assert [example.mean.shape[1:] for example in data.examples] == [(8, 8), (8, 8), (8, 16), (8, 16)]
     assert data.window == 8

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from seqlora_core.model.base import load_base
-from seqlora_core.model.sampling import generate
+from seqlora_core.model.sampling import SamplingSettings, generate
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
@@ -24,7 +24,7 @@ def _brightness(base, dtype: torch.dtype) -> torch.Tensor:
     base.pipeline.unet.to(dtype)
     layer, precisions = base.pipeline.unet.mid_block.resnets[0].conv1, set()
     watching = layer.register_forward_hook(lambda layer, inputs, output: precisions.add(output.dtype))
-    (picture,) = generate(base, "a dog", steps=2, size=64)
+    (picture,) = generate(base, "a dog", settings=SamplingSettings(2, 64))
     watching.remove()
     assert precisions == {dtype}
     return torch.tensor(list(picture.tobytes())).float()
@@ -32,7 +32,7 @@ def _brightness(base, dtype: torch.dtype) -> torch.Tensor:
 
 def test_a_half_precision_unet_is_as_it_was_after_drawing(base_folder):
     base = load_base(str(base_folder), "cpu", "bfloat16")
-    generate(base, "a dog", steps=1, size=64)
+    generate(base, "a dog", settings=SamplingSettings(1, 64))
     unet = base.pipeline.unet
     assert unet.forward.__func__ is type(unet).forward
     assert not unet.conv_out._forward_hooks

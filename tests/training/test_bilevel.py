@@ -10,8 +10,8 @@ import torch
 from training_runs import random_concept, resolved
 
 from seqlora_core import subspace
-from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
+from seqlora_core.model.denoiser import DiffusersDenoiser
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 from seqlora_core.training.bilevel import bilevel_iteration, reusing_iteration
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.hypergradient import HYPERGRADIENTS, exact, finite_difference, lookahead
@@ -45,6 +45,12 @@ class Problem:
     @staticmethod
     def _normal(width: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(width, RANK, generator=generator, dtype=torch.float64).to(dtype) / width**0.5
+
+    @torch.no_grad()
+    def predict_noise(self) -> torch.Tensor:
+        """What the UNet makes of the minibatch, with whatever is attached to it."""
+        (batch,) = self.minibatches
+        return self.denoiser.predict_noise(batch.noisy, batch.timesteps, batch.text)
 
     def attach(self):
         return self.objective.attached()
@@ -167,8 +173,9 @@ def test_hypergradients_leave_the_factors_bit_for_bit(double_problem, name):
     before = [t.clone() for t in (*problem.A, *problem.B)]
     with problem.attach():
         HYPERGRADIENTS[name](problem.objective, problem.A, problem.B, lambda g: [0.1] * len(g), 2)
+        attached = problem.predict_noise()
     assert all(torch.equal(old, new) for old, new in zip(before, (*problem.A, *problem.B), strict=True))
-    assert problem.adapters == {}
+    assert torch.equal(attached, problem.predict_noise())  # nothing of the factors stays on the UNet
 
 
 ITERATIONS = {

@@ -6,7 +6,7 @@ import torch
 from seqlora_core import subspace
 from seqlora_core.training.bilevel import reusing_iteration
 from seqlora_core.training.factor_optimizer import FactorOptimizer
-from seqlora_core.training.interference_penalty import Crosstalk
+from seqlora_core.training.interference_penalty import InterferencePenalty
 
 WIDTH, OUT = 32, 8
 
@@ -49,7 +49,7 @@ class Layer:
         others = normal(200, 3, seed=3) @ shared + 0.03 * normal(200, WIDTH, seed=4)
         self.kept = others.mT @ others / len(others)
         self.wanted = 0.5 * normal(1, OUT, seed=5).expand(20, OUT)
-        self.term = Crosstalk([self.kept], [0.5])
+        self.term = InterferencePenalty([self.kept], [0.5])
         self.noise = torch.Generator().manual_seed(6)
 
     def loss(self, A, B) -> torch.Tensor:

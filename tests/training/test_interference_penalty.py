@@ -10,8 +10,7 @@ from training_runs import StopAfter, equal, factors, learn, random_concept, reso
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.errors import Cancelled
 from seqlora_core.model.adapters import attach
-from seqlora_core.model.denoiser import sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
+from seqlora_core.model.sd15 import SD15, find_layers, sd15_alphas_cumprod
 from seqlora_core.training.interference_penalty import watch_protected
 from seqlora_core.training.protected_prompts import protected_prompts
 from seqlora_core.training.trainer import RunOptions, train_concept
@@ -46,7 +45,10 @@ def test_the_term_is_for_every_prompt_the_energy_of_the_interference_beside_that
         return torch.zeros_like(noisy)
 
     denoiser = SimpleNamespace(
-        device=torch.device("cpu"), alphas_cumprod=sd15_alphas_cumprod(), predict_noise=predict_noise
+        device=torch.device("cpu"),
+        alphas_cumprod=sd15_alphas_cumprod(),
+        architecture=SD15,
+        predict_noise=predict_noise,
     )
     kept = watch_protected(
         denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda: None

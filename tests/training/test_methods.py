@@ -48,17 +48,21 @@ def test_inflora_stays_free_where_its_inputs_have_no_energy_left():
 def test_inflora_freezes_the_left_singular_vectors_of_the_inputs_of_the_accumulated_model(denoiser, bank):
     layers = find_layers(denoiser.unet)
     train_concept(
-        denoiser, encoded(random_concept(1)), bank, ConceptSpec("a", "a", "a"), resolved(rank=2, steps=6, layers="all")
+        denoiser,
+        encoded(random_concept(1)),
+        bank,
+        ConceptSpec("a", "sksa", "a"),
+        resolved(rank=2, steps=6, layers="all"),
     )
     data, config = random_concept(2), resolved(method="inflora", rank=3, steps=5, layers="all")
     first = bank.load()["a"]
     with attach(layers, first):
-        inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), rows=1000)
-    train_concept(denoiser, encoded(data), bank, ConceptSpec("b", "b", "b"), config)
+        inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, data, config, 8), samples_per_pass=1000)
+    train_concept(denoiser, encoded(data), bank, ConceptSpec("b", "sksb", "b"), config)
     second = bank.load()["b"]
     for name in list(layers)[::5]:
         M = torch.linalg.qr(first[name].B.double()).Q
-        H = inputs[name].rows.double().mT  # [n, N]
+        H = inputs[name].samples.double().mT  # [n, N]
         U = torch.linalg.svd(H - M @ (M.mT @ H), full_matrices=False).U
         assert same_span(second[name].B, U[:, :3])
 
@@ -104,7 +108,7 @@ def test_one_iteration_is_the_methods_definition(method, settings, expected):
 def test_a_frozen_basis_is_the_same_after_one_step_and_after_many(denoiser, bank, method):
     for name, steps in (("short", 1), ("long", 8)):
         config = resolved(method=method, rank=2, steps=steps, train_on="bare", lr_coefficients=1e-2)
-        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "a", "a"), config)
+        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "sksa", "a"), config)
         bank.rename("a", name)
         concept = bank.load([bank.concept(name)])[name]
         bank.remove(name)
@@ -120,7 +124,7 @@ def test_the_ridge_term_is_the_method_s_own_where_none_is_given(denoiser, bank):
 
     def first_loss(name, **settings):
         config = resolved(steps=1, rank=2, layers="all", train_on="bare", **settings)
-        return train_concept(denoiser, encoded(data), bank, ConceptSpec(name, name, "thing"), config).metrics[
+        return train_concept(denoiser, encoded(data), bank, ConceptSpec(name, f"sks{name}", "thing"), config).metrics[
             "first_loss"
         ]
 
@@ -134,7 +138,7 @@ def test_every_concept_of_a_bank_begins_with_a_draw_of_its_own(denoiser, bank, s
     """One seed is the default for all: had they one draw too, they would all lie in one subspace."""
     for number, name in enumerate(("a", "b", "c")):
         config = resolved(rank=2, steps=1, layers="all", **settings)
-        train_concept(denoiser, encoded(random_concept(number)), bank, ConceptSpec(name, name, name), config)
+        train_concept(denoiser, encoded(random_concept(number)), bank, ConceptSpec(name, f"sks{name}", name), config)
     loaded = bank.load()
     for first, second in (("a", "b"), ("a", "c"), ("b", "c")):
         pairs = [[torch.linalg.qr(loaded[name][layer].B).Q for name in (first, second)] for layer in loaded["a"]]
@@ -146,7 +150,7 @@ def test_independent_draws_take_no_regard_of_what_others_hold(denoiser, bank):
     """Also where that is nearly everything: the basis that was drawn and trained with is the one that is kept."""
     config = resolved(method="orthogonal", column_sampling="independent", rank=20, steps=1, layers="all")
     for number, name in enumerate(("a", "b", "c")):
-        train_concept(denoiser, encoded(random_concept(number)), bank, ConceptSpec(name, name, name), config)
+        train_concept(denoiser, encoded(random_concept(number)), bank, ConceptSpec(name, f"sks{name}", name), config)
         for A, B in (adapter.factors for adapter in bank.load()[name].values()):
             assert torch.allclose(B.mT @ B, torch.eye(20), atol=1e-5)
             assert A.norm() > 0
@@ -156,7 +160,7 @@ def test_images_of_the_class_have_no_part_in_where_a_basis_starts(denoiser, bank
     config = resolved(method="inflora", rank=2, steps=1)
     bases = []
     for data in (random_concept(3, prior=2), random_concept(3)):
-        train_concept(denoiser, encoded(data), bank, ConceptSpec("a", "a", "thing"), config)
+        train_concept(denoiser, encoded(data), bank, ConceptSpec("a", "sksa", "thing"), config)
         bases.append({layer: adapter.B for layer, adapter in bank.load()["a"].items()})
         bank.remove("a")
     assert all(torch.equal(bases[0][layer], bases[1][layer]) for layer in bases[0])

@@ -19,7 +19,7 @@ def learned(denoiser, bank):
         config = resolved(
             steps=steps, rank=2, layers="all", train_on="bare", lr_coefficients=1e-2, lr_basis=1e-2, **settings
         )
-        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "a", "a"), config)
+        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "sksa", "a"), config)
         adapters = bank.load([bank.concept("a")])["a"]
         bank.remove("a")
         return adapters
@@ -53,7 +53,9 @@ def test_previews_show_what_would_be_kept(denoiser, bank):
     def last_picture(share: float):
         config = resolved(steps=4, rank=2, layers="all", lr_coefficients=0.1, average=share)
         monitor, options = Pictures(), RunOptions(preview_every=4)
-        train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "a", "a"), config, monitor, options)
+        train_concept(
+            denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "sksa", "a"), config, monitor, options
+        )
         bank.remove("a")
         return monitor.last
 

@@ -14,8 +14,8 @@ from seqlora_core.composition.concatenation import compose
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.adapters import attach
-from seqlora_core.model.denoiser import DiffusersDenoiser, sd15_alphas_cumprod
-from seqlora_core.model.sd15 import find_layers
+from seqlora_core.model.denoiser import DiffusersDenoiser
+from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
 from seqlora_core.training.minibatches import draw_minibatches
 from seqlora_core.training.objective import DenoisingObjective, heldout_loss
 from seqlora_core.training.plan import already_trained, next_version
@@ -316,7 +316,7 @@ def test_class_images_add_their_own_weighted_loss(denoiser, bank):
 
 def test_a_loss_that_is_not_finite_stops_the_training(denoiser, bank):
     with pytest.raises(TrainingDiverged, match="lr_coefficients"):
-        learn(denoiser, bank, "a", steps=20, optimizer="gradient", lr_coefficients=1e30, lr_basis=1e30, clip=0)
+        learn(denoiser, bank, "a", steps=20, optimizer="gradient", lr_coefficients=1e6, lr_basis=1e6, clip=0)
     assert bank.refresh().concepts == ()
 
 

@@ -1,7 +1,7 @@
-"""Ways to make one update out of several concepts' adapters, one file each; adding one touches its file and the table.
+"""Fusions: ways to combine the adapters of several concepts into one update, one file each.
 
-Summing is what SeqLoRA is made for.  The others are what it is compared with: they take the same adapters and spend
-time, and most of them forward passes on the base, to keep concepts out of each other's way.
+SeqLoRA is made for the plain sum.  The other fusions are baselines: they take the same adapters and spend time, and
+most of them forward passes of the base, on reducing interference.  A new fusion needs a file and an entry in `FUSIONS`.
 """
 
 from .custom_diffusion import CUSTOM_DIFFUSION

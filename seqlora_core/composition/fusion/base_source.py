@@ -1,4 +1,4 @@
-"""What fusions ask of a base model, asked of a loaded base."""
+"""The activations and weights that fusions need, from a base of the command line."""
 
 from collections.abc import Collection, Mapping
 
@@ -14,7 +14,7 @@ from .fusion import FusionSettings
 
 
 class BaseSource(ModelSource):
-    """A `fusion.Source` that runs the base."""
+    """A `fusion.Source` that runs a base."""
 
     def __init__(self, base: Base, settings: FusionSettings) -> None:
         self._base, self._settings = base, settings
@@ -34,11 +34,11 @@ class BaseSource(ModelSource):
             layers=layers,
             steps=settings.sampling_steps,
             seed=settings.seed,
-            rows=settings.rows,
+            samples_per_pass=settings.rows,
         )
 
     def between(self) -> None:
-        """Ctrl-C is heard anywhere."""
+        """Does nothing: Ctrl-C interrupts anywhere."""
 
     def weight(self, layer: str) -> Tensor:
         return self._layers[layer].weight.detach().float().cpu()

@@ -1,18 +1,18 @@
 """Custom Diffusion's merge (Kumari et al., CVPR 2023; github.com/adobe-research/custom-diffusion, `composenW.py`).
 
 For keys and values of text, in closed form: `W = argmin |W C_reg^T - W0 C_reg^T|` subject to `W C^T = V`, where the
-rows of C_reg are text features of ordinary captions, those of C the features of the concepts' words, and V what each
-concept's own weights make of its words.  With `G = C_reg^T C_reg` and `d = C G^-1`,
+rows of C_reg are text features of ordinary captions, those of C the features of the concepts' words, and V the outputs
+of each concept's own weights for its words.  With `G = C_reg^T C_reg` and `d = C G^-1`,
 
     dW = (V - W0 C^T) (d C^T)^-1 d,   V - W0 C^T = [s_1 A_1 B_1^T C_1^T ...],
 
-so that W0 drops out, and the rank is at most the sum of the concepts' ranks.  Of equal rows of C the first stays, as in
-the published code: prompts that begin alike share them.  Where words are linearly dependent the constraints hold in the
-sense of least squares; where they are about as many as the text is wide, W changes ordinary captions most.
+so W0 drops out, and the rank is at most the sum of the concepts' ranks.  Of equal rows of C only the first is kept, as
+in the published code: prompts that begin alike share them.  If words are linearly dependent, the constraints hold in
+the least-squares sense.  W changes ordinary captions most if there are about as many words as the text is wide.
 
-Not reproduced: the paper trains full matrices and a token embedding for each concept, and takes its captions from a
-data set that is not published with it.  Here the merge is applied to the concepts' adapters with plain captions of our
-own, and layers other than text's keys and values, which Custom Diffusion leaves alone, are summed.
+Not reproduced: the paper trains full matrices and a token embedding per concept, and takes its captions from a data set
+that is not published with it.  Here the merge is applied to the concepts' adapters with our own plain captions; layers
+other than the text's keys and values, which Custom Diffusion does not change, are summed.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ...model.activations import input_group
+from ...model.activations import TEXT_GROUP, input_group
 from ...model.adapters import Adapter, sum_adapters
 from ..selection import SelectedConcept
 from .fusion import Fusion, FusionSettings, Source
@@ -44,13 +44,13 @@ def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSetti
     ordinary = source.captions(ORDINARY_CAPTIONS).double()
     directions = constrained_directions(torch.cat(words), ordinary, settings.ridge)
     for layer in fused:
-        if input_group(layer) == "text":
+        if input_group(layer) == TEXT_GROUP:
             fused[layer] = _merge(layer, parts, words, directions)
     return fused
 
 
 def without_repeats(words: Sequence[Tensor]) -> list[Tensor]:
-    """Each `[t_i, n]` without the rows that an earlier one, or itself, had already."""
+    """Remove from each matrix `[t_i, n]` the rows that occur earlier, in it or in a matrix before it."""
     seen: set[bytes] = set()
     kept = []
     for rows in words:
@@ -62,12 +62,12 @@ def without_repeats(words: Sequence[Tensor]) -> list[Tensor]:
 
 
 def constrained_directions(C: Tensor, ordinary: Tensor, ridge: float) -> Tensor:
-    """`(d C^T)^-1 d` [t, n]: the update that maps the k-th word to 1, all others to 0, and ordinary captions least.
+    """Compute `(d C^T)^-1 d` [t, n]; row k maps the k-th word to 1, all other words to 0, and changes captions least.
 
     Args:
         C: [t, n] features of the concepts' words.
-        ordinary: [T, n] features of ordinary captions; a ridge, relative to the mean diagonal, stands in where they do
-            not span the space.
+        ordinary: [T, n] features of ordinary captions.
+        ridge: added to their Gram matrix, relative to its mean diagonal, in case they do not span the space.
     """
     gram = ordinary.mT @ ordinary
     gram = gram + (ridge * gram.diagonal().mean()) * torch.eye(gram.shape[0], dtype=gram.dtype)

@@ -1,4 +1,4 @@
-"""What a fusion is, what it may ask for, and how one is run and measured."""
+"""The record of a fusion, what it needs from a base model, and how it is run and measured."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,16 +18,23 @@ from .peak_memory import PeakMemory
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """Everything that decides what a fusion computes; the defaults are those of the published codes, where they say.
+    """Everything that decides what a fusion computes; the defaults follow the published codes.
 
     Attributes:
-        rank: the largest of the result in any layer; None cuts nothing.
-        seed, sampling_steps: of the pictures that are sampled to see what layers read.
-        rows: how many inputs of each layer and pass are kept for `loraclr`, which compares single outputs.
+        rank: the largest rank of the result in any layer; None keeps the full rank.
+        seed: seed of the images that are sampled to capture activations.
+        sampling_steps: sampler steps of those images.
+        rows: inputs to keep per layer and pass for `loraclr`, which compares single outputs.
         ridge: added to the Gram matrices of the closed forms, relative to the mean of their diagonal.
-        solver: of gradient-fusion, "exact" or "lbfgs".
-        iterations: of gradient-fusion's L-BFGS and of loraclr's AdamW.
-        step_size, margin, mse_weight, norm_weight: of loraclr.
+        solver: the solver of gradient-fusion, "exact" or "lbfgs".
+        iterations: iterations of gradient-fusion's L-BFGS and of loraclr's AdamW.
+        step_size: AdamW's learning rate in loraclr.
+        margin: the margin of loraclr's contrastive loss, in units of a whole output.
+        mse_weight: weight of loraclr's mean squared error.
+        norm_weight: weight of loraclr's |dW|_F.
+
+    Raises:
+        UserError: a value is out of range; the message names the setting.
     """
 
     rank: int | None = None
@@ -54,35 +61,35 @@ class FusionSettings:
 
 
 class Source(Protocol):
-    """The base model as a fusion sees it; `from_base.BaseSource`, or a small known answer in a test."""
+    """The base model as a fusion uses it: a `ModelSource`, or known activations in a test."""
 
     def inputs(self, part: SelectedConcept, layers: Collection[str]) -> Mapping[str, LayerInputs]:
-        """What each of these layers reads while the base with this concept alone samples a picture of it.
+        """Capture what these layers receive while the base with this concept only samples an image of it.
 
         Keys and values of text get the features of the concept's words only.
         """
 
     def words(self, part: SelectedConcept) -> Tensor:
-        """Text features of the concept's words, up to the end token: [t, d]."""
+        """Return text features of the concept's words, up to the end token: [t, d]."""
 
     def captions(self, captions: Sequence[str]) -> Tensor:
-        """Text features of all words of other captions: [t, d]."""
+        """Return text features of all words of other captions: [t, d]."""
 
     def weight(self, layer: str) -> Tensor:
-        """W0 [m, n] float32."""
+        """Return W0 of a layer, [m, n] float32."""
 
     def between(self) -> None:
-        """Called before every layer that takes its time; may raise."""
+        """Called before every layer that takes long; may raise to cancel."""
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """A fusion.
+    """A way to combine concepts into one update.
 
     Attributes:
-        run: (parts, source or None, settings) -> one update A B^T a layer, of any rank.
-        weigh: of a weighted sum, the weights that the strengths become; other fusions have none, and `run` needs a
-            source.
+        name: its name on the command line and in the nodes.
+        run: (concepts, source or None, settings) -> one update A B^T per layer, of any rank.
+        weigh: turns strengths into the weights of a weighted sum; None for other fusions, whose `run` needs a source.
     """
 
     name: str
@@ -101,10 +108,10 @@ class Fused:
 
     Attributes:
         adapters: the fused update by canonical layer name.
-        rank: the largest.
-        kept_energy: share of |dW|^2 that the cut to the rank has left, in the layer where that is least.
-        seconds: all in all, with the forward passes.
-        peak_bytes: tensors that the fusion held at once, at most, besides the base and the concepts.
+        rank: the largest rank in any layer.
+        kept_energy: share of |dW|^2 that is left after the cut to the rank, in the layer that lost most.
+        seconds: the whole time, including forward passes.
+        peak_bytes: the most bytes of tensors that the fusion held at once, apart from the base and the concepts.
     """
 
     adapters: dict[str, Adapter]
@@ -117,16 +124,13 @@ class Fused:
 def fuse(
     fusion: Fusion, parts: Sequence[SelectedConcept], settings: FusionSettings, source: Source | None = None
 ) -> Fused:
-    """Run a fusion, cut its result to the rank, and say what it cost.
+    """Run a fusion, cut its result to the rank, and measure its cost.
 
     Raises:
-        UserError: it needs a source and has none; or what the fusion itself refuses.
+        UserError: the fusion needs a source and has none, or it refuses the concepts.
     """
     if fusion.reads_base and source is None:
-        raise UserError(
-            f"The fusion {fusion.name} looks at what the layers of the base read, so it needs the base model: "
-            "give it with --base."
-        )
+        raise UserError(f"The fusion {fusion.name} needs the activations of the base model: give it with --base.")
     started = time.monotonic()
     with PeakMemory() as memory, torch.no_grad():
         full = fusion.run(parts, source, settings)

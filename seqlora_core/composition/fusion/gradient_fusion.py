@@ -6,14 +6,14 @@ Jin et al., ICLR 2023), so that W0 drops out and the minimizer nearest to W0 is,
 
     dW = [s_1 A_1 ...] [G_1 B_1 ...]^T (sum_i G_i)^+ :   its rank is at most the sum of the concepts' ranks.
 
-That is the solver "exact"; "lbfgs", the default, is the published optimizer (L-BFGS, history 25, strong Wolfe) on the
-same loss, which needs nothing but the G_i either.  Its 50 iterations are the published number for spatial layers; keys
-and values of the text get 500 there.  To stop before directions of little energy are fitted is worth much: of 16
-concepts on the mini base, whose prompts share most of their words, the exact minimum leaves nothing (identity 0.015;
-with a ridge of 1e-2, 0.32), 500 iterations leave 0.30, and 50 leave 0.38.
+That is the solver "exact".  "lbfgs", the default, is the published optimizer (L-BFGS, history 25, strong Wolfe) on the
+same loss, which also needs the G_i only.  Its 50 iterations are the published number for spatial layers; the published
+code takes 500 for keys and values of the text.  Stopping before directions of little energy are fitted matters: with 16
+concepts on the mini base, whose prompts share most of their words, the exact minimum has an identity of 0.015 (with a
+ridge of 1e-2, 0.32), 500 iterations reach 0.30, and 50 reach 0.38.
 
-Not reproduced: the text encoder's LoRAs, learned token embeddings and feed-forward layers of the paper's ED-LoRA, which
-our concepts do not have; and there the spatial layers are watched after text's keys and values have been fused.
+Not reproduced: the text encoder's LoRAs and learned token embeddings of the paper's ED-LoRA, which our concepts do not
+have; and the paper captures the inputs of spatial layers after keys and values of the text have been fused.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from ...model.adapters import Adapter
 from ..selection import SelectedConcept, adapted_layers
 from .fusion import Fusion, FusionSettings, Source
 
-# Gram matrices are added up in float32: directions with less energy than this, relative to the largest, are rounding.
+# Gram matrices are summed in float32: directions with less energy than this, relative to the largest, are rounding.
 _TOLERANCE = 1e-7
 
 
@@ -62,7 +62,11 @@ def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSetti
 
 
 def pseudo_inverse(gram: Tensor, ridge: float) -> Tensor:
-    """`(G + e I)^-1` on the directions where G [n, n] has energy, and 0 on the others; e is relative to mean diag G."""
+    """Compute `(G + e I)^-1` on the directions where G [n, n] has energy, and 0 on the others.
+
+    Args:
+        ridge: e, relative to the mean of diag G.
+    """
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     inverted = 1 / (values + ridge * values.mean())
     inverted[values <= _TOLERANCE * values.max()] = 0
@@ -70,9 +74,16 @@ def pseudo_inverse(gram: Tensor, ridge: float) -> Tensor:
 
 
 def _by_lbfgs(A: Tensor, GB: Tensor, gram: Tensor, tokens: int, iterations: int) -> tuple[Tensor, Tensor]:
-    """The published optimizer on the mean squared error, in its Gram form; A [m, k] and GB [n, k] make `R = A GB^T`.
+    """Minimize the mean squared error in its Gram form with the published optimizer; `R = A GB^T`.
 
-    Every step lies in the span of A, so the result [m, n] has factors of its width.
+    Args:
+        A: [m, k].
+        GB: [n, k].
+        gram: the sum of the G_i, [n, n].
+        tokens: the number of inputs in `gram`.
+
+    Returns:
+        Factors [m, k] and [n, k] of the result; every step lies in the span of A.
     """
     R = A @ GB.mT
     scale = 1 / (max(tokens, 1) * A.shape[0])

@@ -1,4 +1,4 @@
-"""The fusions that look at nothing but the adapters: their sum (eq. 3) and their weighted average."""
+"""The fusions that use the adapters only: their sum (eq. 3) and their weighted average."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,11 @@ from .fusion import Fusion
 
 
 def average(strengths: Sequence[float]) -> list[float]:
-    """`s_i / sum_i s_i`: federated averaging (McMahan et al., 2017) with the strengths as weights."""
+    """Compute `s_i / sum_i s_i`: federated averaging (McMahan et al., 2017) with the strengths as weights.
+
+    Raises:
+        UserError: the strengths do not add up to more than 0.
+    """
     total = sum(strengths)
     if total <= 0:
         raise UserError(f"The strengths of a weighted average must add up to more than 0, not to {total:g}.")

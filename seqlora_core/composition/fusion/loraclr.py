@@ -6,14 +6,14 @@ the merged `M_i = X_i (W0 + dW)^T`, both [N, m] and each taken as one long vecto
 
     L = mean_i [ |M_i - Y_i|^2 + max(0, margin - min_{j != i} |M_i - Y_j|)^2 ]  +  0.1 mse(M, Y)  +  0.001 |dW|_F
 
-with a margin of 0.5; the best dW on the way is kept.  This is the published code's loss: only the nearest negative
-counts, and the margin is in the units of whole outputs, so that negatives seldom come near it.
+with a margin of 0.5; the best dW of all iterations is kept.  This is the published code's loss: only the nearest
+negative counts, and the margin is in units of whole outputs, so that negatives are seldom within it.
 
-Not reproduced: the text encoder's part (our concepts do not touch it) and mixed precision.  Of the pictures' tokens in
-all passes, only some rows of each are compared, since keeping all of them is what runs out of memory.  The published
-concepts have equally many tokens; where ours have not, the shorter are filled up with zeros, which every W maps to 0.
+Not reproduced: the text encoder's part (our concepts do not change it) and mixed precision.  Only some tokens per pass
+are compared, because all tokens of all passes exceed the memory.  The published concepts have equally many tokens; if
+ours do not, the shorter ones are padded with zeros, which every W maps to 0.
 
-dW has full rank; cut to the rank of the concepts it loses much of what it learned.
+dW has full rank; the cut to the rank of the concepts loses much of it.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ _WEIGHT_DECAY = 1e-4
 
 def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSettings) -> dict[str, Adapter]:
     layers, scaled = adapted_layers(parts), [part.scaled() for part in parts]
-    rows = [{layer: x.rows for layer, x in source.inputs(part, layers).items()} for part in parts]
+    samples = [{layer: x.samples for layer, x in source.inputs(part, layers).items()} for part in parts]
     fused = {}
     for layer in layers:
         source.between()
-        X = pad_sequence([inputs[layer] for inputs in rows], batch_first=True)  # [k, N, n]
+        X = pad_sequence([inputs[layer] for inputs in samples], batch_first=True)  # [k, N, n]
         W0 = source.weight(layer)
         Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])
         fused[layer] = _as_factors(_optimize(X, Y, W0, settings))
@@ -43,7 +43,7 @@ def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSetti
 
 
 def _as_factors(dW: Tensor) -> Adapter:
-    """AdamW's update [m, n] has full rank, so one factor is the identity."""
+    """Write a full-rank update [m, n] as factors, one of which is the identity."""
     m, n = dW.shape
     return Adapter.from_factors(torch.eye(m), dW.mT) if m < n else Adapter.from_factors(dW, torch.eye(n))
 
@@ -54,7 +54,14 @@ def _output(X: Tensor, W0: Tensor, adapter: Adapter | None) -> Tensor:
 
 
 def contrastive_loss(dW: Tensor, X: Tensor, Y: Tensor, W0: Tensor, settings: FusionSettings) -> Tensor:
-    """L of the module's docstring; `dW`, `W0` [m, n], `X` [k, N, n], `Y` [k, N, m]."""
+    """Compute L of the module's docstring.
+
+    Args:
+        dW: [m, n].
+        X: inputs of the k concepts, [k, N, n].
+        Y: outputs of each concept's own adapter, [k, N, m].
+        W0: [m, n].
+    """
     M = X @ (W0 + dW).mT  # [k, N, m]
     positive = (M - Y).square().sum((1, 2))  # [k]
     distances = torch.cdist(M.flatten(1), Y.flatten(1))  # [k, k]

@@ -1,4 +1,4 @@
-"""Cutting an update to a rank, so that it fits a LoRA file."""
+"""Cut an update to a rank, so that it fits a LoRA file."""
 
 import torch
 
@@ -6,9 +6,9 @@ from ...model.adapters import Adapter
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
-    """The best approximation of A B^T of at most that rank (Eckart and Young), and the share of |A B^T|^2 it keeps.
+    """Compute the best approximation of A B^T of at most that rank (Eckart and Young), and its share of |A B^T|^2.
 
-    An adapter that is narrow enough comes back as it is.
+    An adapter whose rank is low enough is returned unchanged, with a share of 1.
     """
     A, B = adapter.factors
     if A.shape[1] <= rank:

@@ -1,4 +1,4 @@
-"""How much memory a computation takes, the same way on every device."""
+"""Measure the memory of a computation, in the same way on every device."""
 
 import weakref
 
@@ -8,12 +8,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts, while the block lasts, the bytes of tensors that are made in it and still alive.
+    """Counts the bytes of the tensors that are created in the block and still alive.
 
-    What kernels use inside themselves is not seen.
+    Memory that kernels use internally is not counted.
 
     Attributes:
-        peak_bytes: the most at one time.
+        peak_bytes: the most bytes alive at one time.
     """
 
     def __init__(self) -> None:

@@ -1,18 +1,18 @@
-"""The hypergradient by differentiating through the lower-level steps: the reference."""
+"""The hypergradient by differentiation through the lower-level steps: the reference."""
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .lower_level import StepSizes
+from .interface import Objective, StepSizes
 
 
 def exact(
-    objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
+    objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
 ) -> tuple[float, list[Tensor]]:
-    """Eq. 15 by autograd's double backward (the "double grad trick" of eq. 16), through every lower-level step.
+    """Compute eq. 15 by autograd's double backward (the "double grad trick" of eq. 16), through every lower-level step.
 
-    Fused attention kernels have no second derivative, so the math kernel is used; memory grows with `inner_steps`.
+    Fused attention kernels have no second derivative, so it uses the math kernel.  Memory grows with `inner_steps`.
     """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         B = [b.detach().requires_grad_() for b in B]

@@ -1,19 +1,21 @@
-"""The hypergradient with its mixed derivative taken by central differences (DARTS, Liu et al., ICLR 2019)."""
+"""The hypergradient with its mixed derivative as a central difference (DARTS, Liu et al., ICLR 2019)."""
 
 import torch
 from torch import Tensor
 
-from .lower_level import StepSizes, descend
+from .interface import Objective, StepSizes
+from .lower_level import descend
 
 
 def finite_difference(
-    objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
+    objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
 ) -> tuple[float, list[Tensor]]:
-    """Eq. 15 with `d2L/dBdA [D v] ~ (dL/dB(A + e D v) - dL/dB(A - e D v)) / 2e`, `v = dL/dA(A+, B)`.
+    """Compute eq. 15 with `d2L/dBdA [D v] ~ (dL/dB(A + e D v) - dL/dB(A - e D v)) / 2e`, with
+    `v = dL/dA(A+, B)`.
 
-    Differs from DARTS in the step: `e |D v|` is `objective.difference_step` times |A| (or the length of the lower step,
-    where that is longer, since A starts at zero), because a fixed length drowns in bfloat16's rounding.  With several
-    inner steps the difference is taken at the middle of the lower path, once.
+    The step differs from DARTS: `e |D v|` is `objective.difference_step` times |A|, or the length of the lower step if
+    that is longer (A starts at zero), because bfloat16's rounding drowns a step of fixed length.  With several inner
+    steps there is one difference, at the middle of the lower path.
     """
     path = descend(objective, A, B, step_sizes, inner_steps)
     _, v, dL_dB = objective.gradients(path.A_plus, B)

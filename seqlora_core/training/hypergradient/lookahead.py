@@ -1,18 +1,19 @@
-"""The hypergradient for the price of one more gradient: the lower step is the finite difference."""
+"""The hypergradient at the cost of one more gradient: the lower step serves as the finite difference."""
 
 from torch import Tensor
 
-from .lower_level import StepSizes, descend
+from .interface import Objective, StepSizes
+from .lower_level import descend
 
 
 def lookahead(
-    objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
+    objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
 ) -> tuple[float, list[Tensor]]:
-    """`dPhi/dB ~ 2 dL/dB(A+, B) - dL/dB(A, B)`.
+    """Compute `dPhi/dB ~ 2 dL/dB(A+, B) - dL/dB(A, B)`.
 
     (ours) In eq. 15, `v = dL/dA(A+, B)` is close to the `g` that the lower step followed, and
-    `A+ - A = -D g`; so `-d2L/dBdA [D v] ~ dL/dB(A+, B) - dL/dB(A, B)`.  Two passes with one inner step, no second
-    derivative, hence any attention kernel and gradient checkpointing.
+    `A+ - A = -D g`; so `-d2L/dBdA [D v] ~ dL/dB(A+, B) - dL/dB(A, B)`.  It takes two passes with
+    one inner step and no second derivative, so it works with any attention kernel and with gradient checkpointing.
     """
     path = descend(objective, A, B, step_sizes, inner_steps)
     _, _, dL_dB = objective.gradients(path.A_plus, B)

@@ -1,24 +1,32 @@
 """The tentative lower-level steps that two of the hypergradients share (eq. 8)."""
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-StepSizes = Callable[[Sequence[Tensor]], list[Tensor]]
+from .interface import Objective, StepSizes
 
 
 class LowerPath(NamedTuple):
-    """Where `inner_steps` lower-level steps lead."""
+    """The result of `inner_steps` lower-level steps.
 
-    A_plus: list[Tensor]  # [m, r] a layer
-    loss: float  # L(A, B), before the first step
-    dL_dB: list[Tensor]  # at (A, B)
-    step_sizes: list[Tensor]  # D, summed over the steps
+    Attributes:
+        A_plus: A after the steps, [m, r] per layer.
+        loss: L(A, B) before the first step.
+        dL_dB: dL/dB at (A, B), [n, r] per layer.
+        step_sizes: the factors D, summed over the steps.
+    """
+
+    A_plus: list[Tensor]
+    loss: float
+    dL_dB: list[Tensor]
+    step_sizes: list[Tensor]
 
 
-def descend(objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int) -> LowerPath:
-    """`A+ = A - D g`, `g = dL/dA (A, B)`, taken `inner_steps` times; one pass a step."""
+def descend(
+    objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
+) -> LowerPath:
+    """Step `A+ = A - D g` with `g = dL/dA (A, B)`, `inner_steps` times; each step takes one pass."""
     loss, g, dL_dB = objective.gradients(A, B)
     first_loss, first_dL_dB = loss, dL_dB
     total = D = step_sizes(g)

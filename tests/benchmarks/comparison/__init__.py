@@ -1,1 +1,1 @@
-"""The comparison of all methods on the mini base; `experiment.py` beside this folder runs it."""
+"""The comparison of all methods on the mini base; run it with `experiment.py` in the folder above."""

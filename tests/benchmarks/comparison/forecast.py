@@ -1,5 +1,6 @@
-"""What diagnostics expect of each concept, beside what became of it."""
+"""The forgetting that diagnostics forecast for each concept, and the forgetting that was measured."""
 
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.evaluation.interference import diagnose
 from seqlora_core.model.sampling import inputs_while_sampling
 
@@ -9,12 +10,12 @@ from .runs import Run
 
 
 def forecast(system: System, run: Run, count: int) -> dict:
-    """Crosstalk of every pair; and that of all later concepts beside measured forgetting, of all but the last."""
+    """Measure the crosstalk of every pair of concepts; forecast and measure forgetting for all but the last."""
     result = measure(system, run, count)
-    parts = run.parts(run.learn(count))
+    selected = run.selected(run.learn(count))
     found = diagnose(
-        parts,
-        lambda part: inputs_while_sampling(run.base, f"photo of a {part.subject}", part.scaled(), seed=run.config.seed),
+        selected,
+        lambda one: inputs_while_sampling(run.base, subject_prompt(one.subject), one.scaled(), seed=run.config.seed),
     )
     initial, final = result["scores"]["initial"], result["scores"]["final"]
     names = list(initial)[:-1]  # nothing was learned after the last

@@ -1,6 +1,6 @@
 """What is compared: how concepts are trained (a recipe), and how they are put together (a system).
 
-Every recipe spends the same number of forward-backward passes on a concept, whatever a step of it costs.
+Every recipe spends the same number of forward-backward passes per concept, whatever one of its steps costs.
 """
 
 import hashlib
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from seqlora_core.composition.fusion import FusionSettings
-from seqlora_core.training.config import TrainingConfig
-from seqlora_core.training.methods import METHODS
+from seqlora_core.training.config import ResolvedConfig, TrainingConfig
+from seqlora_core.training.methods import METHODS, resolve
 
-PASSES = 300  # forward and backward, a concept
+PASSES = 300  # forward and backward, per concept
 BATCH, RANK, RESOLUTION = 4, 2, 32
 LAYERS = TrainingConfig.layers
-_TUNED_APART = ("optimizer", "draw")  # settings with step sizes of their own
+_TUNED_APART = ("optimizer", "column_sampling")  # settings with learning rates of their own
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Recipe:
 
     Attributes:
         settings: where they differ from the defaults of `TrainingConfig`.
-        tuned_for: "final" or "single", the figure that its step sizes were chosen by: of the concepts in the sum of
+        tuned_for: "final" or "single", the score that its learning rates are chosen by: of the concepts in the sum of
             all, or of each alone, which is what a fusion starts from.
-        alias: names step sizes that are chosen with all of its settings.
-        decided: whether near step sizes of the walk are tried again on more concepts and seeds.
+        alias: a name for learning rates that are chosen with all of its settings.
+        decided: whether learning rates that the walk cannot tell apart are tried on more concepts and seeds.
     """
 
     method: str
@@ -38,7 +38,7 @@ class Recipe:
 
     @property
     def tuning(self) -> str:
-        """Names the step sizes; recipes that differ in nothing of `_TUNED_APART` share their method's."""
+        """The name of its learning rates; recipes that differ in nothing of `_TUNED_APART` share their method's."""
         if self.alias:
             return f"{self.method}-{self.alias}"
         apart = [str(self.settings[name]) for name in _TUNED_APART if name in self.settings]
@@ -46,25 +46,33 @@ class Recipe:
 
     @property
     def tuned(self) -> "Recipe":
-        """The one that these step sizes are chosen with."""
+        """The recipe that these learning rates are chosen with."""
         if self.alias:
             return self
         return replace(self, settings={key: value for key, value in self.settings.items() if key in _TUNED_APART})
 
-    def config(self, passes: int, seed: int, alpha: float, beta: float, layers: str = LAYERS) -> TrainingConfig:
-        """The settings of a training that spends `passes` forward-backward passes, or the few less that fit."""
-        values = {"rank": RANK, "batch_size": BATCH, "resolution": RESOLUTION, "alpha": alpha, "beta": beta}
-        values |= {"layers": layers, "method": self.method, "seed": seed, **self.settings}
-        return TrainingConfig(**values, steps=max(1, passes // passes_a_step(TrainingConfig(**values))))
+    def config(
+        self, passes: int, seed: int, lr_coefficients: float, lr_basis: float, layers: str = LAYERS
+    ) -> ResolvedConfig:
+        """Resolve the settings of a run of `passes` forward-backward passes per concept, or the few less that fit."""
+        values = {"rank": RANK, "batch_size": BATCH, "layers": layers, "method": self.method, "seed": seed}
+        values |= {"lr_coefficients": lr_coefficients, "lr_basis": lr_basis, **self.settings}
+        config = resolved(**values)
+        return replace(config, steps=max(1, passes // passes_per_step(config)))
 
 
-def passes_a_step(config: TrainingConfig) -> int:
-    """Forward-backward passes over a minibatch in one step of a training."""
+def resolved(**settings) -> ResolvedConfig:
+    """Decide what is left open, by the method and for the mini base on the CPU."""
+    return resolve(TrainingConfig(**settings), RESOLUTION, "float32")
+
+
+def passes_per_step(config: ResolvedConfig) -> int:
+    """Count the forward-backward passes over a minibatch in one step of a training run."""
     inner = config.inner_steps
     if config.method == "seqlora":
         # The lower steps and the gradient at their end, then the lower steps at the new B.  A central difference takes
-        # two passes more, and so, in a reckoning as it is usual, does a product with a Hessian.
-        again = 0 if config.keeps_lower_step else inner
+        # two passes more, and a product with a Hessian is usually counted as two.
+        again = 0 if config.lower_step == "reuse" else inner
         iteration = inner + 1 + again + (0 if config.hypergradient == "lookahead" else 2)
     elif config.method == "alternating":
         iteration = inner + 1
@@ -79,7 +87,7 @@ class System:
 
     Attributes:
         strength: the common factor of all concepts.
-        short: the name over a column of small pictures, where `name` is too long for that.
+        short: the title of a column of thumbnails, where `name` is too long for that.
     """
 
     name: str
@@ -93,13 +101,13 @@ class System:
     def sequential(self) -> bool:
         """Whether it has a history: the model after each concept is the plain sum up to it.
 
-        The others are put together anew for every set of concepts, and each concept is as good as it is alone before.
+        The others are put together anew for every set of concepts; before that, each concept is as it is alone.
         """
         return self.fusion == "sum" and self.strength == 1.0
 
     @property
     def composition(self) -> str:
-        """Names how concepts are put together, by all that decides it."""
+        """A name of how concepts are put together, with a hash of everything that decides it."""
         settings = json.dumps(asdict(self.settings), sort_keys=True).encode()
         return f"{self.fusion}-{self.strength:g}-{hashlib.sha256(settings).hexdigest()[:8]}"
 
@@ -109,7 +117,7 @@ ALTERNATING = Recipe("alternating")
 INFLORA = Recipe("inflora")
 _ON_ALL = Recipe("seqlora", {"train_on": "accumulated"})
 _SINGLE_LORA = Recipe("lora", tuned_for="single")
-_INDEPENDENT = Recipe("orthogonal", {"draw": "independent"})
+_INDEPENDENT = Recipe("orthogonal", {"column_sampling": "independent"})
 
 SYSTEMS = (
     System("SeqLoRA", SEQLORA),
@@ -139,11 +147,11 @@ def _rivals_with(**settings) -> list[System]:
     ]
 
 
-_METHOD = METHODS["seqlora"]
-# What SeqLoRA has of its own and any method could have: the rivals with it.
+_DEFAULTS = METHODS["seqlora"].defaults
+# Settings of SeqLoRA that any method could use: the rivals with them.
 CHANGED_RIVALS = {
-    "without a ridge term": _rivals_with(ridge=_METHOD.ridge),
-    "mean over the last steps": _rivals_with(average=_METHOD.average),
+    "without a ridge term": _rivals_with(ridge=_DEFAULTS["ridge"]),
+    "mean over the last steps": _rivals_with(average=_DEFAULTS["average"]),
 }
 
 
@@ -160,25 +168,23 @@ def _changed(factor: str, value: str, **settings) -> Variant:
     return Variant(factor, value, replace(SEQLORA, settings=settings))
 
 
-# The paper's Algorithm 1, without anything that this project added to it, and with step sizes of its own.
-_PUBLISHED = {"crosstalk": 0.0, "ridge": METHODS["alternating"].ridge, "average": 0.0, "coordinates": "plain"}
-_PUBLISHED |= {"init": "random", "lower_step": "again", "train_on": "accumulated"}
-# Around another iteration.
-_OURS = {name: getattr(_METHOD, name) for name in ("crosstalk", "ridge", "average", "coordinates")}
-_OURS |= {"train_on": _METHOD.base}
+# The paper's Algorithm 1, without anything that this project added to it, and with learning rates of its own.
+_PUBLISHED = {**METHODS["alternating"].defaults, "lower_step": "repeat"}
+# What this project added to it, for other methods; their own start of the basis stays.
+_OURS = {name: value for name, value in _DEFAULTS.items() if name != "init"}
 VARIANTS = (
     Variant("trained on", "subsets", SEQLORA),
     Variant("trained on", "all earlier concepts", _ON_ALL),
     _changed("coordinates", "plain", coordinates="plain"),
     _changed("trained on", "bare base", train_on="bare"),
-    _changed("crosstalk", "0", crosstalk=0.0),
+    _changed("crosstalk", "0", interference_penalty=0.0),
     Variant("hypergradient", "none (alternating)", Recipe("alternating", {"init": "contrastive", **_OURS})),
     Variant("basis", "frozen at a spectral start", Recipe("inflora", _OURS)),
     _changed("start of B", "random", init="random"),
     _changed("start of B", "spectral", init="spectral"),
     _changed("lower step", "again (eq. 18)", lower_step="repeat"),
-    _changed("crosstalk", "a quarter", crosstalk=_METHOD.crosstalk / 4),
-    _changed("crosstalk", "four times", crosstalk=_METHOD.crosstalk * 4),
+    _changed("crosstalk", "a quarter", interference_penalty=_DEFAULTS["interference_penalty"] / 4),
+    _changed("crosstalk", "four times", interference_penalty=_DEFAULTS["interference_penalty"] * 4),
     _changed("average", "0", average=0.0),
     _changed("layers", "cross", layers="cross"),
     _changed("hypergradient", "exact, eq. 18", hypergradient="exact"),
@@ -190,11 +196,13 @@ VARIANTS = (
     Variant("optimizer", "gradient", Recipe("seqlora", {"optimizer": "gradient"}, decided=False)),
     Variant("all that is ours", "as published", Recipe("seqlora", _PUBLISHED, alias="published")),
 )
-# What keeps more than the default in the ablation and costs nothing there: its one seed does not decide.
+# What retains more than the default in the ablation and costs nothing there: its one seed does not decide.
 CONTESTED = tuple(variant for variant in VARIANTS if variant.factor == "average")
-# How far a step of Adam moves what a layer puts out goes with the square root of its width: the mini base's text is 128
-# wide, Stable Diffusion's 768.
-AS_ON_SD15 = {name: float(f"{getattr(TrainingConfig(), name) * (768 / 128) ** 0.5:.1e}") for name in ("alpha", "beta")}
+# How far a step of Adam moves a layer's output grows with the square root of the layer's width: the mini base's text is
+# 128 wide, Stable Diffusion's 768.
+AS_ON_SD15 = {
+    name: float(f"{getattr(TrainingConfig, name) * (768 / 128) ** 0.5:.1e}") for name in ("lr_coefficients", "lr_basis")
+}
 
 
 def _with(factor: str, value: str, **settings) -> Variant:
@@ -205,8 +213,8 @@ def _as_on_sd15(factor: str, value: str, **settings) -> Variant:
     return _with(factor, value, **AS_ON_SD15, **settings)
 
 
-# What `train` does by default, with its step sizes and others; and its other numbers changed, at the step sizes that
-# stand for its own on Stable Diffusion.
+# What `train` does by default, with its learning rates and with others; and its other numbers changed, at the learning
+# rates that correspond to its own on Stable Diffusion.
 DEFAULTS = (
     _with("default", "-"),
     _with("alpha and beta", "0.00032", lr_coefficients=3.2e-4, lr_basis=3.2e-4),

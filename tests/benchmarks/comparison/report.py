@@ -1,4 +1,4 @@
-"""All tables and figures of what an experiment has so far."""
+"""All tables and charts of the results that an experiment has so far."""
 
 import math
 from collections.abc import Sequence
@@ -9,26 +9,26 @@ from PIL import Image
 from seqlora_core.mini import MiniConcept
 from seqlora_core.plots import crosstalk_map, picture_grid
 
-from . import figures, tables
-from .likeness import likeness, nearest_prompts
+from . import charts, tables
 from .measure import STAGES, alone_name, final_name, stage_name
-from .parts import MIDDLE, PARTS, Experiment, read_results
+from .prompt_similarity import nearest_prompts, prompt_similarity
 from .recipes import OURS, SYSTEMS
-from .runs import kept_pictures, read_json
+from .runs import stored_images
+from .sections import MIDDLE, SECTIONS, Experiment, read_results
 from .summary import Table, summarize
 from .tuning import ALONE
 
-_CELL = 56  # pixels of a picture in a grid
+_CELL = 56  # side of an image in a grid, in pixels
 _LEAST_FORECAST = 1e-6
 
 Results = dict[str, list[dict]]
 
 
 def write_report(experiment: Experiment, folder: Path) -> None:
-    """Writes `report.md`, a CSV file for each table, and the figures."""
+    """Write `report.md`, a CSV file for each table, and the charts."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = {part: read_results(experiment.out, part) for part in ("plain", *PARTS)}
-    choices = [read_json(path) for path in sorted(experiment.tuning.folder.glob("*.json"))]
+    results = {section: read_results(experiment.out, section) for section in ("plain", *SECTIONS)}
+    choices = experiment.tuning.choices()
     made = _tables(experiment, results, choices)
     for table in made:
         (folder / f"{table.name}.csv").write_text(table.to_csv(), "utf-8")
@@ -39,8 +39,8 @@ def write_report(experiment: Experiment, folder: Path) -> None:
         f"of LoRAs that fusions start from on {min(ALONE, scope.tuning_concepts)} of them, each alone.\n"
     )
     (folder / "report.md").write_text("\n".join([head, *(table.to_markdown() for table in made)]), "utf-8")
-    for name, picture in _figures(experiment, results).items():
-        picture.save(folder / f"{name}.png", optimize=True)
+    for name, image in _charts(experiment, results).items():
+        image.save(folder / f"{name}.png", optimize=True)
 
 
 def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -> list[Table]:
@@ -52,36 +52,36 @@ def _tables(experiment: Experiment, results: Results, choices: Sequence[dict]) -
         made += [tables.comparison(summaries, count, plain) for count in tables.counts(summaries)]
         made += [tables.forgetting(summaries), tables.scale(summaries), tables.target(summaries)]
         pairs = tables.beside_single(summaries)
-        made += [likeness(pairs, nearest_prompts(experiment.base, experiment.concepts))] if pairs else []
+        made += [prompt_similarity(pairs, nearest_prompts(experiment.base, experiment.concepts))] if pairs else []
     if results["order"]:
         made.append(tables.orders(results["order"], results["main"]))
     if results["rivals"]:
         made.append(tables.rivals(results["rivals"], results["main"]))
     others = {"ablation": tables.ablation, "choices": lambda found: tables.contested(found, choices)}
     others |= {"defaults": tables.defaults, "subsets": tables.subsets}
-    others |= {"others": tables.others, "saturation": tables.saturation, "forecast": tables.forecasts}
-    made += [table(results[part]) for part, table in others.items() if results[part]]
+    others |= {"others": tables.base_drift, "saturation": tables.saturation, "forecast": tables.forecasts}
+    made += [table(results[section]) for section, table in others.items() if results[section]]
     return [*made, tables.tuning(choices)]
 
 
-def _figures(experiment: Experiment, results: Results) -> dict[str, Image.Image]:
+def _charts(experiment: Experiment, results: Results) -> dict[str, Image.Image]:
     made = {}
     if results["main"]:
-        made |= _main_figures(results["main"])
+        made |= _main_charts(results["main"])
         made |= _grids(experiment, results["main"])
     if results["forecast"]:
         found = {result["system"]: _forecast_points(result) for result in results["forecast"]}
         series = {system.name: found[system.name] for system in SYSTEMS if system.name in found}
-        made["forecast"] = figures.scatter(series, "forecast crosstalk, power of ten", "measured forgetting")
+        made["forecast"] = charts.scatter(series, "forecast crosstalk, power of ten", "measured forgetting")
         for result in results["forecast"]:
             if result["system"] == OURS:
                 made["crosstalk"] = crosstalk_map(list(result["crosstalk"]), list(result["crosstalk"].values()))
     for result in results["saturation"]:
-        made["saturation"] = figures.curves(_by_place(result), "place in the order of training", "identity")
+        made["saturation"] = charts.curves(_by_place(result), "place in the order of training", "identity")
     return made
 
 
-def _main_figures(results: Sequence[dict]) -> dict[str, Image.Image]:
+def _main_charts(results: Sequence[dict]) -> dict[str, Image.Image]:
     """Figures 3a and 3b."""
     made, summaries = {}, summarize(results)
     by_count = {count: tables.of_count(summaries, count) for count in tables.counts(summaries)}
@@ -93,19 +93,19 @@ def _main_figures(results: Sequence[dict]) -> dict[str, Image.Image]:
             for system in SYSTEMS
         }
         series = {name: points for name, points in series.items() if points}
-        made["counts"] = figures.curves(series, "number of concepts", "identity in the end (Figure 3a)")
+        made["counts"] = charts.curves(series, "number of concepts", "identity in the end (Figure 3a)")
     longest = {}
     for result in sorted(results, key=lambda result: result["concepts"]):
         if result["trajectory"]:
             longest[result["system"]] = [(int(stage), mean) for stage, mean in result["trajectory"].items()]
     if longest:
         series = {system.name: longest[system.name] for system in SYSTEMS if system.name in longest}
-        made["trajectory"] = figures.curves(series, "concepts learned", "identity of all learned so far (Figure 3b)")
+        made["trajectory"] = charts.curves(series, "concepts learned", "identity of all learned so far (Figure 3b)")
     return made
 
 
 def _grids(experiment: Experiment, results: Sequence[dict]) -> dict[str, Image.Image]:
-    """What became of the first concepts, in training order: as more were learned, and with each system (Figure 2)."""
+    """Images of the first concepts, in training order: as more were learned, and with each system (Figure 2)."""
     seed = min(result["seed"] for result in results)
     runs = {
         (result["system"], result["concepts"]): experiment.out / "runs" / result["run"]
@@ -130,18 +130,18 @@ def _grids(experiment: Experiment, results: Sequence[dict]) -> dict[str, Image.I
 
 
 def _grid(concepts: Sequence[MiniConcept], columns: dict) -> Image.Image | None:
-    """None where no picture was kept, as after going on from an archive.
+    """Lay out the stored images; None if there are none, as after continuing from an archive.
 
     Args:
-        columns: title -> (folder of the run, concept's name -> its sheet).
+        columns: title -> (folder of the run, function from a concept's name to its sheet).
     """
     rows = []
     for concept in concepts:
-        drawn = [kept_pictures(folder, sheet(concept.name), concept.name) for folder, sheet in columns.values()]
-        rows.append((concept.name, [list(concept.references[:1]), *(pictures[:1] for pictures in drawn)]))
-    if not any(pictures for _, (_, *drawn) in rows for pictures in drawn):
+        drawn = [stored_images(folder, sheet(concept.name), concept.name) for folder, sheet in columns.values()]
+        rows.append((concept.name, [list(concept.references[:1]), *(images[:1] for images in drawn)]))
+    if not any(images for _, (_, *drawn) in rows for images in drawn):
         return None
-    return figures.few_colours(picture_grid(["reference", *columns], rows, cell=_CELL))
+    return charts.few_colours(picture_grid(["reference", *columns], rows, cell=_CELL))
 
 
 def _place(concepts: Sequence[MiniConcept], name: str) -> int:

@@ -1,4 +1,4 @@
-"""Pairs, triples and halves put together alone: every member by itself, and both of a pair in one picture."""
+"""Pairs, triples and halves put together by themselves: each member alone, and both of a pair in one image."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -13,10 +13,10 @@ from seqlora_core.mini.identity import load_identity
 from tests.mini.identity import halves
 
 from .recipes import System
-from .runs import Run, draw, folded, put_together
+from .runs import Run, folded, put_together, sample_images
 
 RELATION = "left of"
-# Places in the order of training: neighbours look alike, the others do not.
+# Places in the order of training; neighbours look alike, others do not.
 ALIKE = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (12, 13))
 APART = ((0, 8), (1, 15), (2, 6), (3, 11), (5, 14), (7, 10))
 TRIPLES = ((0, 1, 2), (4, 5, 6), (13, 14, 15), (0, 5, 10), (1, 7, 12), (3, 8, 15))
@@ -26,7 +26,7 @@ KINDS = {**PAIRS, "triples": TRIPLES, "halves": HALVES}
 
 
 def measure_subsets(system: System, run: Run, count: int) -> dict:
-    """Mean identity of the members of each subset, and of both halves of pictures that ask for a pair."""
+    """Measure the mean identity of the members of each subset, and of both halves of images that show a pair."""
     learned = run.learn(count)
     members, together = {}, {}
     for kind, subsets in KINDS.items():
@@ -42,17 +42,17 @@ def _members(system: System, run: Run, subset: Sequence[Concept]) -> dict[str, f
 
 
 def _together(system: System, run: Run, pair: Sequence[Concept]) -> dict[str, float]:
-    """Each half of "a X left of a Y" against the references of what should be there."""
+    """Score each half of "a X left of a Y" by the references of the concept that belongs there."""
 
     def make() -> dict[str, float]:
         left, right = pair
         prompt = f"a {left.subject} {RELATION} a {right.subject}"
         with folded(run.base, _composed(system, run, pair)[0]):
-            pictures = draw(run.base, prompt, run.config.seed)
-        sides = halves(to_tensor(pictures), RELATION)
+            images = sample_images(run.base, prompt, run.config.seed)
+        sides = halves(to_tensor(images), RELATION)
         return {concept.name: _identity(run, concept, side) for concept, side in zip(pair, sides, strict=True)}
 
-    return run.kept(f"{_name(system, pair)}/together", make)
+    return run.cached(f"{_name(system, pair)}/together", make)
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def _identity(run: Run, concept: Concept, pixels: Tensor) -> float:
 
 
 def _composed(system: System, run: Run, subset: Sequence[Concept]):
-    return put_together(run.base, system, run.parts(subset, system.strength))
+    return put_together(run.base, system, run.selected(subset, system.strength))
 
 
 def _name(system: System, subset: Sequence[Concept]) -> str:

@@ -1,4 +1,4 @@
-"""From results to figures: per-concept means over seeds, then mean and standard error over concepts (Appendix G)."""
+"""From results to tables: per-concept means over seeds, then mean and standard error over concepts (Appendix G)."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ class Summary:
 
     Attributes:
         each: measure -> concept -> the mean over seeds; the measures are single, initial, final and forgetting.
-        costs: of a training and of the fusion, the mean over seeds.
+        costs: of a training run and of the fusion, the mean over seeds.
     """
 
     system: str
@@ -42,17 +42,17 @@ class Summary:
     costs: Mapping[str, float]
 
     def mean(self, measure: str) -> Mean:
-        """Over the concepts."""
+        """The mean over the concepts."""
         return Mean.of(list(self.each[measure].values()))
 
     def lead(self, other: "Summary", measure: str = "final") -> Mean:
-        """By how much it is above another one, concept by concept."""
+        """The lead over another summary, taken concept by concept."""
         own, others = self.each[measure], other.each[measure]
         return Mean.of([own[name] - others[name] for name in own])
 
 
 def summarize(results: Sequence[dict]) -> list[Summary]:
-    """A summary for each system and number of concepts."""
+    """Summarize the results of each system and number of concepts."""
     groups: dict[tuple[int, str], list[dict]] = {}
     for result in results:
         groups.setdefault((result["concepts"], result["system"]), []).append(result)
@@ -75,10 +75,10 @@ Cell = str | int | float | Mean
 
 @dataclass(frozen=True)
 class Table:
-    """Something to be written as CSV and as Markdown.
+    """A table that is written as CSV and as Markdown.
 
     Attributes:
-        name: of its file.
+        name: the name of its file, without the ending.
     """
 
     name: str
@@ -87,12 +87,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def to_markdown(self) -> str:
-        """With a heading."""
+        """Format it as Markdown, with a heading."""
         lines = [f"### {self.caption}", "", _line(self.columns), _line("---" for _ in self.columns)]
         return "\n".join([*lines, *(_line(map(_text, row)) for row in self.rows)]) + "\n"
 
     def to_csv(self) -> str:
-        """A column of means is two: the mean, and its standard error."""
+        """Format it as CSV; a column of means becomes two, the mean and its standard error."""
         has_error = [any(isinstance(row[i], Mean) for row in self.rows) for i in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -111,7 +111,7 @@ def _text(cell: Cell) -> str:
 
 
 def _values(cell: Cell | tuple[str, str]) -> tuple:
-    """What a cell puts into the column of its mean, and into that of the standard error."""
+    """The text of a cell for the column of its mean, and for that of the standard error."""
     if isinstance(cell, Mean):
         return f"{cell.value:.6f}", "" if cell.error is None else f"{cell.error:.6f}"
     if isinstance(cell, tuple):
@@ -120,7 +120,7 @@ def _values(cell: Cell | tuple[str, str]) -> tuple:
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's: Pearson's of the ranks, where equal values share theirs; 0 where one does not vary."""
+    """Spearman's rank correlation, where equal values share their rank; 0 if one side does not vary."""
     x, y = _ranks(first), _ranks(second)
     mean_x, mean_y = fmean(x), fmean(y)
     product = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))

@@ -1,9 +1,9 @@
-"""The paper's Tables 1a, 1b, 3 and 4 in its form, and those of the other parts."""
+"""The paper's Tables 1a, 1b, 3 and 4 in its form, and the tables of the other sections."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.config import ResolvedConfig
 
 from .recipes import (
     CHANGED_RIVALS,
@@ -18,13 +18,14 @@ from .recipes import (
     SINGLE_LORA,
     SYSTEMS,
     VARIANTS,
-    passes_a_step,
+    passes_per_step,
 )
 from .subsets import KINDS, PAIRS
 from .summary import MEASURES, Mean, Summary, Table, correlation, summarize
+from .tuning import rates
 
 _ORDER = [system.name for system in SYSTEMS]
-_SINGLE_SOURCE = "LoRA, averaged"  # its concepts were trained and tuned to be drawn alone
+_SINGLE_SOURCE = "LoRA, averaged"  # its concepts were trained and tuned to be used alone
 _SHOWN = ("final", "initial", "single", "forgetting")
 _BLOCK = 4  # concepts of a row of the table of saturation
 
@@ -41,16 +42,16 @@ def counts(summaries: Sequence[Summary]) -> list[int]:
 
 
 def beside_single(summaries: Sequence[Summary]) -> list[tuple[Summary, Summary]]:
-    """Ours and the LoRAs that were trained to be drawn alone, where there are both, by the number of concepts."""
+    """Ours and the LoRAs that were trained to be used alone, where there are both, by the number of concepts."""
     found = [of_count(summaries, count) for count in counts(summaries)]
     return [(s[OURS], s[_SINGLE_SOURCE]) for s in found if OURS in s and _SINGLE_SOURCE in s]
 
 
 def overview(summaries: Sequence[Summary], count: int, plain: Mapping[str, float]) -> Table:
-    """The README's: all that counts at one number of concepts, and what is left at the others.
+    """The README's table: all scores at one number of concepts, and the final ones at the others.
 
     Args:
-        plain: concept -> what the base makes of its class word; empty where that was not drawn.
+        plain: concept -> the base's score with its class word alone; empty if that was not measured.
     """
     systems = of_count(summaries, count)
     others = {other: of_count(summaries, other) for other in counts(summaries) if other != count}
@@ -70,7 +71,7 @@ def overview(summaries: Sequence[Summary], count: int, plain: Mapping[str, float
 
 
 def _of_first(plain: Mapping[str, float], systems: Mapping[str, Summary]) -> Mean:
-    """What the base itself reaches for the concepts of these systems."""
+    """The base's own score for the concepts of these systems."""
     return Mean.of([plain[name] for name in next(iter(systems.values())).each["final"]])
 
 
@@ -78,7 +79,7 @@ def comparison(summaries: Sequence[Summary], count: int, plain: Mapping[str, flo
     """All systems with one number of concepts (Table 1a), what they cost, and two rows to compare with.
 
     Args:
-        plain: concept -> what the base makes of its class word; empty where that was not drawn.
+        plain: concept -> the base's score with its class word alone; empty if that was not measured.
     """
     systems = of_count(summaries, count)
     ours, rows = systems.get(OURS), []
@@ -134,7 +135,7 @@ def _goals(ours: Summary, systems: Mapping[str, Summary]) -> list[list]:
     for name, summary in systems.items():
         if name in COMPARED:
             lead = ours.lead(summary)
-            least = max(margin, lead.error or 0.0)  # of the concepts, or of what they lead by: the larger
+            least = max(margin, lead.error or 0.0)  # of the concepts, or of the lead: the larger
             goals.append([f"final above {name} by more than one SEM", lead, least, _met(lead.value > least)])
     if RIVAL in systems:
         own, half = ours.mean("forgetting"), systems[RIVAL].mean("forgetting").value / 2
@@ -158,21 +159,18 @@ def ablation(results: Sequence[dict]) -> Table:
             summary = summarize([result])[0]
             means = [summary.mean(measure) for measure in _SHOWN]
             loss = summary.lead(summarize([first])[0]) if first and result is not first else "-"
-            config, costs = result["config"], summary.costs
-            sizes = [config["alpha"], config["beta"]]
-            rows.append(
-                [variant.factor, variant.value, *means, loss, *sizes, _passes(config), costs["training_seconds"]]
-            )
+            settings, seconds = result["settings"], summary.costs["training_seconds"]
+            rows.append([variant.factor, variant.value, *means, loss, *rates(settings), _passes(settings), seconds])
     columns = ["factor", "value", "final", "right after training", "alone", "forgetting", "against the first"]
     columns += ["alpha", "beta", "passes", "s a concept"]
     return Table("ablation", "Ablation at 16 concepts (Table 4)", columns, rows)
 
 
 def contested(results: Sequence[dict], choices: Sequence[dict]) -> Table:
-    """What the ablation leaves open, by what is left of the concepts that decide between near step sizes.
+    """What the ablation leaves open, by the final score of the concepts that decide between near learning rates.
 
     Args:
-        choices: of step sizes; the default's figure is in there.
+        choices: of learning rates; one of them has the default's score.
     """
     own = next((choice for choice in choices if choice["method"] == SEQLORA.tuning), {})
     rows = [["as by default", "", pair["score"]] for pair in own.get("finals", ()) if _chosen(own, pair)]
@@ -184,22 +182,22 @@ def contested(results: Sequence[dict], choices: Sequence[dict]) -> Table:
     return Table("choices", "Settings near to the default, on the concepts that decide step sizes", columns, rows)
 
 
-def _passes(config: Mapping[str, object]) -> int:
-    """Of a concept, as recipes are reckoned: with those that a product with a Hessian costs."""
-    settings = TrainingConfig.from_dict(dict(config))
-    return settings.steps * passes_a_step(settings)
+def _passes(settings: Mapping[str, object]) -> int:
+    """Passes per concept as recipes count them: with those that a product with a Hessian costs."""
+    config = ResolvedConfig.from_dict(settings)
+    return config.steps * passes_per_step(config)
 
 
 def defaults(results: Sequence[dict]) -> Table:
-    """What `train` does where nothing is asked for, and its numbers changed one at a time."""
+    """`train` with its defaults, and with one number changed at a time."""
     found = {(result["setting"], result["value"]): result for result in results}
     rows = []
     for variant in DEFAULTS:
         if result := found.get((variant.factor, variant.value)):
             summary = summarize([result])[0]
             means = [summary.mean(measure) for measure in _SHOWN]
-            sizes = [result["config"][name] for name in ("alpha", "beta")]
-            rows.append([variant.factor, variant.value, *means, *sizes, _passes(result["config"])])
+            settings = result["settings"]
+            rows.append([variant.factor, variant.value, *means, *rates(settings), _passes(settings)])
     columns = ["setting", "value", "final", "right after training", "alone", "forgetting", "alpha", "beta", "passes"]
     return Table("defaults", "The numbers of `train`, on the concepts that step sizes are chosen on", columns, rows)
 
@@ -242,13 +240,13 @@ def saturation(results: Sequence[dict]) -> Table:
             block = names[start : start + _BLOCK]
             skipped = [result["layers_skipped"][name] for name in block]
             means = [Mean.of([result["scores"][measure][name] for name in block]) for measure in MEASURES]
-            rows.append([result["config"]["rank"], f"{start + 1} to {start + len(block)}", max(skipped), *means])
+            rows.append([result["settings"]["rank"], f"{start + 1} to {start + len(block)}", max(skipped), *means])
     columns = ["rank", "concepts", "layers without room", "alone", "right after training", "final"]
     return Table("saturation", "When layers are full", columns, rows)
 
 
 def subsets(results: Sequence[dict]) -> Table:
-    """Pairs, triples and halves composed alone, mean over subsets."""
+    """Pairs, triples and halves composed by themselves, mean over subsets."""
     found = {result["system"]: result for result in results}
     rows = [
         [
@@ -263,8 +261,8 @@ def subsets(results: Sequence[dict]) -> Table:
     return Table("subsets", "Subsets composed alone", columns, rows)
 
 
-def others(results: Sequence[dict]) -> Table:
-    """How much of pictures of other things is left beside the first concepts."""
+def base_drift(results: Sequence[dict]) -> Table:
+    """How alike images of other things stay with the first concepts in place."""
     found = {result["system"]: result["alike"] for result in results}
     sizes = sorted({int(size) for alike in found.values() for size in alike})
     rows = [[name, *(found[name].get(str(size), "-") for size in sizes)] for name in _ORDER if name in found]
@@ -284,12 +282,12 @@ def forecasts(results: Sequence[dict]) -> Table:
 
 
 def tuning(choices: Sequence[dict]) -> Table:
-    """Every trial of the choice of step sizes."""
+    """Every trial of the choice of learning rates."""
     rows = []
     for choice in choices:
-        finals = {(final["alpha"], final["beta"]): final["score"] for final in choice.get("finals", ())}
+        finals = {rates(final): final["score"] for final in choice.get("finals", ())}
         for trial in choice["trials"]:
-            pair = trial["alpha"], trial["beta"]
+            pair = rates(trial)
             mark = "chosen" if _chosen(choice, trial) else ""
             rows.append([choice["method"], *pair, trial["score"], finals.get(pair, ""), mark])
     columns = ["method", "alpha", "beta", "identity", "of twice as many, two seeds", ""]
@@ -297,7 +295,7 @@ def tuning(choices: Sequence[dict]) -> Table:
 
 
 def _chosen(choice: dict, trial: dict) -> bool:
-    return (choice["alpha"], choice["beta"]) == (trial["alpha"], trial["beta"])
+    return rates(choice) == rates(trial)
 
 
 def _met(condition: bool) -> str:

@@ -1,4 +1,4 @@
-"""The parts of the experiment: which runs each of them needs, and which results it keeps."""
+"""The sections of the experiment: the runs that each needs, and the results that it stores."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqlora_core.bank.names import slug
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.errors import TrainingDiverged, UserError
 from seqlora_core.evaluation.metrics import Identity, score
 from seqlora_core.mini import MiniConcept, mini_concepts
 from seqlora_core.model.base import Base
 from seqlora_core.monitor import Monitor
-from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.config import ResolvedConfig
 
 from .archive import FACTS
+from .base_drift import measure_base_drift
 from .forecast import forecast
+from .job_queue import Job
 from .measure import measure
-from .others import measure_others
 from .recipes import (
     ALTERNATING,
     CHANGED_RIVALS,
@@ -24,7 +26,6 @@ from .recipes import (
     DEFAULTS,
     OURS,
     PLAIN_BASE,
-    RESOLUTION,
     RIVAL,
     SEQLORA,
     SYSTEMS,
@@ -32,19 +33,20 @@ from .recipes import (
     Recipe,
     System,
     Variant,
+    resolved,
 )
-from .runs import Run, draw, read_json, write_json
+from .records import read_json, read_record, write_json
+from .runs import Run, sample_images
 from .subsets import measure_subsets
-from .tuning import CONCEPTS, DECIDING_SEEDS, SEED, START, Tuning, final
-from .work import Job
+from .tuning import CONCEPTS, DECIDING_SEEDS, SEED, START, Tuning, final, rates
 
-OF_TABLE = 32  # step sizes are chosen on those beyond; the row of 48 has them all
-MIDDLE = 16  # concepts of everything but the main table
+OF_TABLE = 32  # learning rates are chosen on those beyond; the row of 48 has them all
+MIDDLE = 16  # concepts of everything except the main table
 SEED_OF_ALL = 0  # the others are for the main table at 16 alone
 ORDERS = (1, 2)
 SATURATED = Recipe("seqlora", {"layers": "all", "rank": 4})
 SATURATED_COUNT = 32  # the narrowest layers are full after 20, the next after 28
-# Those that have to be tuned anew, which takes longer than all that they measure, are parts of their own.
+# Those with learning rates of their own, which take longer to choose than to use, are sections of their own.
 BY_GRADIENT = [variant for variant in VARIANTS if variant.factor == "optimizer"]
 AS_PUBLISHED = [variant for variant in VARIANTS if variant.recipe.alias == "published"]
 ABLATION = [variant for variant in VARIANTS if variant not in (*BY_GRADIENT, *AS_PUBLISHED)]
@@ -57,9 +59,9 @@ class Scope:
     Attributes:
         counts: numbers of concepts of the main table.
         seeds: of the main table.
-        passes: forward-backward passes a concept.
+        passes: forward-backward passes per concept.
         layers: the preset that every method adapts.
-        tuning_concepts: that a trial of step sizes learns.
+        tuning_concepts: how many a trial of learning rates learns.
     """
 
     counts: Sequence[int]
@@ -81,67 +83,69 @@ class Experiment:
 
     @property
     def systems(self) -> list[System]:
-        """The systems that are wanted, with what was chosen for their fusions."""
+        """The systems that are wanted, with the step sizes that were chosen for their fusions."""
         return [self.tuning.tuned(system) for system in self.scope.systems]
 
     @property
     def tuned_on(self) -> list[MiniConcept]:
-        """The concepts that step sizes are chosen on."""
+        """The concepts that learning rates are chosen on."""
         return [concept for concept in self.concepts if concept.name in CONCEPTS[: self.scope.tuning_concepts]]
 
     def run(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept] | None = None) -> Run:
-        """The run of a recipe with the step sizes that were chosen for it."""
-        chosen = self.tuning.choice(recipe)
-        return self._open(recipe, seed, concepts or self.concepts, chosen["alpha"], chosen["beta"])
+        """Open the run of a recipe with the learning rates that were chosen for it."""
+        return self._open(recipe, seed, concepts or self.concepts, *rates(self.tuning.choice(recipe)))
 
-    def job(self, part: str, name: str, at: Path, make: Callable[..., dict], *inputs) -> Job:
-        """The making of one result by `make(*inputs)`, which is kept as a file; `at` is the folder that it works in."""
+    def job(self, section: str, name: str, at: Path, make: Callable[..., dict], *inputs) -> Job:
+        """A job that stores what `make(*inputs)` returns as a result; `at` is the folder that it works in."""
 
         def do() -> None:
-            path = self.out / "results" / part / f"{slug(name)}.json"
+            path = self.out / "results" / section / f"{slug(name)}.json"
             if path.is_file():
                 return
             try:
                 write_json(path, make(*inputs))
-                print(f"{part}: {name} is done", flush=True)
+                print(f"{section}: {name} is done", flush=True)
             except TrainingDiverged as error:
-                print(f"{part}: {name} is left out: {error}", flush=True)
+                print(f"{section}: {name} is left out: {error}", flush=True)
 
         return Job(name, at / ".job.lock", do)
 
     def _check_same_experiment(self) -> None:
-        """Results of other settings in the same folder would pass for what is asked for."""
+        """Refuse a folder with results of other settings, which would be taken for the ones asked for."""
         facts = {"base": self.base.identity.fingerprint, "passes": self.scope.passes, "layers": self.scope.layers}
         facts["tuning_concepts"] = self.scope.tuning_concepts
         path = self.out / FACTS
         if not path.is_file():
             write_json(path, facts)
         if (found := read_json(path)) != facts:
-            raise UserError(f"{self.out} holds an experiment with {found}, not {facts}: give another folder.")
+            raise UserError(f"{self.out} holds an experiment with {found}, not {facts}. Give another folder.")
 
-    def open(self, config: TrainingConfig, concepts: Sequence[MiniConcept]) -> Run:
-        """The run of these settings."""
+    def open(self, config: ResolvedConfig, concepts: Sequence[MiniConcept]) -> Run:
+        """Open the run of these settings."""
         return Run(self.base, self.out / "runs", config, concepts, self.monitor)
 
-    def deciding(self, recipe: Recipe, alpha: float, beta: float, seed: int) -> Run:
-        """The run of a recipe on the concepts that decide between settings which are near to each other."""
+    def deciding(self, recipe: Recipe, lr_coefficients: float, lr_basis: float, seed: int) -> Run:
+        """Open the run of a recipe on the concepts that decide between near settings."""
         concepts = self.concepts[OF_TABLE:][: 2 * self.scope.tuning_concepts]
-        return self._open(recipe, seed, concepts, alpha, beta)
+        return self._open(recipe, seed, concepts, lr_coefficients, lr_basis)
 
-    def _trial(self, recipe: Recipe, alpha: float, beta: float) -> Run:
-        return self._open(recipe, SEED, self.tuned_on, alpha, beta)
+    def _trial(self, recipe: Recipe, lr_coefficients: float, lr_basis: float) -> Run:
+        return self._open(recipe, SEED, self.tuned_on, lr_coefficients, lr_basis)
 
-    def _open(self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], alpha: float, beta: float) -> Run:
-        return self.open(recipe.config(self.scope.passes, seed, alpha, beta, self.scope.layers), concepts)
+    def _open(
+        self, recipe: Recipe, seed: int, concepts: Sequence[MiniConcept], lr_coefficients: float, lr_basis: float
+    ) -> Run:
+        config = recipe.config(self.scope.passes, seed, lr_coefficients, lr_basis, self.scope.layers)
+        return self.open(config, concepts)
 
 
 def walk_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
-    """The walks of all methods whose step sizes are not chosen yet."""
+    """The walks of all methods whose learning rates are not chosen yet."""
     return _tuning_jobs(experiment, recipes, experiment.tuning.walk)
 
 
 def deciding_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job]:
-    """After the walks: what decides where they do not, a job for every run of it."""
+    """After the walks: the runs that decide where a walk does not, one job each."""
     return [
         Job(f"{name} decided", run.folder / ".job.lock", lambda run=run: final(run))
         for name, recipe in _untuned(experiment, recipes).items()
@@ -157,20 +161,20 @@ def choosing_jobs(experiment: Experiment, recipes: Sequence[Recipe]) -> list[Job
 def _tuning_jobs(experiment: Experiment, recipes: Sequence[Recipe], do: Callable[[Recipe], object]) -> list[Job]:
     folder = experiment.tuning.folder
     return [
-        # What is tuned for two figures has its trials in common.
+        # A method that is tuned for two scores shares its trials.
         Job(name, folder / f".{recipe.method}.lock", lambda recipe=recipe: do(recipe))
         for name, recipe in _untuned(experiment, recipes).items()
     ]
 
 
 def _untuned(experiment: Experiment, recipes: Sequence[Recipe]) -> dict[str, Recipe]:
-    """What step sizes are still to be chosen for, by its name: all that differs in them, without the rest."""
+    """The recipes that learning rates are still to be chosen for, by the name of the choice."""
     tuned = {recipe.tuning: recipe.tuned for recipe in recipes}
     return {name: recipe for name, recipe in tuned.items() if experiment.tuning.choice(recipe) is None}
 
 
 def fusion_tuning_jobs(experiment: Experiment) -> list[Job]:
-    """The same for fusions that have a step size of their own."""
+    """The walks of fusions that have a step size of their own."""
     tuning = experiment.tuning
     return [
         Job(system.name, tuning.folder / f".{system.fusion}.lock", lambda system=system: tuning.tune_fusion(system))
@@ -193,12 +197,12 @@ def main_jobs(experiment: Experiment) -> list[Job]:
 
 
 def _plain_base_job(experiment: Experiment) -> Job:
-    """What the base makes of the class word alone: below this a concept is not there at all."""
+    """What the base makes of the class word alone: a concept that scores no more was not learned."""
 
     def make() -> dict:
         words = dict.fromkeys(concept.class_word for concept in experiment.concepts)
-        pictures = {word: draw(experiment.base, f"photo of a {word}", SEED_OF_ALL) for word in words}
-        scores = {c.name: score(Identity(), pictures[c.class_word], c.references, "") for c in experiment.concepts}
+        images = {word: sample_images(experiment.base, subject_prompt(word), SEED_OF_ALL) for word in words}
+        scores = {c.name: score(Identity(), images[c.class_word], c.references, "") for c in experiment.concepts}
         return {"system": PLAIN_BASE, "seed": SEED_OF_ALL, "scores": {"final": scores}}
 
     return experiment.job("plain", PLAIN_BASE, experiment.out / "results" / "plain", make)
@@ -218,7 +222,7 @@ def ablation_jobs(experiment: Experiment, variants: Sequence[Variant]) -> list[J
 
 
 def default_jobs(experiment: Experiment) -> list[Job]:
-    """`train` with its own numbers, as a user has them, and with others."""
+    """`train` with its default numbers, as a user has them, and with others."""
 
     def make(variant: Variant, run: Run) -> dict:
         measured = measure(System(OURS, variant.recipe), run, len(run.concepts))
@@ -226,8 +230,7 @@ def default_jobs(experiment: Experiment) -> list[Job]:
 
     jobs = []
     for variant in DEFAULTS:
-        config = TrainingConfig(resolution=RESOLUTION, seed=SEED, **variant.recipe.settings)
-        run = experiment.open(config, experiment.tuned_on)
+        run = experiment.open(resolved(seed=SEED, **variant.recipe.settings), experiment.tuned_on)
         jobs.append(experiment.job("defaults", f"{variant.factor} {variant.value}", run.folder, make, variant, run))
     return jobs
 
@@ -262,16 +265,16 @@ def rival_jobs(experiment: Experiment) -> list[Job]:
 
 
 def choice_jobs(experiment: Experiment) -> list[Job]:
-    """What the ablation leaves open, on the concepts and the seeds that step sizes are decided by."""
+    """What the ablation leaves open, on the concepts and seeds that decide between near learning rates."""
 
     def make(variant: Variant, run: Run) -> dict:
         return {"factor": variant.factor, "value": variant.value, "seed": run.config.seed, "final": final(run)}
 
     jobs = []
     for variant in CONTESTED:
-        chosen = experiment.tuning.choice(variant.recipe)
+        pair = rates(experiment.tuning.choice(variant.recipe))
         for seed in DECIDING_SEEDS:
-            run = experiment.deciding(variant.recipe, chosen["alpha"], chosen["beta"], seed)
+            run = experiment.deciding(variant.recipe, *pair, seed)
             name = f"{variant.factor} {variant.value} {seed}"
             jobs.append(experiment.job("choices", name, run.folder, make, variant, run))
     return jobs
@@ -285,37 +288,37 @@ def saturation_jobs(experiment: Experiment) -> list[Job]:
 
 
 def subset_jobs(experiment: Experiment) -> list[Job]:
-    """Pairs, triples and halves of the first 16 concepts, put together alone."""
+    """Pairs, triples and halves of the first 16 concepts, each put together by itself."""
     return _jobs_at_middle(experiment, "subsets", measure_subsets, experiment.systems)
 
 
-def other_jobs(experiment: Experiment) -> list[Job]:
-    """What becomes of pictures of other things."""
-    return _jobs_at_middle(experiment, "others", measure_others, experiment.systems)
+def base_drift_jobs(experiment: Experiment) -> list[Job]:
+    """How much images of other things change."""
+    return _jobs_at_middle(experiment, "others", measure_base_drift, experiment.systems)
 
 
 def forecast_jobs(experiment: Experiment) -> list[Job]:
-    """The forgetting that diagnostics expect beside what was measured."""
+    """The forgetting that diagnostics forecast, and the forgetting that was measured."""
     sequential = [system for system in experiment.systems if system.sequential]
     return _jobs_at_middle(experiment, "forecast", forecast, sequential)
 
 
 def _jobs_at_middle(
-    experiment: Experiment, part: str, make: Callable[..., dict], systems: Sequence[System]
+    experiment: Experiment, section: str, make: Callable[..., dict], systems: Sequence[System]
 ) -> list[Job]:
     runs = [experiment.run(system.recipe, SEED_OF_ALL) for system in systems]
     return [
-        experiment.job(part, system.name, run.folder, make, system, run, MIDDLE)
+        experiment.job(section, system.name, run.folder, make, system, run, MIDDLE)
         for system, run in zip(systems, runs, strict=True)
     ]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part that can be asked for by name.
+class ExperimentSection:
+    """A section that can be asked for by name.
 
     Attributes:
-        recipes: that it needs; None stands for those of the systems.
+        recipes: those that it needs; None means those of the systems.
     """
 
     jobs: Callable[[Experiment], list[Job]]
@@ -327,30 +330,31 @@ class Part:
         return self.recipes is None
 
     def needed(self, systems: Sequence[System]) -> list[Recipe]:
-        """The recipes whose step sizes have to be chosen first."""
+        """The recipes whose learning rates have to be chosen first."""
         return [system.recipe for system in systems] if self.of_systems else list(self.recipes)
 
 
-def _part_of_table_4(variants: Sequence[Variant]) -> Part:
-    return Part(lambda experiment: ablation_jobs(experiment, variants), [variant.recipe for variant in variants])
+def _section_of_table_4(variants: Sequence[Variant]) -> ExperimentSection:
+    recipes = [variant.recipe for variant in variants]
+    return ExperimentSection(lambda experiment: ablation_jobs(experiment, variants), recipes)
 
 
-PARTS = {
-    "main": Part(main_jobs),
-    "ablation": _part_of_table_4(ABLATION),
-    "choices": Part(choice_jobs, [SEQLORA, *(variant.recipe for variant in CONTESTED)]),
-    "published": _part_of_table_4(AS_PUBLISHED),
-    "defaults": Part(default_jobs, []),
-    "subsets": Part(subset_jobs),
-    "others": Part(other_jobs),
-    "order": Part(order_jobs, [SEQLORA, ALTERNATING]),
-    "rivals": Part(rival_jobs),
-    "saturation": Part(saturation_jobs, [SATURATED]),
-    "forecast": Part(forecast_jobs),
-    "optimizer": _part_of_table_4(BY_GRADIENT),
+SECTIONS = {
+    "main": ExperimentSection(main_jobs),
+    "ablation": _section_of_table_4(ABLATION),
+    "choices": ExperimentSection(choice_jobs, [SEQLORA, *(variant.recipe for variant in CONTESTED)]),
+    "published": _section_of_table_4(AS_PUBLISHED),
+    "defaults": ExperimentSection(default_jobs, []),
+    "subsets": ExperimentSection(subset_jobs),
+    "others": ExperimentSection(base_drift_jobs),
+    "order": ExperimentSection(order_jobs, [SEQLORA, ALTERNATING]),
+    "rivals": ExperimentSection(rival_jobs),
+    "saturation": ExperimentSection(saturation_jobs, [SATURATED]),
+    "forecast": ExperimentSection(forecast_jobs),
+    "optimizer": _section_of_table_4(BY_GRADIENT),
 }
 
 
-def read_results(out: Path, part: str) -> list[dict]:
-    """All that was kept of a part so far."""
-    return [read_json(path) for path in sorted((out / "results" / part).glob("*.json"))]
+def read_results(out: Path, section: str) -> list[dict]:
+    """Read the results of a section so far, of any version."""
+    return [read_record(path) for path in sorted((out / "results" / section).glob("*.json"))]

@@ -1,4 +1,4 @@
-"""Jobs that several processes may share: each takes what no other one is at."""
+"""Jobs that several processes share: each takes one that no other process is working on."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ _POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """Something that is cheap to do again once it is done, since all its results are kept.
+    """A piece of work whose results are all stored, so that doing it a second time costs little.
 
     Attributes:
-        lock: jobs with the same one are never done at the same time; the system frees it when a process dies.
+        lock: jobs with the same lock file never run at the same time; the system frees it when a process dies.
     """
 
     name: str
@@ -23,8 +23,8 @@ class Job:
     do: Callable[[], None]
 
 
-def work_off(jobs: Sequence[Job]) -> None:
-    """Does all of them, in this order where others leave it; returns when every job has been done by somebody."""
+def run_jobs(jobs: Sequence[Job]) -> None:
+    """Run all jobs, in this order except for those that are locked; return when each was done by some process."""
     pending = list(jobs)
     while pending:
         left = [job for job in pending if not _try(job)]

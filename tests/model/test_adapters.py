@@ -1,12 +1,11 @@
-"""Finding, naming and adapting layers."""
+"""Adapters: what they add to a layer, for which rows of a batch, and that they leave no trace."""
 
 import pytest
 import tiny_base
 import torch
 
-from seqlora_core.errors import UserError
-from seqlora_core.model.adapters import Adapter, attach
-from seqlora_core.model.sd15 import canonical_names, find_layers
+from seqlora_core.model.adapters import Adapter, attach, sum_adapters, update_norm
+from seqlora_core.model.sd15 import find_layers
 
 TEXT = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1))
 NOISY = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -22,36 +21,6 @@ def random_adapters(layers, rank=3, seed=0):
         )
         for name, layer in layers.items()
     }
-
-
-@pytest.mark.parametrize(("preset", "per_block"), [("all", 8), ("cross", 4), ("cross-kv", 2)])
-def test_presets_pick_their_projections_of_every_block(denoiser, preset, per_block):
-    layers = find_layers(denoiser.unet, preset)
-    blocks = {name.rsplit(".attn", 1)[0] for name in layers}
-    assert len(blocks) == 4  # down, mid, and two on the way up
-    assert len(layers) == per_block * len(blocks)
-
-
-@pytest.mark.parametrize(
-    ("channels", "per_level"), [((32, 64, 64, 64), 2), ((32, 64), 1), ((32, 32, 64), 3), ((32, 64), 2)]
-)
-def test_the_original_layout_maps_onto_the_same_names(channels, per_level):
-    """Every adapted diffusers path, renamed to the original layout by an independent rule, comes back."""
-    unet = tiny_base.make_unet(channels, per_level, 32)
-    originals = {
-        tiny_base._unet_key(f"{name}.weight", per_level).removesuffix(".weight"): name
-        for name, module in unet.named_modules()
-        if not list(module.children()) and list(module.parameters())
-    }
-    wanted = find_layers(unet)
-    mapped = canonical_names(originals)
-    assert {originals[original] for original in mapped} == set(wanted)
-    assert all(originals[original] == canonical for original, canonical in mapped.items())
-
-
-def test_a_model_without_attention_is_refused():
-    with pytest.raises(UserError, match="attention"):
-        find_layers(torch.nn.Sequential(torch.nn.Linear(3, 3)))
 
 
 def test_an_adapter_adds_its_product_to_the_weight(denoiser):
@@ -99,3 +68,22 @@ def test_adapters_are_removed_when_the_block_is_left_by_an_error(denoiser):
         with pytest.raises(RuntimeError), attach(layers, random_adapters(layers)):
             raise RuntimeError
         assert torch.equal(before, denoiser.predict_noise(NOISY, TIMES, TEXT))
+
+
+def test_a_sum_of_adapters_adds_the_sum_of_their_products():
+    """Also for a layer that only one of them adapts."""
+    generator = torch.Generator().manual_seed(0)
+
+    def adapter(rank: int) -> Adapter:
+        return Adapter(torch.randn(5, rank, generator=generator), torch.randn(rank, 4, generator=generator))
+
+    first, second, alone = adapter(2), adapter(3), adapter(1)
+    total = sum_adapters([({"a": first}, 0.5), ({"a": second, "b": alone}, -2.0)])
+    assert torch.allclose(total["a"].up @ total["a"].down, 0.5 * first.up @ first.down - 2 * second.up @ second.down)
+    assert torch.allclose(total["b"].up @ total["b"].down, -2 * alone.up @ alone.down)
+    assert total["a"].rank == 5
+
+
+def test_the_norm_of_an_update_is_that_of_its_product():
+    adapter = Adapter(torch.randn(5, 3), torch.randn(3, 4))
+    assert update_norm(adapter) == pytest.approx((adapter.up @ adapter.down).norm().item(), rel=1e-5)

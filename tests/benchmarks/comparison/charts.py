@@ -1,4 +1,4 @@
-"""The figures, drawn with Pillow as the project's other plots are."""
+"""Line and scatter charts, drawn with Pillow as the project's other plots are."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def curves(series: Mapping[str, Points], across: str, up: str) -> Image.Image:
-    """Lines through points, the first one thick."""
+    """Draw a line through the points of each series, the first one thick."""
     image, place = _axes(series, across, up)
     draw = ImageDraw.Draw(image)
     for number, points in enumerate(series.values()):
@@ -29,7 +29,7 @@ def curves(series: Mapping[str, Points], across: str, up: str) -> Image.Image:
 
 
 def scatter(series: Mapping[str, Points], across: str, up: str) -> Image.Image:
-    """A dot for each point."""
+    """Draw a dot for each point."""
     image, place = _axes(series, across, up)
     draw = ImageDraw.Draw(image)
     for number, points in enumerate(series.values()):
@@ -39,12 +39,12 @@ def scatter(series: Mapping[str, Points], across: str, up: str) -> Image.Image:
 
 
 def few_colours(image: Image.Image) -> Image.Image:
-    """With a palette of 128 colours: a quarter of the bytes, and hardly to be told apart at the size of thumbnails."""
+    """Reduce to a palette of 128 colours: a quarter of the bytes, and no visible difference in thumbnails."""
     return image.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
 def _axes(series: Mapping[str, Points], across: str, up: str):
-    """An empty chart with legend, and the map from a point to its pixel."""
+    """Draw an empty chart with a legend; return it with the map from a point to its pixel."""
     width, height = _SIZE
     image = Image.new("RGB", _SIZE, "white")
     draw = ImageDraw.Draw(image)
@@ -72,7 +72,7 @@ def _axes(series: Mapping[str, Points], across: str, up: str):
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two, about half a dozen."""
+    """About half a dozen round numbers between two."""
     power = 10 ** math.floor(math.log10(high - low))
     step = next(step for step in (power / 5, power / 2, power, 2 * power) if (high - low) / step < 8)
     return [round(step * count, 9) for count in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -1,9 +1,10 @@
-"""How much a method lacks beside one LoRA alone, for concepts that the words tell apart well and for others."""
+"""How far a method stays behind one LoRA per concept, for prompts that resemble an earlier concept's and for others."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from seqlora_core.bank.names import default_token
+from seqlora_core.data.prompts import subject_prompt
 from seqlora_core.mini import MiniConcept
 from seqlora_core.model.base import Base
 
@@ -12,8 +13,12 @@ from .summary import Summary, Table, correlation
 
 
 def nearest_prompts(base: Base, concepts: Sequence[MiniConcept]) -> dict[str, float]:
-    """How far each concept's prompt is from the nearest of an earlier one, as a share of its norm; not of the first."""
-    prompts = [base.encode_prompt(f"photo of a {default_token(c.name)} {c.class_word}") for c in concepts]
+    """Measure each prompt's distance to the nearest prompt of an earlier concept, relative to its own norm.
+
+    Args:
+        concepts: in the order of training; the first has no earlier one and is left out.
+    """
+    prompts = [base.encode_prompt(subject_prompt(f"{default_token(c.name)} {c.class_word}")) for c in concepts]
     return {
         concept.name: min(((prompt - other).norm() / prompt.norm()).item() for other in prompts[:place])
         for place, (concept, prompt) in enumerate(zip(concepts, prompts, strict=True))
@@ -21,10 +26,12 @@ def nearest_prompts(base: Base, concepts: Sequence[MiniConcept]) -> dict[str, fl
     }
 
 
-def likeness(pairs: Sequence[tuple[Summary, Summary]], distance: Mapping[str, float]) -> Table:
-    """Args:
-    pairs: for every number of concepts, ours and the LoRAs that were trained to be drawn alone.
-    distance: what `nearest_prompts` gave.
+def prompt_similarity(pairs: Sequence[tuple[Summary, Summary]], distance: Mapping[str, float]) -> Table:
+    """Compare what concepts lack right after training between the nearer and the farther half of prompts.
+
+    Args:
+        pairs: for every number of concepts, ours and the LoRAs that were trained to be used alone.
+        distance: concept -> distance of its prompt (see `nearest_prompts`).
     """
     rows = []
     for ours, single in pairs:
