@@ -28,7 +28,7 @@ from ..plots import line_chart, picture_grid
 from ..training.config import ResolvedConfig, TrainingConfig
 from ..training.methods import resolve
 from ..training.trainer import RunOptions, train_concept
-from .options import count, seed
+from . import options
 from .terminal import TerminalMonitor, quiet_libraries
 
 PICTURES = 8  # of every concept at every stage; the figures are their means
@@ -44,8 +44,10 @@ def add_demo(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     command = commands.add_parser("demo", help="see it work on a small base model that is included")
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the images, the report and the bank")
-    command.add_argument("--concepts", type=count, default=4, metavar="N", help="concepts to learn (default: 4)")
-    command.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: 0)")
+    command.add_argument(
+        "--concepts", type=options.count, default=4, metavar="N", help="concepts to learn (default: 4)"
+    )
+    command.add_argument("--seed", type=options.seed, default=0, metavar="N", help="random seed (default: 0)")
     command.set_defaults(run=_run)
 
 

@@ -9,6 +9,7 @@ from ..bank import Bank, ConceptSpec
 from ..bank.names import default_token
 from ..composition.fusion import FusionSettings
 from ..model.base import Base, load_base
+from ..model.sampling import SamplingSettings
 from ..training.config import LARGEST_SEED
 from .terminal import quiet_libraries
 
@@ -115,13 +116,26 @@ def add_probing(options: Options) -> None:
 
 def add_sampling(options: Options) -> None:
     """Add --seed, --steps, --size and --guidance of the images that a command is asked for."""
-    options.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: 0)")
-    options.add_argument("--steps", type=count, default=30, metavar="N", help="sampler steps per image (default: 30)")
+    defaults = SamplingSettings()
+    options.add_argument(
+        "--seed", type=seed, default=defaults.seed, metavar="N", help=f"random seed (default: {defaults.seed})"
+    )
+    options.add_argument(
+        "--steps",
+        type=count,
+        default=defaults.steps,
+        metavar="N",
+        help=f"sampler steps per image (default: {defaults.steps})",
+    )
     options.add_argument(
         "--size", type=count, metavar="PX", help="side of the square images in pixels (default: the base model's own)"
     )
     options.add_argument(
-        "--guidance", type=number, default=7.5, metavar="X", help="classifier-free guidance scale (default: 7.5)"
+        "--guidance",
+        type=number,
+        default=defaults.guidance,
+        metavar="X",
+        help=f"classifier-free guidance scale (default: {defaults.guidance:g})",
     )
 
 

@@ -50,7 +50,7 @@ COMPOSE_MISTAKES = {
     "unknown concept": (["--concept", "cat"], "no concept 'cat'"),
     "not a safetensors output": (["--concept", "dog", "--out", "x.ckpt"], "safetensors"),
     "output that is a folder": (["--concept", "dog", "--out", "{empty}.safetensors"], "it is a folder"),
-    "fusion without a base": (["--concept", "dog", "--fusion", "loraclr"], "needs the base model"),
+    "fusion without a base": (["--concept", "dog", "--fusion", "loraclr"], "needs the activations of the base model"),
     "unknown fusion": (["--concept", "dog", "--fusion", "magic"], "invalid choice"),
 }
 GENERATE_MISTAKES = {
