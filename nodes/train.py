@@ -8,9 +8,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..seqlora_core.bank import Bank, Concept
-from ..seqlora_core.data.captions import caption_prompts
+from ..seqlora_core.data.captions import caption_prompts, describe_missing_token
 from ..seqlora_core.data.dataset import EncodedConcept
+from ..seqlora_core.data.listing import counted
+from ..seqlora_core.data.prompts import describe_cut_prompts
 from ..seqlora_core.errors import UserError
+from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.training.methods import resolve
 from ..seqlora_core.training.plan import already_trained, describe_full_layers, full_layers, next_version
@@ -22,8 +25,6 @@ from .host import model as host_model
 from .host.prompt import model_file
 from .image_tensors import to_image, to_pillow
 from .train_inputs import TrainInputs, train_inputs
-
-_NATIVE_SIZE = 512  # px, of Stable Diffusion 1.5's images
 
 
 class TrainConcept(io.ComfyNode):
@@ -77,7 +78,8 @@ class TrainConcept(io.ComfyNode):
         encoders.check_encoders(clip, vae)
         with host_model.outside_inference_mode():
             bank, concept, outcome = _train(cls, model, clip, vae, batches, masks, inputs)
-            return _outputs(cls, model, bank, concept, outcome)
+            notes = _describe_data(inputs, sum(map(len, batches)), clip)
+            return _outputs(cls, model, bank, concept, outcome, notes)
 
 
 def _train(
@@ -91,7 +93,7 @@ def _train(
 ) -> tuple[Bank, Concept, str]:
     """The bank, the concept in it, and what happened to it: it was learned, or found unchanged."""
     requested, spec = inputs.config(), inputs.spec()
-    config = resolve(requested, _NATIVE_SIZE, host_model.training_dtype(model))
+    config = resolve(requested, SD15.native_size, host_model.training_dtype(model))
     images = to_pillow(batches)
     if not images:
         raise UserError("There is no image on the input images: connect at least one image of the subject.")
@@ -128,8 +130,18 @@ def _train(
     return bank, concept, "learned"
 
 
+def _describe_data(inputs: TrainInputs, images: int, clip: CLIP) -> list[str]:
+    """Sentences about what is trained on, and what of the captions is lost."""
+    captions = [line.strip() for line in inputs.captions.splitlines() if line.strip()]
+    return [
+        f"{counted(images, 'image')}, {counted(len(captions), 'caption')}.",
+        *describe_missing_token(captions, inputs.token.strip()),
+        *describe_cut_prompts(captions, lambda caption: encoders.count_tokens(clip, caption), SD15.prompt_tokens),
+    ]
+
+
 def _outputs(
-    node: type[TrainConcept], model: ModelPatcher, bank: Bank, concept: Concept, outcome: str
+    node: type[TrainConcept], model: ModelPatcher, bank: Bank, concept: Concept, outcome: str, notes: list[str]
 ) -> io.NodeOutput:
     curve = concept.metrics["loss_curve"]
     patched = host_model.apply_adapters(model, bank.load([concept])[concept.name], [concept])
@@ -138,6 +150,7 @@ def _outputs(
     lines = [
         f"{concept.name} {outcome}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
     ]
+    lines += notes
     if full := full_layers(bank, concept):
         lines.append(describe_full_layers(full, concept.rank))
     if off := host_model.patches_off_in_training(model):

@@ -10,6 +10,7 @@ from PIL import Image
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.spec import ConceptSpec
 from ..seqlora_core.errors import UserError
+from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.training.config import OLD_NAMES, OLD_VALUES, TrainingConfig
 from ..seqlora_core.training.trainer import RunOptions
 from .bank import BankType
@@ -130,7 +131,7 @@ def _concept_inputs() -> list[io.Input]:
         # The front end rounds to multiples of the step, counted from the minimum.
         io.Int.Input(
             "resolution",
-            **_described("resolution", default=512, min=64, max=LARGEST_RESOLUTION, step=64, unset=False),
+            **_described("resolution", default=SD15.native_size, min=64, max=LARGEST_RESOLUTION, step=64, unset=False),
         ),
         io.Combo.Input("method", **_described("method")),
         io.Int.Input(

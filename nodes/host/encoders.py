@@ -109,10 +109,14 @@ def encode_prompts(clip: CLIP, prompts: list[str]) -> Tensor | None:
 
 def count_tokens(clip: CLIP, prompt: str) -> int:
     """Count a prompt's tokens, the start and end tokens included."""
-    (window, *_), *_ = clip.tokenize(prompt).values()
+    windows = next(iter(clip.tokenize(prompt).values()))
+    return 2 + sum(_place_of_end(window) - 2 for window in windows)
+
+
+def _place_of_end(window: list[tuple]) -> int:
+    """The place of a window's first end token, counted from 1; more of them pad the window."""
     tokens = [entry[0] for entry in window]  # numbers, or vectors of a textual inversion
-    end = tokens[-1]  # it also pads the window
-    return next(place for place, token in enumerate(tokens, 1) if isinstance(token, int) and token == end)
+    return next(place for place, token in enumerate(tokens, 1) if isinstance(token, int) and token == tokens[-1])
 
 
 def _encode_prompt(clip: CLIP, prompt: str) -> Tensor:

@@ -247,9 +247,12 @@ def test_training_on_a_model_that_carries_concepts_is_refused(host, trained):
 
 def test_captions_longer_than_a_prompt_window_are_cut(host, trained):
     batch = {"class_type": "ImageBatch", "inputs": {"image1": ["photo-cat", 0], "image2": ["photo-cat", 0]}}
-    captions = "a photo of skscat cat " + "very fine " * 60 + "\nskscat cat"
+    captions = "a photo of skscat cat " + "very fine " * 60 + "\na cat"
     changes = {"concept_name": "wordy", "images": ["batch", 0], "captions": captions, "batch_size": 2, "steps": 1}
-    assert "wordy learned" in text(host.run({**loader(), "batch": batch, **training("cat", **changes)}), "train-cat")
+    shown = text(host.run({**loader(), "batch": batch, **training("cat", **changes)}), "train-cat")
+    assert "wordy learned" in shown and "2 images, 2 captions." in shown
+    assert "1 of 2 texts are longer than 77 tokens" in shown
+    assert "1 of 2 captions do not contain the token 'skscat'" in shown
 
 
 def test_an_advanced_setting_reaches_the_training(host, trained):
