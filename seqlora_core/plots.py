@@ -39,7 +39,7 @@ def line_chart(curves: Mapping[str, Sequence[float]], size: tuple[int, int] = (6
     return image
 
 
-def picture_grid(
+def image_grid(
     titles: Sequence[str],
     rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
     footer: Sequence[tuple[str, Sequence[Image.Image]]] = (),
@@ -76,8 +76,9 @@ def picture_grid(
 
 
 def _place(image: Image.Image, images: Sequence[Image.Image], left: int, top: int, cell: int) -> None:
-    for number, picture in enumerate(images):
-        image.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS), (left + number * cell + 2, top + 2))
+    for number, content in enumerate(images):
+        small = content.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS)
+        image.paste(small, (left + number * cell + 2, top + 2))
 
 
 def overlap_map(names: Sequence[str], pairs: Mapping[tuple[str, str], float], cell: int = 28) -> Image.Image:

@@ -24,14 +24,14 @@ from ..mini.identity import identity_similarity
 from ..model.base import Base, load_base
 from ..model.sampling import SamplingSettings, generate
 from ..monitor import Monitor
-from ..plots import line_chart, picture_grid
+from ..plots import image_grid, line_chart
 from ..training.config import ResolvedConfig, TrainingConfig
 from ..training.methods import resolve
 from ..training.trainer import RunOptions, train_concept
 from . import options
 from .terminal import TerminalMonitor, quiet_libraries
 
-PICTURES = 8  # of every concept at every stage; the figures are their means
+IMAGES = 8  # of every concept at every stage; the figures are their means
 SHOWN = 2  # of them in the grid
 SAMPLER_STEPS, GUIDANCE = 25, 4.0
 # Of the settings tried on these four, those that keep most in the end.
@@ -69,24 +69,24 @@ def _run(args: argparse.Namespace) -> None:
 
 @dataclass
 class Learned:
-    """One concept of the demo and its pictures, by the stage at which they were made."""
+    """One concept of the demo and its images, by the stage at which they were made."""
 
     concept: MiniConcept
     spec: ConceptSpec
     seconds: float = 0.0
     losses: Sequence[float] = ()
-    pictures: dict[str, list[Image.Image]] = field(default_factory=dict)
+    images: dict[str, list[Image.Image]] = field(default_factory=dict)
 
     def similarity(self, stage: str) -> float:
         """Mean identity similarity to the references, at most 1."""
-        return identity_similarity(to_tensor(self.pictures[stage]), to_tensor(self.concept.references)).mean().item()
+        return identity_similarity(to_tensor(self.images[stage]), to_tensor(self.concept.references)).mean().item()
 
 
 def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict = SETTINGS) -> dict:
     """Trains `count` concepts in sequence and writes `grid.png`, `losses.png` and `report.json` into `out`.
 
     Args:
-        settings: of the trainings, where they differ from the defaults (see `TrainingConfig`).
+        settings: of the training runs, where they differ from the defaults (see `TrainingConfig`).
 
     Returns:
         The report.
@@ -102,11 +102,11 @@ def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict 
     learned = [Learned(c, ConceptSpec(c.name, default_token(c.name), c.class_word)) for c in chosen]
     for number, entry in enumerate(learned, start=1):
         monitor.message(f"{number}/{count}: {entry.spec.subject!r}")
-        entry.pictures["base"] = _draw(base, None, subject_prompt(entry.spec.class_word), seed)
+        entry.images["base"] = _draw(base, None, subject_prompt(entry.spec.class_word), seed)
         _train(base, bank, entry, config, monitor)
-        entry.pictures["after training"] = _draw_composed(base, bank, entry, seed)
+        entry.images["after training"] = _draw_composed(base, bank, entry, seed)
     for entry in learned:
-        entry.pictures["after all"] = _draw_composed(base, bank, entry, seed)
+        entry.images["after all"] = _draw_composed(base, bank, entry, seed)
     pairs = _draw_pairs(base, bank, learned, seed)
     report = _report(bank, learned, config, time.monotonic() - started)
     _write(out, learned, pairs, report)
@@ -128,7 +128,7 @@ def _new_bank(out: Path, base: Base) -> Bank:
 
 def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monitor: Monitor) -> None:
     prompts = template_prompts(entry.spec.subject)
-    references = [Reference(picture, prompts, entry.spec.name) for picture in entry.concept.references]
+    references = [Reference(image, prompts, entry.spec.name) for image in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
         lambda prompts: encode_concept(base, references, config.resolution, protected=prompts),
@@ -157,14 +157,14 @@ def _draw_pairs(base: Base, bank: Bank, learned: Sequence[Learned], seed: int) -
 
 
 def _draw(base: Base, adapters, prompt: str, seed: int) -> list[Image.Image]:
-    settings = SamplingSettings(SAMPLER_STEPS, base.native_size, GUIDANCE, seed, count=PICTURES)
+    settings = SamplingSettings(SAMPLER_STEPS, base.native_size, GUIDANCE, seed, count=IMAGES)
     return generate(base, prompt, adapters, settings)
 
 
 def _report(bank: Bank, learned: Sequence[Learned], config: ResolvedConfig, seconds: float) -> dict:
     concepts = []
     for entry in learned:
-        figures = {stage.replace(" ", "_"): round(entry.similarity(stage), 4) for stage in entry.pictures}
+        figures = {stage.replace(" ", "_"): round(entry.similarity(stage), 4) for stage in entry.images}
         concepts.append(
             {
                 "name": entry.spec.name,
@@ -187,11 +187,11 @@ def _report(bank: Bank, learned: Sequence[Learned], config: ResolvedConfig, seco
 def _write(out: Path, learned: Sequence[Learned], pairs: Sequence[tuple[str, list[Image.Image]]], report: dict) -> None:
     stages = ("base", "after training", "after all")
     rows = [
-        (entry.spec.name, [entry.concept.references[:SHOWN], *(entry.pictures[stage][:SHOWN] for stage in stages)])
+        (entry.spec.name, [entry.concept.references[:SHOWN], *(entry.images[stage][:SHOWN] for stage in stages)])
         for entry in learned
     ]
     titles = ["references", "plain base, class word", "right after training", "after all are learned"]
-    grid = picture_grid(titles, rows, footer=[(title, pictures[: SHOWN * 4]) for title, pictures in pairs])
+    grid = image_grid(titles, rows, footer=[(title, images[: SHOWN * 4]) for title, images in pairs])
     grid.save(out / "grid.png", optimize=True)
     line_chart({entry.spec.name: entry.losses for entry in learned}).save(out / "losses.png", optimize=True)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..plots import line_chart, picture_grid
+from ..plots import image_grid, line_chart
 from .protocol import Evaluation, Score
 from .tables import Row, summarize, to_csv, to_markdown, trajectory
 
@@ -53,4 +53,4 @@ def _grid(evaluation: Evaluation, scores: Sequence[Score]) -> Image.Image:
         groups += [evaluation.images(stage, concept)[:1] if stage >= number else [] for stage in stages]
         rows.append((concept.name, groups))
     titles = ["reference", "when learned", *(f"after {stage}" for stage in stages)]
-    return picture_grid(titles, rows)
+    return image_grid(titles, rows)

@@ -30,7 +30,7 @@ def base_folder() -> Path:
 
 @dataclass(frozen=True)
 class MiniConcept:
-    """Something that the mini base has never seen, with five reference pictures of 32 px."""
+    """Something that the mini base has never seen, with five reference images of 32 px."""
 
     name: str
     class_word: str
@@ -38,7 +38,7 @@ class MiniConcept:
 
 
 def mini_concepts() -> list[MiniConcept]:
-    """All 48 concepts, those that look alike beside each other."""
+    """All 48 concepts, those that look alike next to each other."""
     record = json.loads((FOLDER / "concepts.json").read_text("utf-8"))
     return [
         MiniConcept(entry["name"], entry["class_word"], _strip(FOLDER / "concepts" / entry["file"], record["size"]))
@@ -48,5 +48,5 @@ def mini_concepts() -> list[MiniConcept]:
 
 def _strip(path: Path, size: int) -> tuple[Image.Image, ...]:
     with Image.open(path) as strip:
-        pictures = strip.convert("RGB")
-    return tuple(pictures.crop((left, 0, left + size, size)) for left in range(0, pictures.width, size))
+        row = strip.convert("RGB")
+    return tuple(row.crop((left, 0, left + size, size)) for left in range(0, row.width, size))

@@ -1,4 +1,4 @@
-"""The mini world's identity metric: what DINO is for photographs, a small network is for its pictures."""
+"""The mini world's identity metric: what DINO is for photographs, a small network is for its images."""
 
 from functools import cache
 from itertools import pairwise
@@ -30,7 +30,7 @@ class IdentityNet(nn.Module):
         self.centres = nn.Parameter(torch.randn(things, EMBEDDING))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [N, 128] of pictures [N, 3, 32, 32] in -1..1."""
+        """Unit vectors [N, 128] of images [N, 3, 32, 32] in -1..1."""
         features = self.stages(pixels)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         return functional.normalize(self.embed(pooled), dim=1)
@@ -64,14 +64,14 @@ def load_identity() -> IdentityNet:
 
 @torch.no_grad()
 def identity_similarity(pixels: Tensor, references: Tensor) -> Tensor:
-    """How much pictures show what the references show.
+    """Measure how much images show what the references show.
 
     Args:
         pixels: [N, 3, 32, 32] in -1..1.
         references: [K, 3, 32, 32] in -1..1, all of one thing.
 
     Returns:
-        [N] cosine similarities of the pictures' embeddings to the mean of the references'.
+        [N] cosine similarities of the images' embeddings to the mean of the references'.
     """
     network = load_identity()
     centre = functional.normalize(network(references).mean(0), dim=0)

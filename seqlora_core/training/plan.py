@@ -157,6 +157,6 @@ def full_layers(bank: Bank, concept: Concept) -> list[str]:
 def describe_full_layers(full: Sequence[str], rank: int) -> str:
     """The sentence about layers that a concept does not act on."""
     return (
-        f"{len(full)} layers had no room for rank {rank} beside the bank's other concepts and are left out "
+        f"{len(full)} layers had no room for rank {rank} next to the bank's other concepts and are left out "
         f"(for example {min(full, key=len)})."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from seqlora_core.mini import MiniConcept
-from seqlora_core.plots import crosstalk_map, picture_grid
+from seqlora_core.plots import crosstalk_map, image_grid
 
 from . import charts, tables
 from .measure import STAGES, alone_name, final_name, stage_name
@@ -141,7 +141,7 @@ def _grid(concepts: Sequence[MiniConcept], columns: dict) -> Image.Image | None:
         rows.append((concept.name, [list(concept.references[:1]), *(images[:1] for images in drawn)]))
     if not any(images for _, (_, *drawn) in rows for images in drawn):
         return None
-    return charts.few_colours(picture_grid(["reference", *columns], rows, cell=_CELL))
+    return charts.few_colours(image_grid(["reference", *columns], rows, cell=_CELL))
 
 
 def _place(concepts: Sequence[MiniConcept], name: str) -> int:
