@@ -5,7 +5,9 @@ Every `python -m seqlora_core` command in them runs as it is written there, at f
 
 import ast
 import re
+import runpy
 import shlex
+import sys
 from itertools import takewhile
 from pathlib import Path
 
@@ -113,12 +115,23 @@ def test_the_messages_that_the_guide_explains_are_the_code_s():
     assert len(rows) >= 30 and missing == []
 
 
-def test_scripts_that_documents_name_exist():
-    for document in DOCUMENTS:
-        for script in re.findall(r"python ((?:tests|workflows)/\S+\.py)", read(document)):
-            assert (ROOT / script).is_file(), f"{document.name}: {script}"
-        for module in re.findall(r"python -m (tests\.[\w.]+)", read(document)):
-            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{document.name}: {module}"
+def scripts() -> list[str]:
+    """Every script and module of the tests and benchmarks that a document runs."""
+    text = "\n".join(map(read, DOCUMENTS))
+    return sorted(set(re.findall(r"python (?:-m )?(tests[/.][\w/.]+)", text)))
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_scripts_that_documents_name_start(script, monkeypatch, capsys):
+    """They take minutes to hours; their help shows that they and what they import are there."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), str(ROOT), *sys.path])  # as Python itself does
+    with pytest.raises(SystemExit) as stop:
+        if script.endswith(".py"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+    assert not stop.value.code and "usage:" in capsys.readouterr().out
 
 
 @pytest.mark.slow
