@@ -19,12 +19,14 @@ from torch import Tensor
 from .errors import UserError
 
 MAX_HEADER = 16 * 2**20  # bytes; a full SDXL checkpoint has 0.3 MB, a LoRA with every caption of its training a few
-_DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
-    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16},
+_DTYPE_NAMES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
 }
+# Older releases of torch lack some of them.
+_DTYPES = {name: getattr(torch, dtype) for name, dtype in _DTYPE_NAMES.items() if hasattr(torch, dtype)}
 _BEGINNINGS = (
     (b"<", "a web page or XML (perhaps a sign-in page), not the file itself", "download the file again"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run git lfs pull, or download the file"),
