@@ -41,7 +41,7 @@ class Cycle:
 CYCLES = (
     Cycle(8_000, 1e-3, FIRST, WORDY, one_cycle, adam),
     Cycle(6_000, 6e-4, FIRST, WORDY, one_cycle, adam),
-    Cycle(900, 3e-4, ARRANGED, PLAIN, plateau, muon),
+    Cycle(20_000, 8e-4, ARRANGED, PLAIN, plateau, muon),
 )
 
 
@@ -146,8 +146,10 @@ def _mean(parts: Sequence[tuple[float, tuple[Tensor, ...]]]) -> tuple[float, lis
     return sum(losses) / len(losses), [torch.stack(own).mean(0) for own in zip(*gradients, strict=True)]
 
 
-def load_trained(vocabulary: int, work: Path, number: int = len(CYCLES)) -> Base:
-    """The averaged weights of a cycle, frozen, on the CPU."""
+def load_trained(vocabulary: int, work: Path, number: int | None = None) -> Base:
+    """The averaged weights of a cycle, or of the last one there is, frozen, on the CPU."""
+    if number is None:
+        number = max(i for i in range(1, len(CYCLES) + 1) if _path(work, i).exists())
     model = Base(vocabulary)
     state = torch.load(_path(work, number), map_location="cpu", weights_only=True)
     model.load_state_dict(state["average"])

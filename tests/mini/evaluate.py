@@ -71,7 +71,8 @@ def _prompt(first: int, second: int, relation: str) -> str:
 def _kept(vae: AutoencoderKL, network: IdentityNet, made: list[tuple[np.ndarray, Scene]], names: int) -> float:
     """Of the things that are recognized in training images, the share that still is after encoding and decoding."""
     pixels, scenes = as_tensor(np.array([picture for picture, _ in made])), [scene for _, scene in made]
-    restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in pixels.split(_BATCH)])
+    latents = [vae.encode(part.to(vae.device)).latent_dist.mean for part in pixels.split(_BATCH)]
+    restored = torch.cat([vae.decode(part).sample.cpu() for part in latents])
     shown = torch.tensor([index for scene in scenes for index in scene.shown])
     before, after = (_recognized(network, focus(each, scenes), names) == shown for each in (pixels, restored))
     return round((before & after).sum().item() / before.sum().item(), 3)

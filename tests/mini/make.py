@@ -98,10 +98,10 @@ def _export(site: Site) -> None:
 
 def _evaluate(site: Site) -> None:
     """measure and draw the base's quality; with --start, draw two things beside that one's"""
-    pipeline = export.make_pipeline(site.work)
+    pipeline = export.make_pipeline(site.work).to(site.device)
     print(json.dumps(evaluate.evaluate(pipeline, site.packages, site.work), indent=1))
     if site.start:
-        evaluate.draw_pairs([export.load_pipeline(site.start), pipeline], site.work)
+        evaluate.draw_pairs([export.load_pipeline(site.start).to(site.device), pipeline], site.work)
 
 
 STAGES = {
