@@ -54,6 +54,17 @@ def test_what_the_base_draws_is_recognized(base, learned_names):
     assert hits >= 0.6 * len(asked)
 
 
+def test_the_autoencoder_keeps_what_a_concept_is_and_its_edges(base, learned_names):
+    concepts = mini_concepts()
+    shown = to_tensor([picture for concept in concepts for picture in concept.references])
+    vae, network = base.pipeline.vae, load_identity()
+    restored = vae.decode(vae.encode(shown).latent_dist.mean).sample
+    found = network.similarities(network(restored))[:, len(learned_names) :].argmax(1)
+    assert (found == torch.arange(len(concepts)).repeat_interleave(5)).float().mean() >= 0.96
+    error = restored - shown
+    assert error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean() < 0.15  # 0.163 with the first decoder
+
+
 def test_32_concepts_of_rank_2_fit_into_every_layer_and_48_do_not(base):
     widths = [shape.width for shape in base.layers.values()]
     assert min(widths) >= 32 * 2
