@@ -1,7 +1,8 @@
 """The mini base's UNet and text encoder, trained together on the pool's latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,39 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .pictures import Scene, caption
-from .runs import Run
+from .pictures import PLAIN, WORDY, Habits, Scene, caption
+from .pool import ARRANGED, FIRST, Pool, load_pool
+from .runs import Run, Schedule, adam, autocast, muon, one_cycle, plateau
 from .tokenizer import LENGTH, tokenize
+from .vae import latents_path, scaling_factor
 
 BATCH = 64
-PARTS = 2  # of a batch, each on a core of its own: a quarter faster than two threads in every operation
-CYCLES = ((8_000, 1e-3), (6_000, 6e-4))  # steps and largest step size; the second goes on from the first's weights
+PARTS = 2  # of a batch on the CPU, each on a core of its own: a half faster than two threads in every operation
 TEXT_WIDTH = 128
 UNCONDITIONAL = 0.1
 MIN_SNR = 5.0
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A part of the training that goes on from the weights of the one before it."""
+
+    steps: int
+    step_size: float
+    pool: Pool
+    habits: Habits
+    schedule: Schedule
+    optimizer: Callable[[nn.Module, float], Optimizer]
+
+
+CYCLES = (
+    Cycle(8_000, 1e-3, FIRST, WORDY, one_cycle, adam),
+    Cycle(6_000, 6e-4, FIRST, WORDY, one_cycle, adam),
+    Cycle(20_000, 8e-4, ARRANGED, PLAIN, plateau, muon),
+)
 
 
 class Base(nn.Module):
@@ -70,27 +92,33 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def train_base(scenes: list[Scene], tokenizer: CLIPTokenizer, work: Path) -> None:
-    """Adds a `base<cycle>.pt` a cycle to the working folder; goes on where an earlier run stopped."""
-    latents = load_latents(work)
-    model = Base(len(tokenizer)).train()
-    # On the CPU the fused kernel's backward pass is the slowest part of all (measured on torch 2.13).
-    model.unet.set_attn_processor(AttnProcessor())
-    model.text_encoder.set_attn_implementation("eager")
-    torch.set_num_threads(1)
-    first = 0
-    for cycle, (steps, step_size) in enumerate(CYCLES):
-        run = Run(model, _path(work, cycle), steps, step_size, decay=0.999, first=first)
-        _train(run, model, scenes, latents, tokenizer)
-        first += steps
+def train_base(number: int, tokenizer: CLIPTokenizer, work: Path, device: torch.device) -> None:
+    """Writes `base<number>.pt` into the working folder, from the averaged weights of the cycle before; goes on where an
+    earlier run stopped."""
+    cycle = CYCLES[number - 1]
+    model = Base(len(tokenizer)) if number == 1 else load_trained(len(tokenizer), work, number - 1)
+    model = model.requires_grad_(True).train().to(device)
+    if device.type == "cpu":
+        # The fused kernel's backward pass is the slowest part of all there (measured on torch 2.13).
+        model.unet.set_attn_processor(AttnProcessor())
+        model.text_encoder.set_attn_implementation("eager")
+        model.unet.to(memory_format=torch.channels_last)
+        torch.set_num_threads(1)
+    first = sum(earlier.steps for earlier in CYCLES[: number - 1])
+    run = Run(model, _path(work, number), cycle.steps, cycle.step_size, 0.999, first, cycle.schedule, cycle.optimizer)
+    _, scenes = load_pool(cycle.pool, work)
+    _train(run, model, cycle.habits, scenes, load_latents(cycle.pool, work), tokenizer)
 
 
-def _train(run: Run, model: Base, scenes: list[Scene], latents: Tensor, tokenizer: CLIPTokenizer) -> None:
+def _train(
+    run: Run, model: Base, habits: Habits, scenes: list[Scene], latents: Tensor, tokenizer: CLIPTokenizer
+) -> None:
     signal = make_scheduler().alphas_cumprod
-    with ThreadPoolExecutor(PARTS) as workers:
+    parts = PARTS if run.device.type == "cpu" else 1
+    with ThreadPoolExecutor(parts) as workers:
         while run.going():
             chosen = run.rng.integers(len(scenes), size=BATCH)
-            ids = _captions(run.rng, [scenes[index] for index in chosen], tokenizer)
+            ids = _captions(run.rng, [scenes[index] for index in chosen], habits, tokenizer)
             mean, std = latents[:, chosen]
             clean = mean + std * torch.randn(mean.shape, generator=run.noise)
             noise = torch.randn(mean.shape, generator=run.noise)
@@ -98,8 +126,8 @@ def _train(run: Run, model: Base, scenes: list[Scene], latents: Tensor, tokenize
             share = signal[timesteps].view(-1, 1, 1, 1)
             noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
             batch = (noisy, timesteps, ids, noise, _weights(signal)[timesteps])
-            parts = zip(*(tensor.chunk(PARTS) for tensor in batch), strict=True)
-            run.step_along(*_mean([*workers.map(lambda part: _gradients(model, *part), parts)]))
+            chunks = zip(*(tensor.to(run.device).chunk(parts) for tensor in batch), strict=True)
+            run.step_along(*_mean([*workers.map(lambda chunk: _gradients(model, *chunk), chunks)]))
     run.finish()
 
 
@@ -107,8 +135,7 @@ def _gradients(
     model: Base, noisy: Tensor, timesteps: Tensor, ids: Tensor, noise: Tensor, weights: Tensor
 ) -> tuple[float, tuple[Tensor, ...]]:
     """The loss of a part of a batch, and its gradients by all parameters."""
-    # Without the cache: the parts would share cast weights, and with them pieces of each other's graphs.
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    with autocast(noisy.device):
         predicted = model(noisy, timesteps, ids)
     loss = (weights * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
     return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
@@ -119,26 +146,23 @@ def _mean(parts: Sequence[tuple[float, tuple[Tensor, ...]]]) -> tuple[float, lis
     return sum(losses) / len(losses), [torch.stack(own).mean(0) for own in zip(*gradients, strict=True)]
 
 
-def load_trained(vocabulary: int, work: Path) -> Base:
+def load_trained(vocabulary: int, work: Path, number: int | None = None) -> Base:
+    """The averaged weights of a cycle, or of the last one there is, frozen, on the CPU."""
+    if number is None:
+        number = max(i for i in range(1, len(CYCLES) + 1) if _path(work, i).exists())
     model = Base(vocabulary)
-    model.load_state_dict(torch.load(_path(work, len(CYCLES) - 1), weights_only=True)["average"])
+    state = torch.load(_path(work, number), map_location="cpu", weights_only=True)
+    model.load_state_dict(state["average"])
     return model.eval().requires_grad_(False)
 
 
-def _path(work: Path, cycle: int) -> Path:
-    return work / f"base{cycle + 1}.pt"
+def _path(work: Path, number: int) -> Path:
+    return work / f"base{number}.pt"
 
 
-def load_latents(work: Path) -> Tensor:
+def load_latents(pool: Pool, work: Path) -> Tensor:
     """[2, N, 4, 8, 8] float32: means and standard deviations, scaled to unit variance."""
-    latents = torch.from_numpy(np.load(work / "latents.npy")).float()
-    return latents * scaling_factor(work)
-
-
-def scaling_factor(work: Path) -> float:
-    """What the VAE's latents are multiplied by, as SD1.5's 0.18215."""
-    means = np.load(work / "latents.npy", mmap_mode="r")[0, :4_000].astype(np.float32)
-    return round(float(1 / means.std()), 5)
+    return torch.from_numpy(np.load(latents_path(pool, work))).float() * scaling_factor(work)
 
 
 def _weights(signal: Tensor) -> Tensor:
@@ -148,6 +172,6 @@ def _weights(signal: Tensor) -> Tensor:
     return ratio.clamp(max=MIN_SNR) / ratio
 
 
-def _captions(rng: np.random.Generator, scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
-    texts = ["" if rng.random() < UNCONDITIONAL else caption(rng, scene) for scene in scenes]
+def _captions(rng: np.random.Generator, scenes: list[Scene], habits: Habits, tokenizer: CLIPTokenizer) -> Tensor:
+    texts = ["" if rng.random() < UNCONDITIONAL else caption(rng, scene, habits) for scene in scenes]
     return torch.from_numpy(tokenize(tokenizer, texts)).long()

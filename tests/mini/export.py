@@ -1,4 +1,5 @@
-"""From trained weights to what is shipped: a diffusers folder, the identity network, and the concepts' references."""
+"""From trained weights to what is shipped (a diffusers folder, the identity network, the concepts' references), and
+from there back to weights that a training goes on from."""
 
 import json
 import shutil
@@ -11,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from .base import load_trained, make_scheduler, scaling_factor
+from .base import CYCLES, Base, load_trained, make_scheduler
 from .catalogue import concepts, learned, sprites, things
 from .identity import load_trained_identity
 from .pictures import SIZE, one_thing
-from .vae import load_vae
+from .vae import load_vae, scaling_factor
 
 REFERENCES = 5
 
@@ -49,6 +50,29 @@ def export(packages: Path, work: Path, target: Path) -> None:
     weights = {name: tensor.half() for name, tensor in load_trained_identity(work).state_dict().items()}
     save_file(weights, target / "identity.safetensors", {"format": "pt"})
     _export_references(sprites(packages), target)
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The base of a mini folder, float32."""
+    return StableDiffusionPipeline.from_pretrained(folder / "base", torch_dtype=torch.float32, local_files_only=True)
+
+
+def adopt(folder: Path, work: Path) -> None:
+    """Writes the weights of a mini folder as the stages vae, identity and base would have: the last cycle is left to
+    train. Does nothing where that has been done."""
+    last = work / f"base{len(CYCLES) - 1}.pt"
+    if last.exists():
+        return
+    pipeline = load_pipeline(folder)
+    shutil.copytree(folder / "base" / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
+    base = Base(len(pipeline.tokenizer))
+    base.unet.load_state_dict(pipeline.unet.state_dict())
+    base.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
+    identity = {name: tensor.float() for name, tensor in load_file(folder / "identity.safetensors").items()}
+    (work / "scaling.json").write_text(json.dumps(pipeline.vae.config.scaling_factor), "utf-8")
+    torch.save({"average": pipeline.vae.state_dict()}, work / "vae.pt")
+    torch.save({"average": identity}, work / "identity.pt")
+    torch.save({"average": base.state_dict()}, last)
 
 
 def _name_as_all_versions_do(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training of the identity network, on everything in the catalogue: the concepts too, so that it tells them apart."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,8 @@ from torch.nn import functional
 from seqlora_core.mini.identity import IdentityNet
 
 from .catalogue import sprites, things
-from .pictures import RELATIONS, SIZE, half_centres, one_thing, two_things
+from .pictures import RELATIONS, SIZE, Scene, as_tensor, centres, half_centres, one_thing, two_things
 from .runs import Run
-from .vae import as_tensor
 
 BATCH = 96
 STEPS = 2_500
@@ -20,22 +20,22 @@ SCALE = 20.0
 HALVES = 0.3
 
 
-def train_identity(packages: Path, work: Path) -> None:
+def train_identity(packages: Path, work: Path, device: torch.device) -> None:
     """Adds `identity.pt` to the working folder; goes on where an earlier run stopped."""
     looks = sprites(packages)
     torch.manual_seed(0)
-    network = IdentityNet(len(things()))
-    run = Run(network, work / "identity.pt", STEPS, learning_rate=3e-3)
+    network = IdentityNet(len(things())).to(device)
+    run = Run(network, work / "identity.pt", STEPS, step_size=3e-3)
     while run.going():
         pixels, labels = _batch(run.rng, looks)
-        similarities = network.similarities(network(_degrade(pixels, run)))
-        run.step(functional.cross_entropy(SCALE * similarities, labels))
+        similarities = network.similarities(network(_degrade(pixels, run).to(device)))
+        run.step(functional.cross_entropy(SCALE * similarities, labels.to(device)))
     run.finish()
 
 
 def load_trained_identity(work: Path) -> IdentityNet:
     network = IdentityNet(len(things()))
-    network.load_state_dict(torch.load(work / "identity.pt", weights_only=True)["average"])
+    network.load_state_dict(torch.load(work / "identity.pt", map_location="cpu", weights_only=True)["average"])
     return network.eval().requires_grad_(False)
 
 
@@ -43,6 +43,14 @@ def halves(pixels: Tensor, relation: str) -> tuple[Tensor, Tensor]:
     """The surroundings of the first and of the second thing in pictures [N, 3, 32, 32], as pictures of their own."""
     first, second = half_centres(relation)
     return _crop(pixels, first), _crop(pixels, second)
+
+
+def focus(pixels: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Each thing's surroundings as an image of its own, in the order of the scenes and their things."""
+    parts = []
+    for picture, scene in zip(pixels.split(1), scenes, strict=True):
+        parts += [_crop(picture, centre) for centre in centres(scene)] or [picture]
+    return torch.cat(parts)
 
 
 def _crop(pixels: Tensor, centre: tuple[int, int]) -> Tensor:

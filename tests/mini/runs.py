@@ -1,36 +1,82 @@
-"""What every training of the mini world shares: learning rate, averaged weights, and going on after a stop."""
+"""What every training of the mini world shares: step size, averaged weights, precision, and going on after a stop."""
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-SAVE_SECONDS = 180
+from .muon import Muon
+
+SAVE_SECONDS = 120
+WARM_UP = 50
+DECAY = 3.0  # 1 over the share of the steps in which `plateau` goes down
+Schedule = Callable[[Optimizer, float, int], LRScheduler]
+
+
+def adam(module: nn.Module, step_size: float) -> Optimizer:
+    return AdamW(module.parameters(), step_size, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+
+def muon(module: nn.Module, step_size: float) -> Optimizer:
+    """Muon for all matrices but embeddings, few of whose rows have a gradient."""
+    rows = [part.weight for part in module.modules() if isinstance(part, nn.Embedding)]
+    return Muon(module.parameters(), step_size, rows=rows)
+
+
+def one_cycle(optimizer: Optimizer, step_size: float, steps: int) -> LRScheduler:
+    """Up to the step size and down again."""
+    return OneCycleLR(optimizer, step_size, steps, pct_start=0.05, final_div_factor=20)
+
+
+def plateau(optimizer: Optimizer, step_size: float, steps: int) -> LRScheduler:
+    """The full step size until a third of the steps is left, which take it to zero.
+
+    Before that nothing depends on the number of steps: a run can be made longer or shorter while it goes on.
+    """
+    return LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARM_UP, DECAY * (1 - done / steps)))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device computes in it: a CPU without AVX512 only emulates it, 15 times slower than float32."""
+    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    # Without the cache: threads would share cast weights, and with them pieces of each other's graphs.
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast, cache_enabled=False)
 
 
 class Run:
-    """A deterministic training: the random numbers of a step depend on its number alone, so that a run which was
-    stopped and taken up again sees what an unbroken one would have seen.
+    """A deterministic training of a module, on its device: the random numbers of a step depend on its number alone, so
+    that a run which was stopped and taken up again sees what an unbroken one would have seen.
 
     Args:
+        step_size: the largest.
+        decay: of the averaged weights.
         first: the number of the first step, where the run goes on from another one's weights.
     """
 
     def __init__(
-        self, module: nn.Module, path: Path, steps: int, learning_rate: float, decay: float = 0.998, first: int = 0
+        self,
+        module: nn.Module,
+        path: Path,
+        steps: int,
+        step_size: float,
+        decay: float = 0.998,
+        first: int = 0,
+        schedule: Schedule = one_cycle,
+        optimizer: Callable[[nn.Module, float], Optimizer] = adam,
     ):
         self.module, self.path, self.steps, self.decay, self.first = module, path, steps, decay, first
         self.average = deepcopy(module).requires_grad_(False)
         self.trained = list(module.parameters())
-        self.optimizer = AdamW(self.trained, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        self.schedule = OneCycleLR(self.optimizer, learning_rate, steps, pct_start=0.05, final_div_factor=20)
+        self.device = self.trained[0].device
+        self.optimizer = optimizer(module, step_size)
+        self.schedule = schedule(self.optimizer, step_size, steps)
         self.done, self.losses = 0, []
         self.began = self.saved = time.monotonic()
         if path.exists():
@@ -47,7 +93,8 @@ class Run:
     def step_along(self, loss: float, gradients: Sequence[Tensor]) -> None:
         """One optimizer step along given gradients, one for each trained parameter."""
         for parameter, gradient in zip(self.trained, gradients, strict=True):
-            parameter.grad = gradient.contiguous()  # the fused step reads another memory layout's numbers wrongly
+            # The fused step reads the numbers of another memory layout than the parameter's wrongly.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.schedule.step()
@@ -83,7 +130,7 @@ class Run:
         self.saved = time.monotonic()
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location=self.device, weights_only=True)
         for name in ("module", "average", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         self.done, self.losses = state["done"], state["losses"]

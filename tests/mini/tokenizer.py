@@ -21,7 +21,17 @@ SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_to
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Writes CLIP's two files into `folder` and reads them with transformers."""
+    """Writes CLIP's two files into `folder`, if they are not there, and reads them with transformers.
+
+    Once made they stay: pairs that are equally frequent merge in an order that differs from call to call, and with it
+    the ids that a text encoder has learned.
+    """
+    if not (folder / "vocab.json").exists():
+        _write(folder)
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def _write(folder: Path) -> None:
     words = [
         word for thing in things() for word in (*thing.name.split(), *thing.kind.split(), *thing.class_word.split())
     ]
@@ -37,7 +47,6 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "pad_token": "<|endoftext|>", **SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-    return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> np.ndarray:
