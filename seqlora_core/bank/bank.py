@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,8 +58,8 @@ class Bank:
 
     @staticmethod
     def exists(folder: Path | str) -> bool:
-        """Whether a bank lies there."""
-        return (Path(folder) / bank_files.MANIFEST).is_file()
+        """Whether a bank lies there, or something in the place of its manifest, which `open` then names."""
+        return os.path.lexists(Path(folder) / bank_files.MANIFEST)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Bank":

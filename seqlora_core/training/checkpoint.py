@@ -96,11 +96,11 @@ class Checkpoint:
         if not isinstance(self.identity, dict) or not isinstance(self.directions, (str, type(None))):
             raise ValueError("identity or directions")
 
-    def check_tensors(self, layers: Mapping[str, tuple[int, int]]) -> None:
+    def check_tensors(self, layers: Mapping[str, tuple[int, int, int]]) -> None:
         """Check that the tensors are those of a run on these layers.
 
         Args:
-            layers: (m, n) by name, in order.
+            layers: by name, in order, (m, n, d): the widths of output and input, and the free directions.
 
         Raises:
             ValueError: one is missing or of no use.
@@ -109,19 +109,19 @@ class Checkpoint:
         if shapes.keys() != self.tensors.keys():
             raise ValueError(f"{min(shapes.keys() ^ self.tensors.keys())} is missing or too much")
         for key, tensor in self.tensors.items():
-            # In coordinates, the optimizer of B has as many rows as there are free directions.
-            in_coordinates = key.startswith("upper.") and tensor.ndim == 2 and len(tensor) < shapes[key][0]
-            shape = (len(tensor), *shapes[key][1:]) if in_coordinates else shapes[key]
             is_count, is_negative = key == "average.count", bool((tensor < 0).any())
-            if tuple(tensor.shape) != shape or tensor.dtype != (torch.int64 if is_count else torch.float32):
+            if tuple(tensor.shape) != shapes[key] or tensor.dtype != (torch.int64 if is_count else torch.float32):
                 raise ValueError(f"{key} has another shape or type")
             if is_negative and (is_count or key.endswith((".step", ".exp_avg_sq"))):
                 raise ValueError(f"{key} is negative")
 
-    def _expected_shapes(self, layers: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    def _expected_shapes(self, layers: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, ...]]:
         rank = self.config.rank
-        factors = {"lower": [(m, rank) for m, _ in layers.values()], "upper": [(n, rank) for _, n in layers.values()]}
-        both = [*factors["lower"], *factors["upper"]]
+        both = [(m, rank) for m, _, _ in layers.values()] + [(n, rank) for _, n, _ in layers.values()]
+        # In coordinates, the optimizer of B has a row per free direction.
+        in_coordinates = self.config.coordinates != "plain" and self.directions != ""
+        rows = [d if in_coordinates else n for _, n, d in layers.values()]
+        factors = {"lower": both[: len(layers)], "upper": [(count, rank) for count in rows]}
         shapes: dict[str, tuple[int, ...]] = dict(
             zip([f"{factor}.{name}" for factor in "AB" for name in layers], both, strict=True)
         )
@@ -164,12 +164,12 @@ def resumable_checkpoint(
     data: EncodedConcept,
     restart_if_changed: bool,
     monitor: Monitor,
-    layers: Mapping[str, tuple[int, int]],
+    layers: Mapping[str, tuple[int, int, int]],
 ) -> Checkpoint | None:
     """The checkpoint at `path` if it is of the same run; None, with a message, if it is damaged; None if there is none.
 
     Args:
-        layers: (m, n) of the adapted layers, by name.
+        layers: of the run (see `Checkpoint.check_tensors`).
         restart_if_changed: ignore a checkpoint of another run, with a message, instead of refusing.
 
     Raises:

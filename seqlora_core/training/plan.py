@@ -87,8 +87,13 @@ def already_trained(bank: Bank, spec: ConceptSpec, config: ResolvedConfig, data_
     if concept is None or not concept.settings:
         return None
     made_from = (concept.token, concept.class_word, concept.provenance.data)
-    same = made_from == (spec.token, spec.class_word, data_fingerprint)
-    return concept if same and config.makes_the_same(ResolvedConfig.from_dict(concept.settings)) else None
+    if made_from != (spec.token, spec.class_word, data_fingerprint):
+        return None
+    try:
+        stored = ResolvedConfig.from_dict(concept.settings)
+    except (UserError, TypeError, ValueError):  # damaged, or of another program: nobody knows what it was trained with
+        return None
+    return concept if config.makes_the_same(stored) else None
 
 
 def next_version(bank: Bank, spec: ConceptSpec, config: ResolvedConfig, data_fingerprint: str) -> ConceptSpec:

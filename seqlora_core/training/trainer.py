@@ -229,7 +229,8 @@ class _Run:
         if not self.options.resume:
             return None
         restart = self.options.restart_if_changed
-        shapes = {name: (layer.out_features, layer.in_features) for name, layer in self.layers.items()}
+        free = {name: Q.shape[0] - Q.shape[1] for name, Q in self.plan.Q.items()}
+        shapes = {name: (layer.out_features, layer.in_features, free[name]) for name, layer in self.layers.items()}
         return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor, shapes)
 
     def _stop_if_cancelled(self) -> None:

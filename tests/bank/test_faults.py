@@ -17,6 +17,7 @@ from seqlora_core.bank.importing import describe_import, import_lora
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.errors import UserError
 from seqlora_core.model.adapters import Adapter
+from seqlora_core.model.sd15 import LayerShape
 
 CHANGES = {
     "add": lambda bank: bank.add(concept("b", 2)),
@@ -75,10 +76,16 @@ def test_a_change_that_happened_is_not_reported_as_failed(empty_bank, monkeypatc
 
 def test_a_folder_in_place_of_the_manifest_is_named(tmp_path):
     (tmp_path / "bank" / "bank.json").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"bank\.json"):
-        Bank.open(tmp_path / "bank")
-    with pytest.raises(UserError, match="Cannot make a bank"):
-        Bank.open_or_create(tmp_path / "bank", BASE, LAYERS)
+    for opening in (Bank.open, lambda folder: Bank.open_or_create(folder, BASE, LAYERS)):
+        with pytest.raises(UserError, match=r"bank\.json is a link, a folder, a pipe or a device"):
+            opening(tmp_path / "bank")
+
+
+def test_a_bank_with_other_layers_than_its_base_is_refused(empty_bank):
+    empty_bank.add(concept("a", 1))
+    narrower = dict.fromkeys(LAYERS, LayerShape(12, 8))
+    with pytest.raises(UserError, match=r"bank\.json has other layers than its base model"):
+        Bank.open_or_create(empty_bank.folder, BASE, narrower)
 
 
 def test_a_folder_without_rights_is_named(empty_bank, monkeypatch):
