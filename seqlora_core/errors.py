@@ -11,3 +11,7 @@ class Cancelled(Exception):
 
 class TrainingDiverged(ArithmeticError):
     """The loss or its gradient is no longer finite, so continuing would destroy the concept."""
+
+
+class TrainingExploded(TrainingDiverged):
+    """The loss is finite but far above where it began; the concept is stored only if the user says so."""

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .errors import UserError
+
 _ROW_STRIDE = 64  # a finetune changes every row, so a sample of the rows is enough
 _SHORT = 32  # hexadecimal digits of the fingerprints that people see
 
@@ -32,10 +34,16 @@ def fingerprint(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float1
 
     Args:
         dtype: the precision to compare in; with half precision the float32 and the float16 file of one model agree.
+
+    Raises:
+        UserError: a sampled weight is NaN or infinite.
     """
     hashed = hashlib.sha256()
     for name in sorted(weights):
-        rows = torch.atleast_1d(weights[name].detach())[::_ROW_STRIDE].to("cpu", dtype)
+        sample = torch.atleast_1d(weights[name].detach())[::_ROW_STRIDE].cpu()
+        if sample.is_floating_point() and not sample.float().isfinite().all():
+            raise UserError(f"The weights of {name} are not finite: use another base model.")
+        rows = sample.to(dtype)
         hashed.update(f"{name}{tuple(weights[name].shape)}".encode())
         hashed.update(rows.view(torch.int16).numpy().tobytes())  # numpy has no bfloat16
     return hashed.hexdigest()[:_SHORT]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from ..hashing import sha256
 from ..model.adapters import Adapter
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
+from . import folder as bank_files
 from . import lora_file, names
 from .manifest import Concept, Manifest, Provenance
 from .spec import ConceptSpec
 
-_MANIFEST = "bank.json"
 _THUMBNAIL_SIZE = 256
 
 
@@ -57,8 +58,8 @@ class Bank:
 
     @staticmethod
     def exists(folder: Path | str) -> bool:
-        """Whether a bank lies there."""
-        return (Path(folder) / _MANIFEST).is_file()
+        """Whether a bank lies there, or something in the place of its manifest, which `open` then names."""
+        return os.path.lexists(Path(folder) / bank_files.MANIFEST)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Bank":
@@ -68,7 +69,7 @@ class Bank:
             UserError: there is none, or its manifest cannot be used.
         """
         folder = Path(folder)
-        return cls(folder, _read_manifest(folder))
+        return cls(folder, bank_files.read_manifest(folder))
 
     @classmethod
     def open_or_create(cls, folder: Path | str, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Bank":
@@ -79,18 +80,27 @@ class Bank:
         """
         folder = Path(folder)
         if not cls.exists(folder):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"Cannot make the bank's folder {folder}: {error.strerror}.") from error
-            with storage.locked(folder / ".lock"):
-                if not cls.exists(folder):
-                    _write_manifest(folder, Manifest(base, dict(layers)))
+            cls._create(folder, Manifest(base, dict(layers)))
         bank = cls.open(folder)
         if not bank.concepts and bank.manifest.base.fingerprint != base.fingerprint:
             bank = bank._given_to(base, layers)
         bank.check_base(base)
+        if bank.manifest.layers != dict(layers):
+            raise UserError(
+                f"{folder / bank_files.MANIFEST} has other layers than its base model: restore it from a backup."
+            )
         return bank
+
+    @classmethod
+    def _create(cls, folder: Path, manifest: Manifest) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make the bank's folder {folder} ({storage.describe(error)}).") from error
+        with storage.locked(folder / ".lock"):
+            if not cls.exists(folder):
+                with _explaining(f"make a bank in {folder}"):
+                    bank_files.write_manifest(folder, manifest)
 
     def _given_to(self, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Bank":
         """This empty bank, which a training that failed has left behind, for another base.
@@ -102,21 +112,25 @@ class Bank:
             self.check_base(base)
 
         with storage.locked(self.folder / ".training.lock", refuse), storage.locked(self.folder / ".lock"):
-            manifest = _read_manifest(self.folder)
+            manifest = bank_files.read_manifest(self.folder)
             if not manifest.concepts:
-                _write_manifest(self.folder, manifest.with_base(base, layers))
+                with _explaining(f"change the bank {self.folder}"):
+                    bank_files.write_manifest(self.folder, manifest.with_base(base, layers))
         return Bank.open(self.folder)
 
     def refresh(self) -> "Bank":
         """Read the manifest again.
 
         Raises:
-            UserError: the bank was empty, and meanwhile it was given to another base than the one at hand.
+            UserError: the bank was empty, and was given to another base since.
         """
-        newest = Bank.open(self.folder)
-        newest.check_base(self.manifest.base)
-        self.manifest = newest.manifest
+        newest = bank_files.read_manifest(self.folder)
+        self._check_same_base(newest)
+        self.manifest = newest
         return self
+
+    def _check_same_base(self, newest: Manifest) -> None:
+        Bank(self.folder, newest).check_base(self.manifest.base)
 
     def check_base(self, base: BaseIdentity) -> None:
         """Refuse a base model that the bank was not made with.
@@ -177,27 +191,43 @@ class Bank:
         Raises:
             UserError: a file is missing, was changed, or does not fit the bank.
         """
-        with self._reading():
+        with self._reading() as newest:
             if concepts is None:
-                concepts = self.refresh().concepts
-            return {concept.name: self._load_one(concept) for concept in concepts}
+                self.manifest = newest
+                concepts = self.concepts
+            return {concept.name: self._load_one(concept, newest) for concept in concepts}
+
+    def load_intact(self, without: str | None = None) -> tuple[dict[str, dict[str, Adapter]], list[str]]:
+        """As `load`, of the newest manifest's concepts, without those that cannot be loaded.
+
+        Args:
+            without: a concept to leave out, because it is about to be replaced.
+
+        Returns:
+            What was loaded, and a sentence for each concept that was not.
+        """
+        loaded, problems = {}, []
+        with self._reading() as newest:
+            self.manifest = newest
+            left_out = newest.find(without) if without else None
+            for concept in newest.concepts:
+                if concept is left_out:
+                    continue
+                try:
+                    loaded[concept.name] = self._load_one(concept, newest)
+                except UserError as error:
+                    problems.append(str(error))
+        return loaded, problems
 
     def read(self, concepts: Sequence[Concept]) -> Iterator[dict[str, Adapter]]:
         """As `load`, one concept after the other, so that a large bank need not be in memory at once."""
-        with self._reading():
+        with self._reading() as newest:
             for concept in concepts:
-                yield self._load_one(concept)
+                yield self._load_one(concept, newest)
 
-    def _load_one(self, concept: Concept) -> dict[str, Adapter]:
+    def _load_one(self, concept: Concept, newest: Manifest) -> dict[str, Adapter]:
+        content = self._content(concept, newest)
         path = self.folder / PurePosixPath(concept.file)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"The file of concept {concept.name!r} cannot be read: {path} ({error.strerror})."
-            ) from error
-        if sha256(content) != concept.sha256:
-            raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
         adapters = lora_file.deserialize(content, str(path))
         for layer, adapter in adapters.items():
             fits = self.manifest.layers.get(layer) == LayerShape(*adapter.widths)
@@ -205,37 +235,57 @@ class Bank:
                 raise UserError(f"The file of concept {concept.name!r} does not fit this bank's layer {layer}: {path}.")
         return adapters
 
+    def _content(self, concept: Concept, newest: Manifest) -> bytes:
+        """The bytes of a concept's file, which may have another name than in our snapshot: it was renamed."""
+        current = next((other for other in newest.concepts if other.id == concept.id), concept)
+        content = bank_files.read_concept_file(self.folder, current, newest)
+        if sha256(content) != current.sha256:
+            path = self.folder / PurePosixPath(current.file)
+            raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
+        return content
+
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Keep files from being replaced while several are read; a bank on a read-only disk cannot change anyway."""
+    def _reading(self) -> Iterator[Manifest]:
+        """The newest manifest, whose files stay while the block lasts; a read-only disk cannot change anyway."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(storage.Unwritable):
                 stack.enter_context(storage.locked(self.folder / ".lock"))
-            yield
+            newest = bank_files.read_manifest(self.folder)
+            self._check_same_base(newest)
+            yield newest
 
     def export(self, name: str, target: Path) -> Path:
         """Copy a concept's file, a stock LoRA, to `target`.
 
         Raises:
-            UserError: there is no such concept, its file is damaged, or `target` holds something else.
+            UserError: there is no such concept, its file is damaged, `target` lies in a bank or holds something else,
+                or it cannot be written.
         """
+        bank_files.check_outside_banks(target, [self.folder])
         concept = self.concept(name)
-        self.load([concept])  # checks it
-        content = (self.folder / PurePosixPath(concept.file)).read_bytes()
-        if not target.exists():
-            storage.write_atomically(target, content)
-        elif target.read_bytes() != content:
+        with self._reading() as newest:
+            self._load_one(concept, newest)  # checks it
+            content = self._content(concept, newest)
+        with _explaining(f"write {target}"):
+            if not target.exists():
+                storage.write_atomically(target, content)
+                return target
+            same = storage.is_plain(target.resolve()) and target.read_bytes() == content
+        if not same:
             raise UserError(f"{target.name} exists and is another file: choose another name, or delete it first.")
         return target
 
     def occupied(self, without: str | None = None) -> dict[str, Tensor]:
-        """Per layer, `Q [n, k]`: an orthonormal basis of all concepts' bases, float64 (see `subspace`).
+        """Per layer, `Q [n, k]`: an orthonormal basis of all intact concepts' bases, float64 (see `subspace`).
 
         Args:
             without: a concept to leave out, because it is about to be replaced.
         """
-        skipped = self.manifest.find(without) if without else None
-        loaded = self.load([concept for concept in self.concepts if concept is not skipped])
+        loaded, _ = self.load_intact(without)
+        return self.spanned_by(loaded)
+
+    def spanned_by(self, loaded: Mapping[str, Mapping[str, Adapter]]) -> dict[str, Tensor]:
+        """As `occupied`, of the concepts in `loaded` (see `load_intact`)."""
         return {
             layer: subspace.occupied(
                 (adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width
@@ -288,18 +338,15 @@ class Bank:
                 requested=new.requested,
                 metrics=new.metrics,
             )
-            record = self._write_concept(record, new.adapters, _webp(new.thumbnail))
-            self._publish((*others, record))
-            if old is not None:
-                self._discard(old)
-        return record
+            return self._publish_one(record, new.adapters, _webp(new.thumbnail), old, lambda record: (*others, record))
 
     def remove(self, name: str) -> Concept:
         """Take a concept out; its directions are free again for later concepts."""
         with self._changing():
             concept = self.concept(name)
-            self._publish(tuple(other for other in self.concepts if other is not concept))
-            self._discard(concept)
+            with _explaining(f"remove {concept.name!r} from the bank {self.folder}"):
+                self._publish(tuple(other for other in self.concepts if other is not concept))
+            bank_files.delete_files(self.folder, concept)
         return concept
 
     def rename(self, name: str, new_name: str) -> Concept:
@@ -314,33 +361,64 @@ class Bank:
             old = self.concept(name)
             if self.manifest.find(new_name) is not old:
                 self.require_free(new_name, "choose another name")
-            thumbnail = b""
-            if old.thumbnail:
-                with contextlib.suppress(OSError):  # no more than decoration
-                    thumbnail = (self.folder / PurePosixPath(old.thumbnail)).read_bytes()
-            renamed = dataclasses.replace(old, name=new_name)
-            renamed = self._write_concept(renamed, self._load_one(old), thumbnail)
-            self._publish(tuple(renamed if other is old else other for other in self.concepts))
-            self._discard(old)
-        return renamed
+            return self._publish_one(
+                dataclasses.replace(old, name=new_name),
+                self._load_one(old, self.manifest),
+                bank_files.read_thumbnail(self.folder, old),
+                old,
+                lambda renamed: tuple(renamed if other is old else other for other in self.concepts),
+            )
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
         with storage.locked(self.folder / ".lock"):
             self.refresh()
             yield
+            bank_files.clean(self.folder, self.manifest)
 
-    def _write_concept(self, record: Concept, adapters: Mapping[str, Adapter], thumbnail: bytes) -> Concept:
-        """Write a concept's files under names that no other file has; until `_publish` nobody knows of them."""
+    def _publish_one(
+        self,
+        record: Concept,
+        adapters: Mapping[str, Adapter],
+        thumbnail: bytes,
+        old: Concept | None,
+        concepts: Callable[[Concept], tuple[Concept, ...]],
+    ) -> Concept:
+        """Write a concept's files and the manifest that has it, in place of `old`; if that fails, take all back."""
+        record = self._with_files(record, thumbnail)
+        with _explaining(f"store {record.name!r} in the bank {self.folder}"):
+            try:
+                record = self._write_concept(record, adapters, thumbnail)
+                self._publish(concepts(record))
+            except BaseException:
+                if self._is_unknown(record):
+                    bank_files.delete_files(self.folder, record)
+                raise
+        if old is not None:
+            bank_files.delete_files(self.folder, old)
+        return record
+
+    def _is_unknown(self, record: Concept) -> bool:
+        """Whether the manifest on the disk certainly does not have that concept's files."""
+        try:
+            return all(other.file != record.file for other in bank_files.read_manifest(self.folder).concepts)
+        except UserError:
+            return False
+
+    def _with_files(self, record: Concept, thumbnail: bytes) -> Concept:
+        """The record with names of files that no other file has."""
         taken = {PurePosixPath(concept.file).stem for concept in self.concepts}
         # Of concepts that are gone, too: Windows keeps a file as long as somebody has it open.
-        taken |= {path.stem for path in (self.folder / "concepts").glob("*.safetensors")}
+        taken |= {path.stem for path in storage.entries(self.folder / "concepts")}
         slug = names.slug(record.name, taken)
-        record = dataclasses.replace(
+        return dataclasses.replace(
             record,
             file=f"concepts/{slug}.safetensors",
             thumbnail=f"thumbnails/{slug}.webp" if thumbnail else "",
         )
+
+    def _write_concept(self, record: Concept, adapters: Mapping[str, Adapter], thumbnail: bytes) -> Concept:
+        """Write a concept's files; until `_publish` nobody knows of them."""
         described = {key: value for key, value in record.as_dict().items() if key != "sha256"}
         header = lora_file.metadata(
             title=record.name,
@@ -350,51 +428,33 @@ class Bank:
             extra={"bank": self.manifest.id, "concept": described},
         )
         content = lora_file.serialize(adapters, header)
-        storage.write_atomically(self.folder / record.file, content)
+        lora_file.deserialize(content, f"Concept {record.name!r}")  # nothing is stored that could not be loaded
+        bank_files.write_file(self.folder, record.file, content)
         if thumbnail:
-            storage.write_atomically(self.folder / record.thumbnail, thumbnail)
+            bank_files.write_file(self.folder, record.thumbnail, thumbnail)
         return dataclasses.replace(record, sha256=sha256(content))
 
     def _publish(self, concepts: tuple[Concept, ...]) -> None:
-        self.manifest = self.manifest.with_concepts(concepts)
-        _write_manifest(self.folder, self.manifest)
+        manifest = self.manifest.with_concepts(concepts)
+        bank_files.write_manifest(self.folder, manifest)
+        self.manifest = manifest
 
-    def _discard(self, concept: Concept) -> None:
-        for relative in filter(None, (concept.file, concept.thumbnail)):
-            # A file that is open elsewhere on Windows, or gone already, is no longer part of the bank either way.
-            with contextlib.suppress(OSError):
-                (self.folder / PurePosixPath(relative)).unlink()
+
+@contextmanager
+def _explaining(action: str) -> Iterator[None]:
+    """Turn the system's errors into sentences.
+
+    Raises:
+        UserError: the block has failed to do `action` with a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot {action} ({storage.describe(error)}).") from error
 
 
 def _refuse_while_training() -> None:
     raise UserError("A training is running in this bank: rename the concept when it is done.")
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / _MANIFEST
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"There is no bank in {folder}: train a concept into it first, or check the path.") from error
-    except OSError as error:
-        raise UserError(f"The bank {folder} cannot be read: {error.strerror}.") from error
-    manifest = Manifest.from_json(text, str(path))
-    for concept in manifest.concepts:
-        _check_relative(concept.file, path)
-        if concept.thumbnail:
-            _check_relative(concept.thumbnail, path)
-    return manifest
-
-
-def _check_relative(relative: str, source: Path) -> None:
-    """A manifest comes from anywhere, so what it names must lie in its own folder."""
-    parts = PurePosixPath(relative).parts
-    if len(parts) != 2 or parts[0] not in ("concepts", "thumbnails") or ".." in parts or set("\\:") & set(relative):
-        raise UserError(f"{source} names a file outside its folder ({relative!r}) and is not used.")
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    storage.write_atomically(folder / _MANIFEST, manifest.to_json().encode())
 
 
 def _webp(image: Image.Image | None) -> bytes:

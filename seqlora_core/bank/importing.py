@@ -47,7 +47,10 @@ def import_lora(
             bank.require_free(spec.name)
         for note in bank.check_words(spec):
             monitor.message(note)
-        outside = project_off(lora.adapters, bank.occupied(without=spec.name))
+        others, damaged = bank.load_intact(without=spec.name)
+        for problem in damaged:
+            monitor.message(f"{problem} Its directions cannot be taken into account.")
+        outside = project_off(lora.adapters, bank.spanned_by(others))
         if project and not outside:
             raise UserError(
                 f"Nothing of {path.name} lies outside of what the bank's concepts occupy: import it without the "
@@ -86,18 +89,18 @@ def describe_import(bank: Bank, concept: Concept) -> str:
         f"{concept.name}: '{concept.token} {concept.class_word}' from {concept.provenance.source}; "
         f"{layers - len(concept.layers_skipped)} of {layers} attention layers, rank {concept.rank}."
     ]
-    left_out = [f"{count} {kind}" for kind, count in facts["left_out"].items() if count]
+    left_out = [f"{count} {kind}" for kind, count in facts.get("left_out", {}).items() if count]
     if left_out:
         lines.append(
             f"Left out, because a bank holds attention layers only: {', '.join(left_out)} layers. "
-            f"{foreign_lora.describe_share(facts['share'], facts.get('uncounted', 0))}"
+            f"{foreign_lora.describe_share(facts.get('share') or 0.0, facts.get('uncounted', 0))}"
         )
     if partly := facts.get("partly", 0):  # which concepts of the version before do not have
         lines.append(
             f"Left out in {partly} attention layers as well: changes of their biases, or of whole weights beside the "
             "factors, which are no sums of directions."
         )
-    if not facts["alpha_known"]:
+    if not facts.get("alpha_known", True):
         lines.append("The file does not tell its alpha; it was taken as the rank, as other tools do.")
     return "\n".join([*lines, *_describe_overlap(bank, concept)])
 
@@ -106,7 +109,8 @@ def _describe_overlap(bank: Bank, concept: Concept) -> list[str]:
     facts, overlaps = concept.metrics, overlaps_with(bank, concept)
     if not overlaps:
         return ["The bank has no other concept."]
-    shares = f"{facts['remaining']:.0%} of |dW| (at least {facts['least_remaining']:.0%} in every layer)"
+    remaining, least = (facts.get(name) or 0.0 for name in ("remaining", "least_remaining"))
+    shares = f"{remaining:.0%} of |dW| (at least {least:.0%} in every layer)"
     if concept.provenance.projected:
         lines = [f"Projected off the bank's concepts: {shares} remains."]
     else:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import subspace
 from ..errors import UserError
+from ..files import is_plain
 from ..model.adapters import Adapter
 from .bank import Bank
 from .manifest import Concept
@@ -54,7 +55,7 @@ class Inspection:
 
 def inspect(bank: Bank) -> Inspection:
     """Read every file of a bank and measure it; a damaged file is a problem of the report, never an error."""
-    loaded, problems = read_files(bank)
+    loaded, problems = bank.load_intact()
     layers = {}
     for layer, shape in bank.manifest.layers.items():
         used = subspace.occupied((adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width)
@@ -63,24 +64,12 @@ def inspect(bank: Bank) -> Inspection:
     return Inspection(max(pairs.values(), default=0.0), pairs, layers, problems)
 
 
-def read_files(bank: Bank) -> tuple[dict[str, dict[str, Adapter]], list[str]]:
-    """Load the adapters of every concept whose file is intact, and a sentence for each other file."""
-    loaded: dict[str, dict[str, Adapter]] = {}
-    problems = []
-    for concept in bank.refresh().concepts:
-        try:
-            loaded.update(bank.load([concept]))
-        except UserError as error:
-            problems.append(str(error))
-    return loaded, problems
-
-
 def missing_files(bank: Bank) -> list[str]:
     """A sentence for each concept without a file; whether the others are whole is seen where they are read."""
     return [
         f"The file of {concept.name!r} is missing: {concept.file}. Put it back, or remove the concept."
         for concept in bank.concepts
-        if not (bank.folder / concept.file).is_file()
+        if not is_plain(bank.folder / concept.file)
     ]
 
 
@@ -128,8 +117,11 @@ def overlaps_with(bank: Bank, concept: Concept) -> dict[str, float]:
     Raises:
         UserError: the concept's own file is damaged.
     """
-    loaded, _ = read_files(bank)
-    own = loaded.pop(concept.name, None)
+    loaded, _ = bank.load_intact()
+    current = next((other for other in bank.concepts if other.id == concept.id), None)
+    if current is None:
+        raise UserError(f"The concept {concept.name!r} is no longer in the bank {bank.folder}: it was removed.")
+    own = loaded.pop(current.name, None)
     if own is None:
         own = bank.load([concept])[concept.name]
     return {

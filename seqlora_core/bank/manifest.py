@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from ..errors import UserError
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
+from .manifest_check import check_document, check_unique
 from .migration import concept_from_version_1
 from .names import fold
 from .spec import ConceptSpec
 
 FORMAT = "seqlora-bank"
 VERSION = 2
+MAX_BYTES = 64 * 2**20  # of bank.json, which takes about 15 kB per concept
 
 
 @dataclass(frozen=True)
@@ -135,17 +137,31 @@ class Manifest:
         """
         try:
             document = json.loads(text)
-            if document.get("format") != FORMAT:
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
                 raise UserError(f"{source} is not the manifest of a SeqLoRA bank: choose a bank's folder.")
-            if document["version"] > VERSION:
+            version = document["version"]
+            if type(version) is not int or version < 1:
+                raise ValueError(f"its version is {str(version)[:20]!r}")
+            if version > VERSION:
                 raise UserError(f"{source} was written by a newer SeqLoRA: update the node pack to use this bank.")
-            upgrade = concept_from_version_1 if document["version"] == 1 else dict
+            if version == 1:
+                document["concepts"] = [concept_from_version_1(values) for values in document["concepts"]]
+            check_document(document)
+            if "\\ud" in str(text).lower():  # half characters could not be written again
+                json.dumps(document, ensure_ascii=False).encode()
+            concepts = tuple(Concept.from_dict(values) for values in document["concepts"])
+            check_unique(concepts)
             return cls(
                 base=BaseIdentity(document["base"]["name"], document["base"]["fingerprint"]),
-                layers={name: LayerShape(int(s["width"]), int(s["out"])) for name, s in document["layers"].items()},
-                concepts=tuple(Concept.from_dict(upgrade(values)) for values in document["concepts"]),
-                generation=int(document["generation"]),
+                layers={name: LayerShape(s["width"], s["out"]) for name, s in document["layers"].items()},
+                concepts=concepts,
+                generation=document["generation"],
                 id=document["id"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{source} is damaged ({error}): restore it from a backup.") from error
+        except RecursionError as error:
+            raise UserError(f"{source} is damaged (it is nested too deeply): restore it from a backup.") from error
+        except KeyError as error:
+            raise UserError(f"{source} is damaged (it has no {error}): restore it from a backup.") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"{source} is damaged ({reason}): restore it from a backup.") from error

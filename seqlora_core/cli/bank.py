@@ -51,7 +51,7 @@ def add_inspect(commands: argparse._SubParsersAction) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     if args.plot and not args.base:
         raise UserError("--plot draws what is measured on the base model: give --base too.")
-    plot = check_png(args.plot) if args.plot else None
+    plot = check_png(args.plot, args.bank, args.base) if args.plot else None
     bank = Bank.open(args.bank)
     result = inspect(bank)
     diagnosis = None

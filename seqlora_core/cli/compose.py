@@ -16,7 +16,7 @@ from ..model.adapters import sum_adapters
 from ..model.sampling import SamplingSettings, generate
 from ..training.config import DTYPES
 from .options import BaseOptions, add_bank, add_base, add_concepts, add_device, add_probing, add_sampling, count
-from .output import check_png, save_image
+from .output import check_output, check_png, save_image
 
 
 def add_compose(commands: argparse._SubParsersAction) -> None:
@@ -42,7 +42,7 @@ def add_compose(commands: argparse._SubParsersAction) -> None:
 
 def _compose(args: argparse.Namespace) -> None:
     bank, selection = Bank.open(args.bank), [parse_selection(text) for text in args.concept]
-    out = Path(args.out)
+    out = check_output(args.out, args.bank, args.base)
     if out.suffix != ".safetensors":
         raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
     check_writable(out)
@@ -93,7 +93,7 @@ def _generate(args: argparse.Namespace) -> None:
     bank = Bank.open(args.bank) if args.bank else None
     selected = compose(bank, selection) if bank else {}
     file = load_composed(Path(args.lora)) if args.lora else {}
-    out = check_png(args.out)
+    out = check_png(args.out, args.bank, args.base, args.lora)
     dtype = best_dtype(resolve_device(args.device)) if args.dtype == "auto" else args.dtype
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype, bank)
     check_fits(file, base.layers, args.lora)

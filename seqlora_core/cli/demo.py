@@ -29,6 +29,7 @@ from ..training.config import ResolvedConfig, TrainingConfig
 from ..training.methods import resolve
 from ..training.trainer import RunOptions, train_concept
 from . import options
+from .output import check_output
 from .terminal import TerminalMonitor, quiet_libraries
 
 IMAGES = 8  # of every concept at every stage; the figures are their means
@@ -121,6 +122,7 @@ def _choose(count: int) -> list[MiniConcept]:
 
 
 def _new_bank(out: Path, base: Base) -> Bank:
+    check_output(out)
     if Bank.exists(out / "bank"):
         raise UserError(f"{out} already has the bank of a demo: give another folder, or delete it.")
     return Bank.open_or_create(out / "bank", base.identity, base.layers)

@@ -21,6 +21,7 @@ from ..mini import mini_concepts
 from ..model.sampling import SamplingSettings
 from ..monitor import Monitor
 from .options import BaseOptions, add_bank, add_base, add_device, add_sampling, count
+from .output import check_output
 from .terminal import TerminalMonitor
 
 
@@ -65,7 +66,7 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError("The bank has no concept yet: train one first.")
     sampling = SamplingSettings(steps=args.steps, guidance=args.guidance, seed=args.seed, count=args.images)
     settings = EvaluationSettings(args.prompt, sampling)
-    out, monitor = Path(args.out), TerminalMonitor()
+    out, monitor = check_output(args.out, args.bank, args.base, args.references), TerminalMonitor()
     check_writable(out / "report.json")
     metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
     references = _references(bank, args.references, args.base, monitor)

@@ -6,6 +6,7 @@ from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
+from ..errors import TrainingExploded
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
 from ..training.trainer import CHECKPOINT_SECONDS, RunOptions, train_concept
@@ -43,6 +44,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         help="what to do if the bank already has a concept of that name (default: error)",
     )
     what.add_argument("--resume", action="store_true", help="continue an interrupted training run of this concept")
+    what.add_argument(
+        "--store-anyway", action="store_true", help="store the concept even if the loss ended far above where it began"
+    )
     basics = command.add_argument_group("basics")
     resources = command.add_argument_group("speed and memory")
     add_device(resources)
@@ -66,7 +70,10 @@ def _run(args: argparse.Namespace) -> None:
             return
         if args.on_existing == "error":
             bank.require_free(spec.name, _WAYS_OUT)
-    bank, concept = _train(args, spec, requested)
+    try:
+        bank, concept = _train(args, spec, requested)
+    except TrainingExploded as error:
+        raise TrainingExploded(f"{error} To store it as it is, add --resume --store-anyway.") from error
     metrics = concept.metrics
     print(
         f"Learned {concept.name!r} as '{spec.subject}' in {metrics['seconds']:.0f} s: "
@@ -89,6 +96,7 @@ def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfi
     options = RunOptions(
         resume=args.resume,
         replace=args.on_existing == "replace",
+        store_anyway=args.store_anyway,
         checkpoint_seconds=args.checkpoint_seconds,
         thumbnail=references[0].image,
         vocabulary=base.pipeline.tokenizer.get_vocab(),

@@ -1,5 +1,7 @@
 """Base models for the command line: an SD1.5 checkpoint in one file or a diffusers folder, loaded with diffusers."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,8 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     architecture = ARCHITECTURES[type(pipeline).__name__]
     if problem := unsupported_kind(pipeline.unet.config, pipeline.scheduler.config.prediction_type):
         raise UserError(f"{base} is {problem}, which SeqLoRA cannot train on: give a Stable Diffusion 1.5 base.")
+    parts = {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder")}
+    _check_finite(parts, f"{base} holds", "the file is damaged, so download it again")
     layers = find_layers(pipeline.unet)
     identity = BaseIdentity(
         "mini" if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
@@ -148,7 +152,18 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     whole = ((module, torch.float32) for module in (pipeline.vae, pipeline.text_encoder))
     for module, precision in ((pipeline.unet, getattr(torch, dtype)), *whole):
         module.requires_grad_(False).eval().to(target, precision)
+    if dtype == "float16":
+        _check_finite({"unet": pipeline.unet}, f"In float16, {base} has", "use --dtype float32")
     return Base(pipeline, identity, layer_shapes(layers), target, architecture)
+
+
+def _check_finite(modules: Mapping[str, torch.nn.Module], subject: str, advice: str) -> None:
+    """Raise UserError, with the weight's name, where a weight is NaN or infinite."""
+    for part, module in modules.items():
+        for name, weight in module.state_dict().items():
+            largest = torch.linalg.vector_norm(weight, math.inf) if weight.is_floating_point() else 0.0
+            if not math.isfinite(largest):
+                raise UserError(f"{subject} numbers that are not finite in {part}.{name}: {advice}.")
 
 
 def _load_folder(path: Path) -> Any:

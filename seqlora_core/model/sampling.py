@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .activations import LayerInputs, capture_inputs
 from .adapters import Adapter, attach
 from .base import Base
@@ -71,10 +73,10 @@ def generate(
         adapters: a composed sum (see `composition.concatenation.compose`), or None for the plain base.
 
     Raises:
-        UserError: the size does not fit the base.
+        UserError: the size does not fit the base, or the image is not finite.
     """
     base.check_resolution(settings.size)
-    return _run_pipeline(
+    images = _run_pipeline(
         base,
         prompt,
         adapters,
@@ -85,7 +87,10 @@ def generate(
         guidance_scale=settings.guidance,
         negative_prompt=settings.negative_prompt,
         num_images_per_prompt=settings.count,
+        output_type="np",
     )
+    _check_finite(torch.from_numpy(images), base, adapters)  # Pillow would get black images
+    return base.pipeline.image_processor.numpy_to_pil(images)
 
 
 def inputs_while_sampling(
@@ -119,14 +124,31 @@ def inputs_while_sampling(
 @torch.no_grad()
 def _run_pipeline(
     base: Base, prompt: str, adapters: Mapping[str, Adapter] | None, seeds: Sequence[int], **settings
-) -> list[Image.Image] | Tensor:
+) -> Any:
+    """The pipeline's images in the form that `output_type` asks for."""
+
+    def check(pipeline: Any, step: int, timestep: Tensor, values: dict) -> dict:
+        _check_finite(values["latents"], base, adapters)
+        return values
+
     layers = find_layers(base.pipeline.unet)
     on_device = {name: adapter.to(base.device) for name, adapter in (adapters or {}).items()}
     base.pipeline.set_progress_bar_config(disable=True)
     with attach(layers, on_device), _autocast(base.pipeline.unet, base.device):
         # The noise comes from the CPU, so that a seed gives the same image on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return base.pipeline(prompt, generator=generators, **settings).images
+        return base.pipeline(prompt, generator=generators, callback_on_step_end=check, **settings).images
+
+
+def _check_finite(values: Tensor, base: Base, adapters: Mapping[str, Adapter] | None) -> None:
+    """Raise UserError, with what may help, where latents or pixels are NaN or infinite."""
+    if values.isfinite().all():
+        return
+    dtype = str(base.pipeline.unet.dtype).removeprefix("torch.")
+    advice = ["use dtype float32"] if dtype != "float32" else []
+    advice += ["lower the strengths of the concepts"] if adapters else []
+    advice += ["lower the guidance", "use another base model"]
+    raise UserError(f"The image is not finite in {dtype}: {', or '.join(advice)}.")
 
 
 @contextmanager

@@ -1,22 +1,27 @@
 """The state of an unfinished training run: one safetensors file, rewritten atomically."""
 
 import json
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ..bank.migration import resolved_settings
 from ..data.dataset import EncodedConcept
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import is_plain, write_atomically
 from ..monitor import Monitor
+from ..tensor_file import TensorFile
 from .config import OF_THE_MACHINE, ResolvedConfig
 
 VERSION = 2
 _METADATA_KEY = "seqlora.checkpoint"
+_MAX_BYTES = 2**33  # of rank 128 on all layers of SD1.5, a checkpoint takes less than 1 GB
 _LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing
 
 
@@ -65,16 +70,71 @@ class Checkpoint:
             UserError: the file is not a checkpoint of this program.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})[_METADATA_KEY])
-                # Copies: a tensor in the file's memory map would keep Windows from replacing or deleting the file.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if not is_plain(path) or path.stat().st_size > _MAX_BYTES:
+                raise UserError("it is a link, a pipe or larger than any checkpoint")
+            file = TensorFile.open(path)
+            record = json.loads(file.metadata[_METADATA_KEY])
             settings = record.pop("config")
             if record.pop("version", 1) == 1:
                 settings = resolved_settings(settings)
-            return cls(config=ResolvedConfig.from_dict(settings), tensors=tensors, **record)
-        except (SafetensorError, KeyError, TypeError, ValueError, UserError) as error:
+            checkpoint = cls(config=ResolvedConfig.from_dict(settings), tensors=dict(file), **record)
+            checkpoint._check_record()
+            return checkpoint
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, UserError) as error:
             raise UserError(f"{path} is not a readable checkpoint: delete it and train again.") from error
+
+    def _check_record(self) -> None:
+        """Raises ValueError where a value is not what `save` writes."""
+        numbers = [self.seconds, *self.losses, *([] if self.loss_scale is None else [self.loss_scale])]
+        counts = [self.step, self.passes]
+        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+            raise ValueError("step or passes")
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise ValueError("losses, seconds or loss_scale")
+        if self.seconds < 0 or not (self.loss_scale or 1) > 0:
+            raise ValueError("losses, seconds or loss_scale")
+        if not isinstance(self.identity, dict) or not isinstance(self.directions, (str, type(None))):
+            raise ValueError("identity or directions")
+
+    def check_tensors(self, layers: Mapping[str, tuple[int, int, int]]) -> None:
+        """Check that the tensors are those of a run on these layers.
+
+        Args:
+            layers: by name, in order, (m, n, d): the widths of output and input, and the free directions.
+
+        Raises:
+            ValueError: one is missing or of no use.
+        """
+        shapes = self._expected_shapes(layers)
+        if shapes.keys() != self.tensors.keys():
+            raise ValueError(f"{min(shapes.keys() ^ self.tensors.keys())} is missing or too much")
+        for key, tensor in self.tensors.items():
+            is_count, is_negative = key == "average.count", bool((tensor < 0).any())
+            if tuple(tensor.shape) != shapes[key] or tensor.dtype != (torch.int64 if is_count else torch.float32):
+                raise ValueError(f"{key} has another shape or type")
+            if is_negative and (is_count or key.endswith((".step", ".exp_avg_sq"))):
+                raise ValueError(f"{key} is negative")
+
+    def _expected_shapes(self, layers: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, ...]]:
+        rank = self.config.rank
+        both = [(m, rank) for m, _, _ in layers.values()] + [(n, rank) for _, n, _ in layers.values()]
+        # In coordinates, the optimizer of B has a row per free direction.
+        in_coordinates = self.config.coordinates != "plain" and self.directions != ""
+        rows = [d if in_coordinates else n for _, n, d in layers.values()]
+        factors = {"lower": both[: len(layers)], "upper": [(count, rank) for count in rows]}
+        shapes: dict[str, tuple[int, ...]] = dict(
+            zip([f"{factor}.{name}" for factor in "AB" for name in layers], both, strict=True)
+        )
+        for kind, own in factors.items():
+            if any(key.startswith(f"{kind}.") for key in self.tensors):  # a factor that was never stepped has no memory
+                for index, shape in enumerate(own):
+                    shapes |= {f"{kind}.{index}.exp_avg": shape, f"{kind}.{index}.exp_avg_sq": shape}
+                    shapes[f"{kind}.{index}.step"] = ()
+        if "average.0" in self.tensors:
+            shapes |= {f"average.{index}": shape for index, shape in enumerate(both)}
+        if "average.0" in self.tensors or "average.count" in self.tensors:
+            shapes["average.count"] = ()
+        return shapes
 
     def difference(self, config: ResolvedConfig, identity: dict) -> str | None:
         """The first thing in which a run differs from this one, in words; None if it is the same."""
@@ -104,18 +164,23 @@ def resumable_checkpoint(
     data: EncodedConcept,
     restart_if_changed: bool,
     monitor: Monitor,
+    layers: Mapping[str, tuple[int, int, int]],
 ) -> Checkpoint | None:
-    """The checkpoint at `path` if it is of the same run; None if there is none to continue from.
+    """The checkpoint at `path` if it is of the same run; None, with a message, if it is damaged; None if there is none.
 
     Args:
+        layers: of the run (see `Checkpoint.check_tensors`).
         restart_if_changed: ignore a checkpoint of another run, with a message, instead of refusing.
 
     Raises:
-        UserError: it is of another run, or cannot be read.
+        UserError: it is of another run.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    saved = Checkpoint.load(path)
+    try:
+        saved = Checkpoint.load(path)
+    except UserError:
+        return _without(path, monitor)
     # Early files of version 1 do not name the base, and have the data as it was encoded.
     saved.identity.setdefault("base model", identity["base model"])
     if saved.identity.get("data") == data.encoded_fingerprint():
@@ -124,5 +189,15 @@ def resumable_checkpoint(
         monitor.message(f"Starting again at step 0 instead of {saved.step}: {difference}.")
         return None
     saved.check_same_run(config, identity, path)
+    try:
+        saved.check_tensors(layers)
+    except ValueError:
+        return _without(path, monitor)
+    if saved.step > config.steps or len(saved.losses) != saved.step:
+        return _without(path, monitor)
     monitor.message(f"Resuming at step {saved.step} of {config.steps}.")
     return saved
+
+
+def _without(path: Path, monitor: Monitor) -> None:
+    monitor.message(f"The checkpoint {path} is damaged, so the training run starts again at step 0.")

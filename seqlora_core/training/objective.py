@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.dataset import EncodedConcept
-from ..errors import TrainingDiverged
+from ..errors import TrainingDiverged, UserError
 from ..model.adapters import Adapter, attach
 from ..model.denoiser import Denoiser
 from .config import ResolvedConfig
@@ -81,6 +81,7 @@ class DenoisingObjective:
 
         Raises:
             TrainingDiverged: they are not finite.
+            UserError: they are not finite although A is 0, so that the base model alone is the cause.
         """
         while True:
             loss, gradients = self._scaled_gradients(A, B)
@@ -88,8 +89,15 @@ class DenoisingObjective:
             if finite:
                 return loss, gradients[: len(A)], gradients[len(A) :]
             if self.loss_scale <= 1:
-                raise TrainingDiverged("The loss is no longer finite: lower lr_coefficients and lr_basis.")
+                raise self._divergence(A)
             self.loss_scale /= 2
+
+    def _divergence(self, A: Sequence[Tensor]) -> Exception:
+        """The error for a loss that is not finite: lower step sizes help only where steps were taken."""
+        if not any(a.any() for a in A):
+            return base_is_not_finite(str(self._dtype).removeprefix("torch."))
+        precision = "" if self._dtype == torch.float32 else ", or use dtype float32"
+        return TrainingDiverged(f"The loss is no longer finite: lower lr_coefficients and lr_basis{precision}.")
 
     def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         # Copies, so that the caller's factors never gain a gradient.
@@ -140,6 +148,30 @@ class DenoisingObjective:
             yield
         finally:
             self._adapters.clear()
+
+
+def base_is_not_finite(dtype: str) -> UserError:
+    """The error for a base model, with the bank's concepts, whose output is not finite before any step is taken."""
+    advice = "its weights are damaged, so use another base model" if dtype == "float32" else "use dtype float32"
+    return UserError(f"The base model gives NaN in {dtype}: {advice}.")
+
+
+def check_base_is_finite(denoiser: Denoiser, data: EncodedConcept, config: ResolvedConfig) -> None:
+    """Run the base model once on the first minibatch, before anything is measured on it.
+
+    Raises:
+        UserError: its output, or what it was given, is not finite.
+    """
+    for example in (*data.examples, *data.prior):
+        if not all(part.isfinite().all() for part in (example.mean, example.prompts)):
+            raise UserError(
+                "The encoded images or captions hold NaN: load the VAE and the text encoder in float32, or use others."
+            )
+    objective = DenoisingObjective(denoiser, {}, config.dtype)
+    minibatch = draw_minibatches(data, denoiser, config, 0)[0]
+    noise = objective.predict_noise([], [], minibatch.noisy, minibatch.timesteps, minibatch.text)
+    if not noise.isfinite().all():
+        raise base_is_not_finite(config.dtype)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ class TrainingPlan:
         earlier: adapters of the earlier concepts that are part of the model while training.
         prompts: the protected prompts (see `protected_prompts`).
         full: layers of the preset without room for the rank.
+        damaged: a sentence for each concept of the bank whose file cannot be used.
         concepts: ids of the bank's concepts that this training run depends on.
     """
 
@@ -37,6 +38,7 @@ class TrainingPlan:
     earlier: Mapping[str, Mapping[str, Adapter]]
     prompts: tuple[str, ...]
     full: tuple[str, ...]
+    damaged: tuple[str, ...]
     concepts: tuple[str, ...]
 
     @property
@@ -85,8 +87,13 @@ def already_trained(bank: Bank, spec: ConceptSpec, config: ResolvedConfig, data_
     if concept is None or not concept.settings:
         return None
     made_from = (concept.token, concept.class_word, concept.provenance.data)
-    same = made_from == (spec.token, spec.class_word, data_fingerprint)
-    return concept if same and config.makes_the_same(ResolvedConfig.from_dict(concept.settings)) else None
+    if made_from != (spec.token, spec.class_word, data_fingerprint):
+        return None
+    try:
+        stored = ResolvedConfig.from_dict(concept.settings)
+    except (UserError, TypeError, ValueError):  # damaged, or of another program: nobody knows what it was trained with
+        return None
+    return concept if config.makes_the_same(stored) else None
 
 
 def next_version(bank: Bank, spec: ConceptSpec, config: ResolvedConfig, data_fingerprint: str) -> ConceptSpec:
@@ -119,7 +126,8 @@ def make_plan(
     unknown = [layer for layer in adaptable if layer not in bank.manifest.layers]
     if unknown:
         raise UserError(f"The bank {bank.folder} has no layer {unknown[0]}: it belongs to another kind of UNet.")
-    occupied = _to_avoid(bank, spec, config)
+    loaded, damaged = bank.load_intact(without=spec.name)
+    occupied = _to_avoid(bank, loaded, config)
     free = {layer: occupied[layer].shape[0] - occupied[layer].shape[1] for layer in adaptable}
     full = tuple(layer for layer in adaptable if free[layer] < config.rank)
     if len(full) == len(free):
@@ -134,17 +142,18 @@ def make_plan(
         requested=requested,
         config=config,
         Q={layer: occupied[layer] for layer in adaptable if layer not in full},
-        earlier={} if config.train_on == "bare" else bank.load(others),
+        earlier={} if config.train_on == "bare" else loaded,
         prompts=tuple(protected_prompts(others, spec.class_word)),
         full=full,
+        damaged=tuple(f"{problem} Its directions cannot be avoided." for problem in damaged),
         concepts=tuple(concept.id for concept in others),
     )
 
 
-def _to_avoid(bank: Bank, spec: ConceptSpec, config: ResolvedConfig) -> dict[str, Tensor]:
-    """Per layer, `Q [n, k]` of the concepts that the new one must be orthogonal to."""
+def _to_avoid(bank: Bank, loaded: Mapping[str, Mapping[str, Adapter]], config: ResolvedConfig) -> dict[str, Tensor]:
+    """Per layer, `Q [n, k]` of the loaded concepts that the new one must be orthogonal to."""
     if METHODS[config.method].constrained and not config.draws_independently:
-        return bank.occupied(without=spec.name)
+        return bank.spanned_by(loaded)
     return {layer: subspace.empty(shape.width) for layer, shape in bank.manifest.layers.items()}
 
 

@@ -1,17 +1,19 @@
 """The training run of one concept: from encoded examples to a concept in the bank."""
 
+import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor, nn, zeros
 
 from .. import subspace
 from ..bank import Bank, Concept, ConceptSpec, NewConcept, Provenance
 from ..data.dataset import EncodedConcept
-from ..errors import Cancelled
+from ..errors import Cancelled, TrainingDiverged, TrainingExploded
 from ..hashing import fingerprint
 from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
@@ -22,7 +24,7 @@ from .config import ResolvedConfig, TrainingConfig
 from .earlier_concepts import EarlierConcepts
 from .initialization import Start, measure_start
 from .minibatches import draw_minibatches
-from .objective import DenoisingObjective
+from .objective import DenoisingObjective, check_base_is_finite
 from .plan import TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
 from .state import TrainingState
@@ -30,6 +32,8 @@ from .state import TrainingState
 CHECKPOINT_SECONDS = 60.0
 _CURVE_POINTS = 100
 _FINAL_SHARE = 10  # the reported final loss is the mean over the last tenth of the steps
+# An exploded run ends at many times the loss that it began with, and above what predicting no noise at all costs (1).
+_EXPLODED_RATIO, _EXPLODED_LOSS = 5.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class RunOptions:
         thumbnail: stored with the concept.
         preview_every: steps between previews for the monitor; 0 makes none.
         vocabulary: entries of the base's tokenizer, by which a token that is an ordinary word is recognized.
+        store_anyway: store the concept even if the loss ended far above where it began.
     """
 
     resume: bool = False
@@ -54,6 +59,7 @@ class RunOptions:
     thumbnail: Image.Image | None = None
     preview_every: int = 0
     vocabulary: Container[str] = ()
+    store_anyway: bool = False
 
 
 def train_concept(
@@ -79,7 +85,8 @@ def train_concept(
     Raises:
         UserError: something to fix (see `make_plan`, `Checkpoint.check_same_run`); nothing was changed.
         Cancelled: the monitor asked for it; a checkpoint is saved.
-        TrainingDiverged: the loss is not finite; the last checkpoint is kept.
+        TrainingDiverged: the loss or a factor is not finite; the last checkpoint is kept.
+        TrainingExploded: the loss ended far above where it began; `options.store_anyway` stores it from the checkpoint.
     """
     monitor, requested = monitor or Monitor(), requested or config
     layers = find_layers(denoiser.unet, config.layers)
@@ -90,6 +97,8 @@ def train_concept(
     with bank.training(wait_for_others(monitor)):
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, requested, config, layers, options.replace)
+        for problem in plan.damaged:
+            monitor.message(problem)
         data = encode(plan.prompts)
         if plan.full:
             monitor.message(describe_full_layers(plan.full, config.rank))
@@ -126,6 +135,7 @@ class _Run:
     def train(self) -> Concept:
         """All steps, from the start or from the checkpoint."""
         saved = self._saved()
+        check_base_is_finite(self.denoiser, self.data, self.config)
         earlier = EarlierConcepts(self.plan.earlier.values(), self.denoiser.device)
         with earlier.attached(self.denoiser.unet):
             start = measure_start(
@@ -138,6 +148,7 @@ class _Run:
             sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
             with objective.attached(), sparing, self._saving_on_exit(state, objective):
                 self._all_steps(state, objective)
+                self._check_not_exploded(state.losses)
                 return self.bank.add(self._result(state, objective), replace=self.options.replace)
 
     def _all_steps(self, state: TrainingState, objective: DenoisingObjective) -> None:
@@ -148,6 +159,7 @@ class _Run:
             with _undone_if_interrupted(state, objective):
                 objective.use(draw_minibatches(self.data, self.denoiser, self.config, state.step))
                 state.finish_step(self._iterate(objective, state))
+                _check_finite(state)
             now = time.monotonic()
             state.seconds = seconds_before + now - started
             if now - last_saved >= self.options.checkpoint_seconds:
@@ -156,8 +168,23 @@ class _Run:
             left = (now - started) / (state.step - first) * (self.config.steps - state.step)
             self.monitor.stepped(StepReport(state.step, self.config.steps, state.losses[-1], left))
             if self.options.preview_every and state.step % self.options.preview_every == 0:
-                latents = preview_latents(objective, self._factors(state), self.data, self.config.seed)
-                self.monitor.previewed(latents)
+                self._preview(state, objective)
+
+    def _preview(self, state: TrainingState, objective: DenoisingObjective) -> None:
+        latents = preview_latents(objective, self._factors(state), self.data, self.config.seed)
+        if latents.isfinite().all():
+            self.monitor.previewed(latents)
+        else:
+            self.monitor.message(f"The preview of step {state.step} is not finite and is left out.")
+
+    def _check_not_exploded(self, losses: Sequence[float]) -> None:
+        first, final = _mean_of_tenth(losses, last=False), _mean_of_tenth(losses, last=True)
+        if final <= max(_EXPLODED_LOSS, _EXPLODED_RATIO * first):
+            return
+        rise = f"The loss rose from {first:.3g} to {final:.3g}"
+        if not self.options.store_anyway:
+            raise TrainingExploded(f"{rise}, so the concept is not stored: lower lr_coefficients and lr_basis.")
+        self.monitor.message(f"{rise}; the concept is stored all the same, as you asked.")
 
     def _iterate(self, objective: DenoisingObjective, state: TrainingState) -> float:
         """One step: some iterations on the same minibatches; returns the loss before them."""
@@ -202,7 +229,9 @@ class _Run:
         if not self.options.resume:
             return None
         restart = self.options.restart_if_changed
-        return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor)
+        free = {name: Q.shape[0] - Q.shape[1] for name, Q in self.plan.Q.items()}
+        shapes = {name: (layer.out_features, layer.in_features, free[name]) for name, layer in self.layers.items()}
+        return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor, shapes)
 
     def _stop_if_cancelled(self) -> None:
         if self.monitor.cancelled():
@@ -245,7 +274,6 @@ class _Run:
         return A, [subspace.project(b, q) for b, q in zip(B, self.Q, strict=True)]
 
     def _result(self, state: TrainingState, objective: DenoisingObjective) -> NewConcept:
-        tail = state.losses[-max(len(state.losses) // _FINAL_SHARE, 1) :]
         A, B = self._factors(state)
         B = [subspace.reproject_if_needed(b.cpu(), Q) for b, Q in zip(B, self.plan.Q.values(), strict=True)]
         spec = self.plan.spec
@@ -261,7 +289,7 @@ class _Run:
             requested=self.plan.requested.as_dict(),
             metrics={
                 "first_loss": state.losses[0],
-                "final_loss": sum(tail) / len(tail),
+                "final_loss": _mean_of_tenth(state.losses, last=True),
                 "loss_curve": _curve(state.losses),
                 "steps": state.step,
                 "passes": objective.passes,
@@ -283,6 +311,20 @@ def _undone_if_interrupted(state: TrainingState, objective: DenoisingObjective) 
         state.restore(before)
         objective.passes, objective.loss_scale = passes, loss_scale
         raise
+
+
+def _check_finite(state: TrainingState) -> None:
+    """Raise TrainingDiverged where a step made factors that are not finite, so that no checkpoint ever holds them."""
+    factors = [*state.lower.parameters, *state.upper.parameters]
+    if not (math.isfinite(state.losses[-1]) and torch.stack([factor.isfinite().all() for factor in factors]).all()):
+        raise TrainingDiverged(
+            f"The factors are no longer finite after step {state.step}: lower lr_coefficients and lr_basis."
+        )
+
+
+def _mean_of_tenth(losses: Sequence[float], last: bool) -> float:
+    count = max(len(losses) // _FINAL_SHARE, 1)
+    return sum(losses[-count:] if last else losses[:count]) / count
 
 
 def _curve(losses: list[float]) -> list[float]:

@@ -11,37 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from small_bank import BASE, LAYERS, concept
 
 from seqlora_core import files as storage
-from seqlora_core import subspace
 from seqlora_core.bank import Bank, BaseIdentity, NewConcept, names
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.errors import UserError
 from seqlora_core.model.adapters import Adapter
 from seqlora_core.model.sd15 import LayerShape
-
-LAYERS = {
-    f"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_{p}": LayerShape(16, 8) for p in ("q", "k", "v", "out.0")
-}
-BASE = BaseIdentity("tiny", "f" * 32)
-
-
-def concept(name: str, seed: int = 0, rank: int = 2, bank: Bank | None = None, **more) -> NewConcept:
-    """Random factors; with a bank, orthogonal to what is in it."""
-    generator = torch.Generator().manual_seed(seed)
-    Q = bank.refresh().occupied() if bank else {layer: subspace.empty(16) for layer in LAYERS}
-    adapters = {
-        layer: Adapter.from_factors(
-            torch.randn(8, rank, generator=generator), subspace.random_basis(Q[layer], rank, generator).float()
-        )
-        for layer in LAYERS
-    }
-    return NewConcept(name, f"sks{seed}", "dog", rank, "seqlora", adapters, **more)
-
-
-@pytest.fixture
-def empty_bank(tmp_path) -> Bank:
-    return Bank.open_or_create(tmp_path / "my bank", BASE, LAYERS)
 
 
 def test_what_was_added_is_read_back_bit_for_bit_in_order(empty_bank):

@@ -1,6 +1,7 @@
 """Base models: both forms, their identity, and what is refused by name."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -139,3 +140,33 @@ def test_encoding_gives_a_mean_and_a_spread_and_one_embedding_a_prompt(base_fold
     data = encode_concept(base, references, 64, crop="random", flip=True)
     assert [example.mean.shape[1:] for example in data.examples] == [(8, 8), (8, 8), (8, 16), (8, 16)]
     assert data.window == 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_base_with_weights_that_are_not_finite_is_refused_by_name(base_folder, tmp_path, part, value):
+    folder = shutil.copytree(base_folder, tmp_path / "broken")
+    file = next((folder / part).glob("*.safetensors"))
+    weights = load_file(file)
+    key = max(weights)
+    weights[key].view(-1)[-1] = value
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"broken holds numbers that are not finite in {part}\.{re.escape(key)}"):
+        load_base(str(folder))
+
+
+def test_a_base_that_overflows_in_float16_is_refused_with_the_way_out(base_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("seqlora_core.model.base.check_dtype", lambda device, dtype: None)  # as on a graphics card
+    folder = shutil.copytree(base_folder, tmp_path / "large")
+    file = next((folder / "unet").glob("*.safetensors"))
+    weights = load_file(file)
+    weights["conv_in.weight"].view(-1)[0] = 1e6
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"In float16, .*conv_in\.weight: use --dtype float32"):
+        load_base(str(folder), "cpu", "float16")
+    load_base(str(folder), "cpu", "bfloat16")
+
+
+def test_a_fingerprint_of_weights_that_are_not_finite_is_refused_by_name():
+    with pytest.raises(UserError, match=r"weights of a\.b are not finite"):
+        fingerprint({"a.b": torch.tensor([[float("nan")]])})

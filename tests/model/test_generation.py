@@ -1,9 +1,11 @@
-"""Pictures in half precision."""
+"""Images in half precision, and images that are not finite."""
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
+from seqlora_core.errors import UserError
+from seqlora_core.model.adapters import Adapter
 from seqlora_core.model.base import load_base
 from seqlora_core.model.sampling import SamplingSettings, generate
 
@@ -36,3 +38,18 @@ def test_a_half_precision_unet_is_as_it_was_after_drawing(base_folder):
     unet = base.pipeline.unet
     assert unet.forward.__func__ is type(unet).forward
     assert not unet.conv_out._forward_hooks
+
+
+@pytest.mark.parametrize("broken", ["adapters", "vae"])
+def test_an_image_that_is_not_finite_is_never_returned(base_folder, broken):
+    base = load_base(str(base_folder), "cpu")
+    adapters = None
+    if broken == "adapters":
+        adapters = {
+            name: Adapter(torch.full((shape.out, 1), 1e30), torch.full((1, shape.width), 1e30))
+            for name, shape in base.layers.items()
+        }
+    else:
+        base.pipeline.vae.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match=r"The image is not finite in float32: .*lower the guidance"):
+        generate(base, "a dog", adapters, SamplingSettings(steps=2, size=64))

@@ -106,9 +106,61 @@ def test_a_concept_that_cannot_be_written_is_told_where_its_checkpoint_cannot_ei
         raise OSError(28, "no space left")
 
     monkeypatch.setattr(storage, "write_atomically", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"Cannot store 'a' in the bank .*no space left: free some space"):
         learn(denoiser, bank, "a", random_concept(4), steps=2)
     assert bank.refresh().concepts == ()
+
+
+@pytest.fixture
+def stopped(denoiser, bank) -> Path:
+    """The checkpoint of a run that was stopped at step 2 of 4."""
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", random_concept(4), StopAfter(2))
+    return bank.checkpoint_path("a")
+
+
+def without_one(record, tensors):
+    del tensors[next(key for key in tensors if key.startswith("A."))]
+
+
+def of_another_shape(record, tensors):
+    key = next(key for key in tensors if key.startswith("lower.0.exp_avg"))
+    tensors[key] = torch.zeros(3, 3)
+
+
+def not_finite(record, tensors):
+    tensors[min(tensors)].view(-1)[0] = float("nan")
+
+
+DAMAGES = {
+    "a tensor missing": without_one,
+    "a tensor of another shape": of_another_shape,
+    "a tensor that is not finite": not_finite,
+    "a step that is a text": lambda record, tensors: record.update(step="2"),
+    "a step beyond the end": lambda record, tensors: record.update(step=99),
+    "losses that are texts": lambda record, tensors: record.update(losses=["a", "b"]),
+    "an identity that is a list": lambda record, tensors: record.update(identity=[]),
+    "settings that are a text": lambda record, tensors: record.update(config="x"),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "half of the file", "nothing", "a link"])
+def test_resuming_from_a_damaged_checkpoint_starts_again_and_says_so(denoiser, bank, stopped, tmp_path, damage):
+    content = stopped.read_bytes()
+    if damage in DAMAGES:
+        with safe_open(stopped, "pt") as file:
+            record, tensors = json.loads(file.metadata()["seqlora.checkpoint"]), load(content)
+        DAMAGES[damage](record, tensors)
+        stopped.write_bytes(save(tensors, {"seqlora.checkpoint": json.dumps(record)}))
+    elif damage == "a link":
+        stopped.symlink_to(stopped.rename(tmp_path / "elsewhere"))
+    else:
+        stopped.write_bytes(content[: len(content) // 2] if damage == "half of the file" else b"")
+    monitor = StopAfter(1)
+    with pytest.raises(Cancelled):
+        learn(denoiser, bank, "a", random_concept(4), monitor, RunOptions(resume=True))
+    assert monitor.done == 1  # not the third step
+    assert any("is damaged, so the training run starts again at step 0" in text for text in monitor.messages)
 
 
 class TestContrastiveCoordinates:
