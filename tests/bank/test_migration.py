@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_metrics
 from PIL import Image
 
 from seqlora_core.bank import Bank
@@ -91,8 +92,14 @@ def test_every_command_takes_it(bank, base_folder, photos, tmp_path, capsys):
     small = ["--steps", 2, "--size", 64]
     assert {"dog", "my cat", "style"} == {c["name"] for c in json.loads(run("list", *of_bank, "--json"))["concepts"]}
     assert json.loads(run("inspect", *of_bank, "--json"))["problems"] == []
+    run("inspect", *base, *of_bank, "--sampling-steps", 1)
     run("compose", *of_bank, *one, "--out", tmp_path / "dog.safetensors")
     run("generate", *base, *of_bank, *one, "--prompt", "sksdog dog", "--out", tmp_path / "dog.png", *small)
+    for name in ("dog", "my cat", "style"):
+        shutil.copytree(photos, tmp_path / "references" / name)
+    metric = f"dino={tiny_metrics.save_dino(tmp_path / 'dino')}"
+    references = ["--references", tmp_path / "references", "--metric", metric, "--out", tmp_path / "evaluation"]
+    run("evaluate", *base, *of_bank, *references, "--images", 1, *small)
     train = ["train", *base, *of_bank, "--images", photos, "--resolution", 64, "--rank", 2]
     run(*train, "--name", "bird", "--class-word", "bird", "--steps", 6, "--resume")
     run(*train, "--name", "dog", "--class-word", "dog", "--steps", 1, "--on-existing", "replace")
