@@ -345,8 +345,13 @@ class Bank:
         with self._changing():
             concept = self.concept(name)
             with _explaining(f"remove {concept.name!r} from the bank {self.folder}"):
-                self._publish(tuple(other for other in self.concepts if other is not concept))
-            bank_files.delete_files(self.folder, concept)
+                try:
+                    bank_files.mark(self.folder, [concept])
+                    self._publish(tuple(other for other in self.concepts if other is not concept))
+                except BaseException:
+                    if not self._is_unknown(concept):
+                        bank_files.unmark(self.folder, [concept])
+                    raise
         return concept
 
     def rename(self, name: str, new_name: str) -> Concept:
@@ -387,15 +392,16 @@ class Bank:
         """Write a concept's files and the manifest that has it, in place of `old`; if that fails, take all back."""
         record = self._with_files(record, thumbnail)
         with _explaining(f"store {record.name!r} in the bank {self.folder}"):
+            involved = [record, old] if old is not None else [record]
             try:
+                bank_files.mark(self.folder, involved)
                 record = self._write_concept(record, adapters, thumbnail)
                 self._publish(concepts(record))
             except BaseException:
                 if self._is_unknown(record):
                     bank_files.delete_files(self.folder, record)
+                    bank_files.unmark(self.folder, involved)
                 raise
-        if old is not None:
-            bank_files.delete_files(self.folder, old)
         return record
 
     def _is_unknown(self, record: Concept) -> bool:

@@ -4,20 +4,18 @@ Links, FIFOs and devices in a bank are neither followed nor opened, because a ba
 """
 
 import contextlib
-import json
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from .. import files as storage
 from ..errors import UserError
-from ..tensor_file import MAX_HEADER, TensorFile
+from ..tensor_file import MAX_HEADER
 from .manifest import MAX_BYTES, Concept, Manifest
 from .manifest_check import MAX_RANK
 
 MANIFEST = "bank.json"
-_THUMBNAIL_FILE = re.compile(r"[a-z0-9-]+\.webp")
+_PENDING = ".pending"
 _MAX_THUMBNAIL = 2**20  # bytes
 _BEGINNING = 4096  # bytes of a manifest that name its format
 
@@ -111,20 +109,52 @@ def delete_files(folder: Path, concept: Concept) -> None:
             path.unlink()
 
 
-def clean(folder: Path, manifest: Manifest) -> None:
-    """Delete what crashed changes left: abandoned temporary files, and files of this bank that no concept has.
+def mark(folder: Path, concepts: Iterable[Concept]) -> None:
+    """Note the files whose fate a change is about to decide, so that after a crash `clean` knows them.
 
-    The caller holds the bank's lock, so that nobody is about to publish such a file.  A concept's file is deleted only
-    if its header names this bank: what else lies there was put there by the user.
+    Raises:
+        OSError: a note cannot be written.
+        UserError: the folder of a file is a link.
+    """
+    for path in _files(folder, concepts):
+        _check_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _note(path).touch()
+
+
+def unmark(folder: Path, concepts: Iterable[Concept]) -> None:
+    """Delete the notes of `mark`."""
+    for path in _files(folder, concepts):
+        with contextlib.suppress(OSError):
+            _note(path).unlink()
+
+
+def clean(folder: Path, manifest: Manifest) -> None:
+    """Delete what changes left, finished and crashed ones: temporary files, and marked files that no concept has.
+
+    The caller holds the bank's lock, so that no other change is under way.  Files without a mark stay: an older
+    manifest may have been restored from a backup, and the concepts that it does not name are not lost then.
     """
     for place in (folder, folder / "concepts", folder / "thumbnails", folder / "checkpoints"):
         storage.remove_abandoned(place)
     used = {name.casefold() for concept in manifest.concepts for name in (concept.file, concept.thumbnail)}
-    for place, is_ours in (("concepts", _belongs_to(manifest)), ("thumbnails", _is_thumbnail)):
-        for path in storage.entries(folder / place):
-            if f"{place}/{path.name}".casefold() not in used and storage.is_plain(path) and is_ours(path):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    for place in ("concepts", "thumbnails"):
+        for note in storage.entries(folder / place):
+            if note.name.startswith(".") and note.name.endswith(_PENDING) and storage.is_plain(note):
+                path = note.with_name(note.name[1 : -len(_PENDING)])
+                with contextlib.suppress(OSError):  # a file that is open elsewhere stays, on Windows, and its note too
+                    if f"{place}/{path.name}".casefold() not in used:
+                        path.unlink(missing_ok=True)
+                    note.unlink()
+
+
+def _files(folder: Path, concepts: Iterable[Concept]) -> list[Path]:
+    names = [name for concept in concepts for name in (concept.file, concept.thumbnail) if name]
+    return [folder / PurePosixPath(name) for name in names]
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_PENDING}")
 
 
 def check_outside_banks(path: Path, banks: Iterable[Path | str | None] = ()) -> None:
@@ -155,19 +185,3 @@ def _is_bank(folder: Path) -> bool:
 def _check_folder(folder: Path) -> None:
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: put the folder itself there.")
-
-
-def _belongs_to(manifest: Manifest) -> Callable[[Path], bool]:
-    def check(path: Path) -> bool:
-        if path.suffix != ".safetensors":
-            return False
-        try:
-            return json.loads(TensorFile.open(path).metadata["seqlora.bank"]) == manifest.id
-        except (UserError, KeyError, ValueError, RecursionError):
-            return False
-
-    return check
-
-
-def _is_thumbnail(path: Path) -> bool:
-    return _THUMBNAIL_FILE.fullmatch(path.name) is not None

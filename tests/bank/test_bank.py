@@ -105,7 +105,7 @@ def test_a_crash_at_any_write_leaves_a_whole_bank(empty_bank, monkeypatch, opera
     class Crash(BaseException):
         pass
 
-    for moment in range(6):
+    for moment in range(12):
         before = Bank.open(empty_bank.folder).load()
         calls = iter(range(99))
 

@@ -13,6 +13,7 @@ from training_runs import StopAfter, learn
 
 from seqlora_core import files as storage
 from seqlora_core.bank import Bank, ConceptSpec
+from seqlora_core.bank import folder as bank_folder
 from seqlora_core.bank.importing import describe_import, import_lora
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.errors import UserError
@@ -97,31 +98,42 @@ def test_a_folder_without_rights_is_named(empty_bank, monkeypatch):
         empty_bank.add(concept("a", 1))
 
 
-def test_the_next_change_deletes_what_a_crash_left_and_nothing_else(empty_bank, tmp_path):
+def test_the_next_change_deletes_what_a_crash_left_and_nothing_else(empty_bank, monkeypatch):
     folder, hour = empty_bank.folder, time.time() - 3600
-    removed = empty_bank.add(concept("gone", 5))
-    content = (folder / removed.file).read_bytes()
-    empty_bank.remove("gone")
-    (folder / removed.file).write_bytes(content)  # of this bank, and in no manifest
-    (folder / "thumbnails").mkdir()
+    with monkeypatch.context() as patched:  # the process is gone before it can tidy up
+        for name in ("delete_files", "unmark"):
+            patched.setattr(bank_folder, name, lambda *_: None)
+        patched.setattr(bank_folder, "write_manifest", crash)
+        with pytest.raises(KeyboardInterrupt):
+            empty_bank.add(concept("lost", 5))
+    assert (folder / "concepts" / "lost.safetensors").is_file()
     (folder / "checkpoints").mkdir()
-    (folder / "thumbnails" / "gone.webp").touch()
     abandoned = [folder / f"{place}.x.safetensors.0123456789abcdef.tmp" for place in ("", "concepts/", "checkpoints/")]
     for path in abandoned:
         path.touch()
         os.utime(path, (hour, hour))
     kept = [folder / "concepts" / ".y.safetensors.0123456789abcdef.tmp", folder / "notes.txt"]  # young; no business
-    kept.append(write(folder / "concepts" / "mine.safetensors", {}, kohya, **{"x": 0 * next(_tensors(concept("a")))}))
-    kept.append(folder / "checkpoints" / "dog.safetensors")
+    kept += [folder / "concepts" / "mine.safetensors", folder / "checkpoints" / "dog.safetensors"]
     for path in kept:
         path.touch()
     empty_bank.add(concept("a", 1))
-    assert not any(path.exists() for path in (*abandoned, folder / removed.file, folder / "thumbnails" / "gone.webp"))
+    assert not any(path.exists() for path in (*abandoned, folder / "concepts" / "lost.safetensors"))
+    assert not list(folder.rglob("*.pending"))
     assert all(path.exists() for path in kept)
 
 
-def _tensors(new):
-    return (adapter.up for adapter in new.adapters.values())
+def crash(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_older_manifest_from_a_backup_costs_no_concept(empty_bank):
+    empty_bank.add(concept("a", 1))
+    manifest = empty_bank.folder / "bank.json"
+    older = manifest.read_bytes()
+    newer = empty_bank.add(concept("b", 2))
+    manifest.write_bytes(older)
+    Bank.open(empty_bank.folder).add(concept("c", 3))
+    assert (empty_bank.folder / newer.file).is_file()
 
 
 def test_a_concept_renamed_by_another_process_is_still_read(empty_bank):
