@@ -235,7 +235,7 @@ def test_a_cancelled_training_with_changed_settings_begins_anew_and_says_so(host
     host.request("/interrupt", {})
     host.wait(job)
     texts = host.texts({**loader(), **training("dog", concept_name="half", steps=2)})
-    assert any(text.startswith("Beginning anew") and "steps was 8 and is now 2" in text for text in texts)
+    assert any(text.startswith("Starting again") and "steps was 8 and is now 2" in text for text in texts)
     assert next(c for c in manifest(host)["concepts"] if c["name"] == "half")["metrics"]["steps"] == 2
 
 
