@@ -103,12 +103,12 @@ class Bank:
                     bank_files.write_manifest(folder, manifest)
 
     def _given_to(self, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Bank":
-        """This empty bank, which a training that failed has left behind, for another base.
+        """Give this empty bank, which a failed training run has left, to another base.
 
-        Checkpoints stay: they name their base, so that only a training on that one resumes them.
+        Checkpoints stay: they name their base, so that only a run on that one resumes them.
         """
 
-        def refuse() -> None:  # the training that holds the lock is making the first concept of the other base
+        def refuse() -> None:  # the run that holds the lock is training the first concept of the other base
             self.check_base(base)
 
         with storage.locked(self.folder / ".training.lock", refuse), storage.locked(self.folder / ".lock"):
@@ -358,7 +358,7 @@ class Bank:
         """Give a concept another name; its token stays what it was trained with.
 
         Raises:
-            UserError: there is no such concept, the new name is bad or taken, or a training is running: one that is to
+            UserError: there is no such concept, the new name is bad or taken, or a training run uses the bank: one that is to
                 replace the concept looks for it by its name.
         """
         new_name = names.check_name(new_name)
@@ -460,7 +460,7 @@ def _explaining(action: str) -> Iterator[None]:
 
 
 def _refuse_while_training() -> None:
-    raise UserError("A training is running in this bank: rename the concept when it is done.")
+    raise UserError("A training run is using this bank: rename the concept when it has finished.")
 
 
 def _webp(image: Image.Image | None) -> bytes:

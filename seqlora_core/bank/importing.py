@@ -97,7 +97,7 @@ def describe_import(bank: Bank, concept: Concept) -> str:
         )
     if partly := facts.get("partly", 0):  # which concepts of the version before do not have
         lines.append(
-            f"Left out in {partly} attention layers as well: changes of their biases, or of whole weights beside the "
+            f"Left out in {partly} attention layers as well: changes of their biases, or of whole weights next to the "
             "factors, which are no sums of directions."
         )
     if not facts.get("alpha_known", True):

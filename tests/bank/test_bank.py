@@ -289,7 +289,7 @@ def test_whoever_may_read_the_folder_may_read_the_bank(empty_bank):
 def test_a_concept_is_not_renamed_while_a_training_may_be_about_to_replace_it(empty_bank):
     """It would look for it under its old name, and leave both, one on top of the other."""
     empty_bank.add(concept("dog"))
-    with empty_bank.training(lambda: None), pytest.raises(UserError, match="A training is running"):
+    with empty_bank.training(lambda: None), pytest.raises(UserError, match="A training run is using this bank"):
         Bank.open(empty_bank.folder).rename("dog", "old dog")
     assert Bank.open(empty_bank.folder).rename("dog", "old dog").name == "old dog"
 

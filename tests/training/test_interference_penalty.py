@@ -24,7 +24,7 @@ def with_prompts(seed: int, prompts: int = 2):
 
 
 def interference(denoiser, data, own: dict) -> float:
-    """How far an adapter moves what the UNet makes of the prompts to keep."""
+    """How far an adapter moves what the UNet makes of the protected prompts."""
     generator = torch.Generator().manual_seed(5)
     count = len(data.protected)
     noisy, timesteps = torch.randn(count, 4, 8, 8, generator=generator), torch.full((count,), 600)
