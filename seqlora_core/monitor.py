@@ -41,6 +41,11 @@ class Monitor:
         """Return whether to stop; called before every step.  The run then saves a checkpoint and raises `Cancelled`."""
         return False
 
+    def stop_if_cancelled(self) -> None:
+        """Raise `errors.Cancelled` if the user asked to stop."""
+        if self.cancelled():
+            raise Cancelled
+
 
 def wait_for_others(monitor: Monitor) -> Callable[[], None]:
     """Return what `Bank.training` calls while another process trains in the bank.
@@ -54,8 +59,7 @@ def wait_for_others(monitor: Monitor) -> Callable[[], None]:
 
     def waiting() -> None:
         nonlocal reported
-        if monitor.cancelled():
-            raise Cancelled
+        monitor.stop_if_cancelled()
         if not reported:
             monitor.message("Another training run is using this bank; waiting for it to finish.")
         reported = True

@@ -358,8 +358,8 @@ class Bank:
         """Give a concept another name; its token stays what it was trained with.
 
         Raises:
-            UserError: there is no such concept, the new name is bad or taken, or a training run uses the bank: one that is to
-                replace the concept looks for it by its name.
+            UserError: there is no such concept, the new name is bad or taken, or a training run is using the bank: one
+                that is to replace the concept looks for it by its name.
         """
         new_name = names.check_name(new_name)
         with storage.locked(self.folder / ".training.lock", _refuse_while_training), self._changing():

@@ -1,7 +1,7 @@
 """Where the basis of a new concept starts, and in which coordinates it moves: decided from what its layers receive."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,22 +53,21 @@ def measure_start(
     plan: TrainingPlan,
     layers: Mapping[str, nn.Module],
     monitor: Monitor,
-    stop_if_cancelled: Callable[[], None],
     resumed: bool = False,
 ) -> Start:
     """Run the model, with the earlier concepts attached, on the protected prompts and on the concept's own images.
 
     Args:
         layers: the adapted layers, by canonical name.
-        stop_if_cancelled: called between passes; may raise.
+        monitor: asked between passes whether to stop.
         resumed: the bases are known already, so that only the coordinates matter.
     """
-    protected = _watch_protected(denoiser, data, plan, layers, monitor, stop_if_cancelled)
+    protected = _watch_protected(denoiser, data, plan, layers, monitor)
     needed = plan.needs_inputs and (plan.config.coordinates == "contrastive" or not resumed)
-    covariances = _covariances(denoiser, data, plan, layers, stop_if_cancelled) if needed else {}
+    covariances = _covariances(denoiser, data, plan, layers, monitor) if needed else {}
     directions = {}
     if covariances and protected is not None and plan.contrasts:
-        directions = _directions(plan, covariances, protected, stop_if_cancelled)
+        directions = _directions(plan, covariances, protected, monitor)
     weight = plan.config.interference_penalty
     penalty = protected.penalty(weight) if protected is not None and weight else None
     return Start(covariances, directions, penalty)
@@ -80,7 +79,6 @@ def _watch_protected(
     plan: TrainingPlan,
     layers: Mapping[str, nn.Module],
     monitor: Monitor,
-    stop_if_cancelled: Callable[[], None],
 ) -> ProtectedInputs | None:
     if not (plan.config.interference_penalty or plan.contrasts):
         return None
@@ -88,8 +86,15 @@ def _watch_protected(
         monitor.message("No protected prompts were encoded, so other concepts are less protected.")
         return None
     monitor.message(f"Measuring {len(data.protected)} protected prompts.")
-    size, config = data.latent_size, plan.config
-    return watch_protected(denoiser, layers, data.protected, size, config.seed, config.batch_size, stop_if_cancelled)
+    return watch_protected(
+        denoiser,
+        layers,
+        data.protected,
+        data.latent_size,
+        plan.config.seed,
+        plan.config.batch_size,
+        monitor.stop_if_cancelled,
+    )
 
 
 def _covariances(
@@ -97,11 +102,11 @@ def _covariances(
     data: EncodedConcept,
     plan: TrainingPlan,
     layers: Mapping[str, nn.Module],
-    stop_if_cancelled: Callable[[], None],
+    monitor: Monitor,
 ) -> dict[str, Tensor]:
     own = dataclasses.replace(data, prior=())  # images of the class are not what the concept is about
     inputs = capture_inputs(
-        layers, lambda: heldout_loss(denoiser, own, plan.config, _COVARIANCE_STEPS, stop_if_cancelled)
+        layers, lambda: heldout_loss(denoiser, own, plan.config, _COVARIANCE_STEPS, monitor.stop_if_cancelled)
     )
     return {name: watched.covariance for name, watched in inputs.items()}
 
@@ -110,13 +115,13 @@ def _directions(
     plan: TrainingPlan,
     covariances: Mapping[str, Tensor],
     protected: ProtectedInputs,
-    stop_if_cancelled: Callable[[], None],
+    monitor: Monitor,
 ) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     # Layers that receive the same input have the same directions, as long as no earlier concept takes any.
     keys = {name: name if Q.shape[1] else input_group(name) for name, Q in plan.Q.items()}
     for name, key in keys.items():
         if key not in made:
-            stop_if_cancelled()  # a wide layer takes a second
+            monitor.stop_if_cancelled()  # a wide layer takes a second
             made[key] = subspace.contrastive_directions(plan.Q[name], covariances[name], protected.covariances[name])
     return {name: made[key] for name, key in keys.items()}

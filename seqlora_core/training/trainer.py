@@ -13,7 +13,7 @@ from torch import Tensor, nn, zeros
 from .. import subspace
 from ..bank import Bank, Concept, ConceptSpec, NewConcept, Provenance
 from ..data.dataset import EncodedConcept
-from ..errors import Cancelled, TrainingDiverged, TrainingExploded
+from ..errors import TrainingDiverged, TrainingExploded
 from ..hashing import fingerprint
 from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
@@ -138,9 +138,7 @@ class _Run:
         check_base_is_finite(self.denoiser, self.data, self.config)
         earlier = EarlierConcepts(self.plan.earlier.values(), self.denoiser.device)
         with earlier.attached(self.denoiser.unet):
-            start = measure_start(
-                self.denoiser, self.data, self.plan, self.layers, self.monitor, self._stop_if_cancelled, bool(saved)
-            )
+            start = measure_start(self.denoiser, self.data, self.plan, self.layers, self.monitor, bool(saved))
             objective = DenoisingObjective(
                 self.denoiser, self.layers, self.config.dtype, self.config.ridge, start.penalty, earlier
             )
@@ -155,7 +153,7 @@ class _Run:
         started, seconds_before, first = time.monotonic(), state.seconds, state.step
         last_saved = started
         while state.step < self.config.steps:
-            self._stop_if_cancelled()
+            self.monitor.stop_if_cancelled()
             with _undone_if_interrupted(state, objective):
                 objective.use(draw_minibatches(self.data, self.denoiser, self.config, state.step))
                 state.finish_step(self._iterate(objective, state))
@@ -232,10 +230,6 @@ class _Run:
         free = {name: Q.shape[0] - Q.shape[1] for name, Q in self.plan.Q.items()}
         shapes = {name: (layer.out_features, layer.in_features, free[name]) for name, layer in self.layers.items()}
         return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor, shapes)
-
-    def _stop_if_cancelled(self) -> None:
-        if self.monitor.cancelled():
-            raise Cancelled
 
     @contextmanager
     def _saving_on_exit(self, state: TrainingState, objective: DenoisingObjective) -> Iterator[None]:
