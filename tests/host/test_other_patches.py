@@ -181,7 +181,7 @@ def test_full_layers_are_said_clearly_where_a_concept_is_trained_and_used(host, 
     filling = Bank.open(host.folder / "models" / "seqlora" / "filling")
     occupy(filling, "big", free=3, widths=(320,))
     narrow = [layer for layer, shape in filling.manifest.layers.items() if shape.width == 320]
-    sentence = f"{len(narrow)} layers had no room for rank 4 beside the bank's other concepts and are left out"
+    sentence = f"{len(narrow)} layers had no room for rank 4 next to the bank's other concepts and are left out"
     outputs = host.run({**loader(), **training("cat", rank=4, **changes)})
     assert sentence in text(outputs, "train-cat")
     assert set(filling.refresh().concept("cat").layers_skipped) == set(narrow)
