@@ -6,6 +6,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's cores take several times as long
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import tiny_base
 
@@ -13,6 +14,9 @@ from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.model.sd15 import find_layers, layer_shapes, sd15_alphas_cumprod
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no failure
+hypothesis.settings.load_profile("any machine")
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 

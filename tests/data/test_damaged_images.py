@@ -46,7 +46,7 @@ def test_a_sample_of_damaged_images_is_read_or_refused_in_a_sentence(tmp_path):
     assert slowest < 5
 
 
-@settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.sampled_from(
         [b"", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBPVP8X", b"%!PS", b"GIF89a"]
