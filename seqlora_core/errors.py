@@ -1,4 +1,4 @@
-"""Exceptions that callers handle separately."""
+"""Exceptions that callers handle separately, and what a message says of other libraries' ones."""
 
 
 class UserError(Exception):
@@ -15,3 +15,8 @@ class TrainingDiverged(ArithmeticError):
 
 class TrainingExploded(TrainingDiverged):
     """The loss is finite but far above where it began; the concept is stored only if the user says so."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, at most 200 characters, for a sentence; its kind if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
 from .manifest_check import check_document, check_unique
@@ -163,5 +163,4 @@ class Manifest:
         except KeyError as error:
             raise UserError(f"{source} is damaged (it has no {error}): restore it from a backup.") from error
         except (ValueError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"{source} is damaged ({reason}): restore it from a backup.") from error
+            raise UserError(f"{source} is damaged ({first_line(error)}): restore it from a backup.") from error

@@ -119,7 +119,9 @@ def _add_files(folder: Path, prefix: str, repeats: int, listing: Listing) -> lis
     if orphans := [prefix + path.name for path in texts if path not in used and path not in matched]:
         listing.notes.append(f"There is no image of the same name for {join_names(orphans)}: not used.")
     if others:
-        described = [_describe(path, prefix) for path in others]
+        # Files whose names are not shown are not opened: a folder may hold thousands.
+        described = [_describe(path, prefix) for path in others[:_NAMES_SHOWN]]
+        described += [path.name for path in others[_NAMES_SHOWN:]]
         listing.notes.append(f"Not used, since only jpg, png and webp images are read: {join_names(described)}.")
     return [path for path, is_folder in entries if is_folder]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.images import to_tensor
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..hashing import fingerprint, sha256
 
 
@@ -161,7 +161,7 @@ def _load(folder: Path, processor_class, model_class, device: torch.device):
         processor = processor_class.from_pretrained(folder, local_files_only=True)
         model = model_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The folder {folder} cannot be loaded: {first_line(error)}") from error
     return processor, model.eval().requires_grad_(False).to(device)
 
 

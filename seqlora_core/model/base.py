@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import mini
 from ..devices import check_dtype, resolve_device
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..hashing import digest, fingerprint
 from .architecture import Architecture, BaseIdentity
 from .denoiser import DiffusersDenoiser
@@ -186,7 +186,7 @@ def _load_folder(path: Path) -> Any:
             local_files_only=True,
         )
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"The diffusers folder {path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"The diffusers folder {path} cannot be loaded: {first_line(error)}") from error
 
 
 def _only_variant(folder: Path) -> str | None:
@@ -194,7 +194,3 @@ def _only_variant(folder: Path) -> str | None:
     name, ending = "diffusion_pytorch_model", ".safetensors"
     variants = [path.name[len(name) + 1 : -len(ending)] for path in folder.glob(f"{name}.*{ending}")]
     return variants[0] if len(variants) == 1 and not (folder / f"{name}{ending}").is_file() else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

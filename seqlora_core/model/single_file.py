@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..tensor_file import TensorFile
 from .sd15 import BETA_END, BETA_START, SD15, TIMESTEPS, unsupported_input
 
@@ -72,7 +72,7 @@ def load_single_file(path: Path, tokenizer: str | None) -> Any:
             )
         except _UNREADABLE as error:
             raise UserError(
-                f"{path} cannot be loaded as a {SD15.name} checkpoint ({_first_line(error)}): download it again."
+                f"{path} cannot be loaded as a {SD15.name} checkpoint ({first_line(error)}): download it again."
             ) from error
 
 
@@ -114,7 +114,7 @@ def _check_complete(path: Path, shapes: Shapes) -> None:
         missing = [str(error.args[0])]
     except _UNREADABLE as error:
         raise UserError(
-            f"{path} is not a complete Stable Diffusion 1.5 checkpoint ({_first_line(error)}): download it again."
+            f"{path} is not a complete Stable Diffusion 1.5 checkpoint ({first_line(error)}): download it again."
         ) from error
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -146,10 +146,6 @@ def _missing(shapes: Shapes) -> list[str]:
         for name, weight in model.state_dict().items()
         if (found := weights.get(name.removeprefix("text_model."))) is None or found.shape != weight.shape
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _refuse_others(path: Path, shapes: Shapes, metadata: Mapping[str, str]) -> None:
