@@ -38,12 +38,14 @@ def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **se
 
 def encoded(data: EncodedConcept):
     """What `train_concept` encodes with, for data that is encoded already."""
-    return lambda prompts: data
+    return lambda prompts, words: data
 
 
 def resolved(**settings) -> ResolvedConfig:
     """Settings of a short run, with whatever is left open decided."""
-    return resolve(TrainingConfig(**{"steps": 4, "rank": 2, **settings}), native_size=512, dtype="float32")
+    return resolve(
+        TrainingConfig(**{"steps": 4, "rank": 2, "token_vectors": 0, **settings}), native_size=512, dtype="float32"
+    )
 
 
 def factors(bank: Bank, name: str) -> dict:

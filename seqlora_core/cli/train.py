@@ -9,6 +9,7 @@ from ..devices import best_dtype, resolve_device
 from ..errors import TrainingExploded
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
+from ..training.plan import trained_subject
 from ..training.trainer import CHECKPOINT_SECONDS, RunOptions, train_concept
 from .options import BaseOptions, add_bank, add_base, add_device, add_words, concept_spec, positive
 from .settings import add_settings, requested_config
@@ -76,14 +77,14 @@ def _run(args: argparse.Namespace) -> None:
         raise TrainingExploded(f"{error} To store it as it is, add --resume --store-anyway.") from error
     metrics = concept.metrics
     print(
-        f"Learned {concept.name!r} as '{spec.subject}' in {metrics['seconds']:.0f} s: "
+        f"Learned {concept.name!r} as '{concept.subject}' in {metrics['seconds']:.0f} s: "
         f"loss {metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}. It is in {bank.folder / concept.file}."
     )
 
 
 def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig) -> tuple[Bank, Concept]:
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
-    references = read_folder(args.images, spec.subject, token=spec.token)
+    references = read_folder(args.images, trained_subject(spec, requested), token=spec.token)
     prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
     config = resolve(requested, base.native_size, dtype)
@@ -104,8 +105,8 @@ def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfi
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda prompts: encode_concept(
-                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip
+            lambda prompts, words: encode_concept(
+                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip, words=words
             ),
             bank,
             spec,
@@ -113,5 +114,6 @@ def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfi
             monitor,
             options,
             requested,
+            base.text_encoder,
         )
     return bank, concept

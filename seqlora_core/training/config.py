@@ -19,8 +19,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_SEED = 2**62  # images of one prompt count on from it, and torch has 64 bits
 # Settings of the machine, not of the concept: two runs that differ in these alone make the same concept.
 OF_THE_MACHINE = ("dtype", "gradient_checkpointing")
+OF_THE_WORD = ("token_vectors", "token_share", "lr_token")
 # Larger step sizes were never useful: Adam moves every number by about that much, and plain steps follow the gradient.
 _LARGEST_STEP_SIZE = {"adam": 1.0, "gradient": 1e6}
+_LARGEST_TOKEN_STEP = 10.0
 # What settings and some of their values were called before; still read from records, flags and graphs.
 OLD_NAMES = {
     "alpha": "lr_coefficients",
@@ -73,6 +75,15 @@ class TrainingConfig:
     lr_basis: float = _setting(1e-3, "learning rate of LoRA's down matrix (the basis)")
     rank: int = _setting(4, "LoRA rank, the number of directions that the concept takes per layer", least=1)
     steps: int = _setting(800, "training steps", least=1)
+    token_vectors: int = _setting(
+        2, "vectors of the word that is learned for the concept, or 0 for its token and class word", least=0, most=16
+    )
+    token_share: float = _setting(
+        1 / 3, "share of the training run that learns the word, before the LoRA", least=0, most=0.9
+    )
+    lr_token: float = _setting(
+        0.25, "learning rate of the word, in standard deviations of the text encoder's vocabulary"
+    )
     batch_size: int = _setting(1, "images per forward pass", least=1)
     accumulation: int = _setting(1, "forward passes per step, for a larger batch in the same memory", least=1)
     bilevel_iterations: int = _setting(1, "iterations of the paper's Algorithm 1 per step, on the same images", least=1)
@@ -150,6 +161,10 @@ class TrainingConfig:
             if value is not None or not entry.metadata["unset"]:
                 _check(entry, value)
         self._check_step_sizes()
+        if not (math.isfinite(self.lr_token) and 0 < self.lr_token <= _LARGEST_TOKEN_STEP):
+            raise UserError(
+                f"lr_token must be a number above 0 and at most {_LARGEST_TOKEN_STEP:g}, not {self.lr_token}."
+            )
         if self.resolution is not None and self.resolution % 8:
             raise UserError(f"resolution must be a multiple of 8 pixels, not {self.resolution}.")
         if self.lower_step == "reuse" and self.hypergradient != "lookahead":
@@ -183,6 +198,11 @@ class TrainingConfig:
                 "The exact hypergradient differentiates twice, which gradient checkpointing does not allow: "
                 "choose lookahead, or switch gradient checkpointing off."
             )
+
+    @property
+    def learns_word(self) -> bool:
+        """Whether the concept gets a word of its own, whose vectors are learned."""
+        return self.token_vectors > 0
 
     @property
     def draws_independently(self) -> bool:
