@@ -36,7 +36,7 @@ from seqlora_core.bank import Bank, ConceptSpec
 from seqlora_core.bank.importing import METHOD, describe_import
 from seqlora_core.bank.inspection import inspect, least_room, missing_files
 from seqlora_core.errors import UserError
-from seqlora_core.training.checkpoint import Checkpoint, resumable_checkpoint
+from seqlora_core.training.checkpoint import Checkpoint, Expected, resumable_checkpoint
 from seqlora_core.training.plan import already_trained, full_layers
 from seqlora_core.training.state import TrainingState
 
@@ -379,7 +379,7 @@ def checkpoints(count: int, seed: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "dog.safetensors"
         good.save(path)
-        content = path.read_bytes()
+        content, expected = path.read_bytes(), Expected(shapes, config.steps)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         record = json.loads(header["__metadata__"]["seqlora.checkpoint"])
@@ -387,7 +387,7 @@ def checkpoints(count: int, seed: int) -> Iterator[str]:
             path.write_bytes(_damaged_checkpoint(content, record, good.tensors, rng))
             monitor, started = StopAfter(99), time.monotonic()
             try:
-                saved = resumable_checkpoint(path, config, dict(identity), data, rng.random() < 0.5, monitor, shapes)
+                saved = resumable_checkpoint(path, config, dict(identity), data, rng.random() < 0.5, monitor, expected)
             except UserError as error:
                 _check_sentence(error)
                 assert "Cannot resume" in str(error), str(error)

@@ -1,12 +1,14 @@
 """The command `train`: learn one concept from a folder of images."""
 
 import argparse
+from dataclasses import replace
 
 from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
 from ..errors import TrainingExploded
+from ..training.checkpoint import is_of_rare_word
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
 from ..training.plan import trained_subject
@@ -82,7 +84,14 @@ def _run(args: argparse.Namespace) -> None:
     )
 
 
+def _goes_on_without_word(bank: str, name: str) -> bool:
+    """Whether an unfinished run of a version that learned no words waits to be resumed."""
+    return Bank.exists(bank) and is_of_rare_word(Bank.open(bank).checkpoint_path(name))
+
+
 def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig) -> tuple[Bank, Concept]:
+    if args.resume and requested.token_vectors is None and _goes_on_without_word(args.bank, spec.name):
+        requested = replace(requested, token_vectors=0)
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
     references = read_folder(args.images, trained_subject(spec, requested), token=spec.token)
     prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())

@@ -17,13 +17,29 @@ from ..errors import UserError
 from ..files import is_plain, write_atomically
 from ..monitor import Monitor
 from ..tensor_file import TensorFile
-from .config import OF_THE_MACHINE, ResolvedConfig
+from .config import OF_THE_MACHINE, WITHOUT_WORD, ResolvedConfig
 
 VERSION = 3
 _METADATA_KEY = "seqlora.checkpoint"
 _MAX_BYTES = 2**33  # of rank 128 on all layers of SD1.5, a checkpoint takes less than 1 GB
-_WORD_SETTINGS = {"token_share": 0.0, "lr_token": 1.0}  # of files from before there were learned words
 _LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the checkpoint of a run holds.
+
+    Attributes:
+        layers: by name, in order, (m, n, d): the widths of output and input, and the free directions.
+        steps: of the factors.
+        word: the shape of the word's vectors; None for a run that learns no word.
+        word_steps: of the word.
+    """
+
+    layers: Mapping[str, tuple[int, int, int]]
+    steps: int
+    word: tuple[int, ...] | None = None
+    word_steps: int = 0
 
 
 @dataclass
@@ -86,7 +102,7 @@ class Checkpoint:
             if version == 1:
                 settings = resolved_settings(settings)
             if version < 3:  # there were no learned words
-                settings = {**settings, "token_vectors": 0, **_WORD_SETTINGS}
+                settings = {**settings, **WITHOUT_WORD}
             checkpoint = cls(config=ResolvedConfig.from_dict(settings), tensors=dict(file), **record)
             checkpoint._check_record()
             return checkpoint
@@ -116,17 +132,14 @@ class Checkpoint:
         """Whether the run had come to the factors."""
         return any(name.startswith("A.") for name in self.tensors)
 
-    def check_tensors(self, layers: Mapping[str, tuple[int, int, int]], word: tuple[int, ...] | None = None) -> None:
-        """Check that the tensors are those of a run on these layers.
-
-        Args:
-            layers: by name, in order, (m, n, d): the widths of output and input, and the free directions.
-            word: the shape of the word's vectors; None for a run that learns no word.
+    def check_tensors(self, expected: Expected) -> None:
+        """Check that the tensors are those of a run.
 
         Raises:
             ValueError: one is missing or of no use.
         """
-        shapes = self._expected_shapes(layers) if self.has_factors or word is None else {}
+        word = expected.word
+        shapes = self._expected_shapes(expected.layers) if self.has_factors or word is None else {}
         if word is not None:
             shapes |= {"word.vectors": word}
             if self.word_step:
@@ -161,10 +174,11 @@ class Checkpoint:
             shapes["average.count"] = ()
         return shapes
 
-    def _counts_fit(self, steps: int, word_steps: int) -> bool:
-        of_word, of_factors = (self.word_step, self.word_losses, word_steps), (self.step, self.losses, steps)
+    def _counts_fit(self, expected: Expected) -> bool:
+        of_word = self.word_step, self.word_losses, expected.word_steps
+        of_factors = self.step, self.losses, expected.steps
         counted = all(step == len(losses) and step <= most for step, losses, most in (of_word, of_factors))
-        return counted and (self.word_step == word_steps if self.has_factors else self.step == 0)
+        return counted and (self.word_step == expected.word_steps if self.has_factors else self.step == 0)
 
     def difference(self, config: ResolvedConfig, identity: dict) -> str | None:
         """The first thing in which a run differs from this one, in words; None if it is the same."""
@@ -187,6 +201,14 @@ class Checkpoint:
             )
 
 
+def is_of_rare_word(path: Path) -> bool:
+    """Whether an unfinished run of a concept that learns no word lies there."""
+    try:
+        return os.path.lexists(path) and not Checkpoint.load(path).config.learns_word
+    except UserError:
+        return False
+
+
 def resumable_checkpoint(
     path: Path,
     config: ResolvedConfig,
@@ -194,16 +216,11 @@ def resumable_checkpoint(
     data: EncodedConcept,
     restart_if_changed: bool,
     monitor: Monitor,
-    layers: Mapping[str, tuple[int, int, int]],
-    steps: int,
-    word: tuple[int, ...] | None = None,
-    word_steps: int = 0,
+    expected: Expected,
 ) -> Checkpoint | None:
     """The checkpoint at `path` if it is of the same run; None, with a message, if it is damaged; None if there is none.
 
     Args:
-        layers, word: of the run (see `Checkpoint.check_tensors`).
-        steps, word_steps: of the run, of the factors and of the word.
         restart_if_changed: ignore a checkpoint of another run, with a message, instead of refusing.
 
     Raises:
@@ -224,12 +241,12 @@ def resumable_checkpoint(
         return None
     saved.check_same_run(config, identity, path)
     try:
-        saved.check_tensors(layers, word)
+        saved.check_tensors(expected)
     except ValueError:
         return _without(path, monitor)
-    if not saved._counts_fit(steps, word_steps):
+    if not saved._counts_fit(expected):
         return _without(path, monitor)
-    monitor.message(f"Resuming at step {saved.word_step + saved.step} of {word_steps + steps}.")
+    monitor.message(f"Resuming at step {saved.word_step + saved.step} of {expected.word_steps + expected.steps}.")
     return saved
 
 

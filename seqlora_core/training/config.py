@@ -23,6 +23,9 @@ OF_THE_WORD = ("token_vectors", "token_share", "lr_token")
 # Larger step sizes were never useful: Adam moves every number by about that much, and plain steps follow the gradient.
 _LARGEST_STEP_SIZE = {"adam": 1.0, "gradient": 1e6}
 _LARGEST_TOKEN_STEP = 10.0
+TOKEN_VECTORS = 2
+# What is stored of a run that learns no word, whatever else was asked for.
+WITHOUT_WORD = {"token_vectors": 0, "token_share": 0.0, "lr_token": 1.0}
 # What settings and some of their values were called before; still read from records, flags and graphs.
 OLD_NAMES = {
     "alpha": "lr_coefficients",
@@ -75,8 +78,12 @@ class TrainingConfig:
     lr_basis: float = _setting(1e-3, "learning rate of LoRA's down matrix (the basis)")
     rank: int = _setting(4, "LoRA rank, the number of directions that the concept takes per layer", least=1)
     steps: int = _setting(800, "training steps", least=1)
-    token_vectors: int = _setting(
-        2, "vectors of the word that is learned for the concept, or 0 for its token and class word", least=0, most=16
+    token_vectors: int | None = _setting(
+        None,
+        "vectors of the word that is learned for the concept, or 0 for its token and class word as they are",
+        least=0,
+        most=16,
+        unset=f"{TOKEN_VECTORS}; 0 to go on with a run of a version that learned no words",
     )
     token_share: float = _setting(
         1 / 3, "share of the training run that learns the word, before the LoRA", least=0, most=0.9
@@ -201,8 +208,8 @@ class TrainingConfig:
 
     @property
     def learns_word(self) -> bool:
-        """Whether the concept gets a word of its own, whose vectors are learned."""
-        return self.token_vectors > 0
+        """Whether the concept gets a word of its own, whose vectors are learned; also where that is left open."""
+        return self.token_vectors != 0
 
     @property
     def draws_independently(self) -> bool:
@@ -229,11 +236,13 @@ class TrainingConfig:
         """
         defaults = {
             "lower_step": "reuse" if self.hypergradient == "lookahead" else "repeat",
+            "token_vectors": TOKEN_VECTORS,
             "resolution": native_size,
             "dtype": dtype,
             **method_defaults,
         }
-        return ResolvedConfig(**{n: defaults[n] if v is None else v for n, v in self.as_dict().items()})
+        values = {name: defaults[name] if value is None else value for name, value in self.as_dict().items()}
+        return ResolvedConfig(**(values if values["token_vectors"] else {**values, **WITHOUT_WORD}))
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items())

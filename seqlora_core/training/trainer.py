@@ -21,7 +21,7 @@ from ..model.denoiser import Denoiser
 from ..model.sd15 import find_layers
 from ..model.text_encoder import TextEncoder
 from ..monitor import Monitor, StepReport, wait_for_others
-from .checkpoint import Checkpoint, resumable_checkpoint
+from .checkpoint import Checkpoint, Expected, resumable_checkpoint
 from .config import ResolvedConfig, TrainingConfig
 from .earlier_concepts import EarlierConcepts
 from .initialization import Start, measure_start
@@ -281,18 +281,8 @@ class _Run:
         free = {name: Q.shape[0] - Q.shape[1] for name, Q in self.plan.Q.items()}
         shapes = {name: (layer.out_features, layer.in_features, free[name]) for name, layer in self.layers.items()}
         word = None if self.word is None else tuple(self.word.state.vectors.shape)
-        return resumable_checkpoint(
-            self.path,
-            self.config,
-            self.identity,
-            self.data,
-            restart,
-            self.monitor,
-            shapes,
-            self.plan.steps,
-            word,
-            self.plan.word_steps,
-        )
+        expected = Expected(shapes, self.plan.steps, word, self.plan.word_steps)
+        return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor, expected)
 
     @contextmanager
     def _saving_on_exit(self, save: Callable[[], None]) -> Iterator[None]:

@@ -62,7 +62,9 @@ def measure(arguments: argparse.Namespace, settings: dict) -> dict:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         bank = Bank.open_or_create(folder, BaseIdentity("random", "0"), layer_shapes(find_layers(unet)))
-        concept = train_concept(denoiser, lambda prompts: data, bank, ConceptSpec("x", "sksx", "thing"), config, clock)
+        concept = train_concept(
+            denoiser, lambda prompts, words: data, bank, ConceptSpec("x", "sksx", "thing"), config, clock
+        )
     seconds = [later - earlier for earlier, later in zip(clock.moments[1:], clock.moments[2:], strict=False)]
     return {
         "parameters": parameters,

@@ -48,7 +48,7 @@ def heldout_after(base: Base, photos: Path, subject: str, passes: int, **setting
         bank = Bank.open_or_create(folder, base.identity, base.layers)
         try:
             spec = ConceptSpec(subject, f"sks{subject}", subject)
-            train_concept(denoiser, lambda prompts: train, bank, spec, config)
+            train_concept(denoiser, lambda prompts, words: train, bank, spec, config)
         except TrainingDiverged:
             return before, float("nan")
         with attach(find_layers(base.pipeline.unet), bank.load()[subject]):
