@@ -74,7 +74,9 @@ def _inspect(args: argparse.Namespace) -> None:
 def _diagnose(base: Base, bank: Bank, seed: int, steps: int) -> Diagnosis:
     return diagnose(
         select(bank, [(concept.name, 1.0) for concept in bank.concepts]),
-        lambda part: inputs_while_sampling(base, subject_prompt(part.subject), part.scaled(), seed=seed, steps=steps),
+        lambda part: inputs_while_sampling(
+            base, subject_prompt(part.subject), part.scaled(), seed=seed, steps=steps, words=part.words
+        ),
     )
 
 

@@ -39,7 +39,7 @@ def heldout_after(base: Base, photos: Path, subject: str, passes: int, **setting
     """Measure the held-out loss before and after training one subject."""
     references = read_folder(photos / subject, f"sks{subject} {subject}")
     steps = passes // PASSES[settings["method"]]
-    config = resolve(TrainingConfig(steps=steps, **settings), native_size=128, dtype="float32")
+    config = resolve(TrainingConfig(steps=steps, token_vectors=0, **settings), native_size=128, dtype="float32")
     train = encode_concept(base, references[:-1], config.resolution)
     held = encode_concept(base, references[-1:], config.resolution)
     denoiser = base.denoiser()
