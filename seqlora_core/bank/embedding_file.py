@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..data.words import Words
 from ..errors import UserError
 from ..tensor_file import TensorFile
 
@@ -56,7 +57,7 @@ def is_bundled(key: str) -> bool:
     return key.startswith(BUNDLED) and key.endswith(_A1111)
 
 
-def bundle(words: dict[str, Tensor]) -> dict[str, Tensor]:
+def bundle(words: Words) -> dict[str, Tensor]:
     """Return the tensors that carry words inside a LoRA file."""
     return {f"{BUNDLED}{word}{_A1111}": vectors.detach().float().cpu().clone() for word, vectors in words.items()}
 

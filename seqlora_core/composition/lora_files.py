@@ -3,22 +3,33 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..bank import Bank, lora_file
+from torch import Tensor
+
+from ..bank import Bank, embedding_file, lora_file
+from ..bank.names import slug
+from ..data.words import NO_WORDS, Words
 from ..errors import UserError
 from ..files import write_atomically
 from ..model.adapters import Adapter
 from ..model.sd15 import LayerShape
+from ..tensor_file import TensorFile
 from .selection import trigger_words
 
 
 def save_composed(
-    bank: Bank, selection: Sequence[tuple[str, float]], path: Path, adapters: Mapping[str, Adapter], fusion: str = "sum"
+    bank: Bank,
+    selection: Sequence[tuple[str, float]],
+    path: Path,
+    adapters: Mapping[str, Adapter],
+    fusion: str = "sum",
+    words: Words = NO_WORDS,
 ) -> None:
     """Write composed adapters as one stock LoRA file, with a header that describes its content.
 
     Args:
         selection: (name, strength) of each concept, for the header.
         fusion: how the adapters were composed, for the header.
+        words: learned words that the file carries as well.
 
     Raises:
         UserError: the file cannot be written.
@@ -31,9 +42,35 @@ def save_composed(
         extra={"bank": bank.manifest.id, "composed": [list(part) for part in selection], "fusion": fusion},
     )
     try:
-        write_atomically(path, lora_file.serialize(adapters, header))
+        write_atomically(path, lora_file.serialize(adapters, header, words))
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def save_words(words: Words, folder: Path) -> list[Path]:
+    """Write each word as a stock textual-inversion file, named by the word; returns the files.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    paths: list[Path] = []
+    for word, vectors in words.items():
+        paths.append(folder / f"{slug(word, [path.stem for path in paths])}.safetensors")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(paths[-1], embedding_file.serialize(word, vectors))
+        except OSError as error:
+            raise UserError(f"Cannot write {paths[-1]}: {error.strerror}.") from error
+    return paths
+
+
+def load_words(path: Path) -> dict[str, Tensor]:
+    """Read the learned words that a LoRA file carries, by name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return embedding_file.bundled_words(TensorFile.open(path))
 
 
 def load_composed(path: Path) -> dict[str, Adapter]:

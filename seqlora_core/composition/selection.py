@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from ..bank import Bank, Concept
-from ..data.words import NO_WORDS, Words
+from ..data.words import Words, named_words
 from ..errors import UserError
 from ..model.adapters import Adapter
 
@@ -30,7 +30,7 @@ class SelectedConcept:
     subject: str
     adapters: Mapping[str, Adapter]
     strength: float
-    words: Words = NO_WORDS
+    words: Words = field(default_factory=dict)
 
     def scaled(self) -> dict[str, Adapter]:
         """Return the adapters with the strength multiplied in."""
@@ -135,6 +135,18 @@ def chosen_concepts(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[
     if repeated:
         raise UserError(f"{', '.join(sorted(repeated))} is selected more than once: give it one strength.")
     return concepts
+
+
+def describe_missing_concepts(bank: Bank, selection: Sequence[tuple[str, float]], prompts: Sequence[str]) -> list[str]:
+    """Report words of the bank in prompts whose concepts are not selected, as sentences."""
+    chosen = {bank.concept(name).id for name, _ in selection}
+    by_word = {concept.token: concept for concept in bank.concepts if concept.embedding}
+    by_word |= {concept.token: concept for concept in bank.concepts if concept.embedding and concept.id in chosen}
+    return [
+        f"The prompt names {word!r}, whose concept {by_word[word].name!r} is not selected: only its word acts."
+        for word in named_words(prompts, list(by_word))
+        if by_word[word].id not in chosen
+    ]
 
 
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:

@@ -69,7 +69,7 @@ def generate(
     settings: SamplingSettings = SamplingSettings(),
     words: Words = NO_WORDS,
 ) -> list[Image.Image]:
-    """Sample images of a prompt with the base's own diffusers pipeline.
+    """Sample images of a prompt, which may weight parts like "(sksdog:1.2)", with the base's own diffusers pipeline.
 
     Args:
         adapters: a composed sum (see `composition.concatenation.compose`), or None for the plain base.
@@ -152,7 +152,7 @@ def _run_pipeline(
     with attach(layers, on_device), _autocast(base.pipeline.unet, base.device):
         # The noise comes from the CPU, so that a seed gives the same image on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        prompt, negative = base.text_encoder.encode_all(prompts, words).to(base.device).split(1)
+        prompt, negative = (base.text_encoder.encode_weighted(text, words)[None].to(base.device) for text in prompts)
         return base.pipeline(
             prompt_embeds=prompt,
             negative_prompt_embeds=negative,

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..data.prompts import split_at_weights
 from ..data.words import NO_WORDS, Words, split_at_words
+from ..errors import UserError
 from ..hashing import fingerprint
 
 BATCH = 16  # prompts per pass without a gradient
@@ -72,7 +74,28 @@ class CLIPTextEncoder:
     model: Any
 
     def encode(self, prompts: Sequence[str], words: Words = NO_WORDS) -> Tensor:
-        tokenized = [self._tokenize(prompt, words) for prompt in prompts]
+        return self._encode([[prompt] for prompt in prompts], words)
+
+    @torch.no_grad()
+    def encode_weighted(self, prompt: str, words: Words = NO_WORDS) -> Tensor:
+        """Encode a prompt with weights like "(sksdog:1.2)", as ComfyUI does: [tokens, d] float32 on the CPU.
+
+        A weight w moves the embeddings of its tokens from those of the empty prompt z0: `z0 + w (z - z0)`.
+        """
+        pieces = split_at_weights(prompt) or [("", 1.0)]
+        embedding = self._encode([[text for text, _ in pieces]], words)[0]
+        weights = [1.0]
+        for text, weight in pieces:
+            weights += [weight] * (self.count_tokens(text, words) - 2)
+        weights = torch.tensor((weights + [1.0] * len(embedding))[: len(embedding)]).to(embedding).unsqueeze(1)
+        if (weights == 1).all():
+            return embedding.cpu()
+        empty = self._encode([[""]], words)[0]
+        return (empty + weights * (embedding - empty)).cpu()
+
+    def _encode(self, prompts: Sequence[Sequence[str]], words: Words) -> Tensor:
+        """Encode prompts that are given in pieces."""
+        tokenized = [self._tokenize(pieces, words) for pieces in prompts]
         ids = torch.tensor([ids for ids, _ in tokenized], device=self.model.device)
         places = [(row, place, vectors) for row, (_, own) in enumerate(tokenized) for place, vectors in own]
         with self._replacing(places):
@@ -113,11 +136,11 @@ class CLIPTextEncoder:
             else:
                 yield self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids, None
 
-    def _tokenize(self, prompt: str, words: Words) -> tuple[list[int], list[tuple[int, Tensor]]]:
+    def _tokenize(self, prompt: Sequence[str], words: Words) -> tuple[list[int], list[tuple[int, Tensor]]]:
         """The ids of a prompt, padded, with the places of the words' vectors; what is too long is cut, as elsewhere."""
         tokenizer = self.tokenizer
         length, ids, places = tokenizer.model_max_length, [tokenizer.bos_token_id], []
-        for own, vectors in self._pieces(prompt, words):
+        for own, vectors in (piece for text in prompt for piece in self._pieces(text, words)):
             if vectors is not None:
                 own = [0] * len(vectors)  # any id, since its embedding is replaced
                 if room := vectors[: max(length - 1 - len(ids), 0)].shape[0]:
@@ -130,15 +153,23 @@ class CLIPTextEncoder:
     def _replacing(self, places: Sequence[tuple[int, int, Tensor]]) -> Iterator[None]:
         """While the block lasts, put vectors in the place of input embeddings; (row, first place, vectors [k, w])."""
 
+        if not places:
+            yield
+            return
+        width = self._table().shape[1]
+        for _, _, vectors in places:
+            if vectors.shape[1] != width:
+                raise UserError(
+                    f"A learned word has vectors of {vectors.shape[1]} numbers, but this text encoder takes {width}: "
+                    "use the base model that the word was learned on."
+                )
+
         def replace(module: object, inputs: object, embeddings: Tensor) -> Tensor:
             embeddings = embeddings.clone()
             for row, place, vectors in places:
                 embeddings[row, place : place + len(vectors)] = vectors.to(embeddings)
             return embeddings
 
-        if not places:
-            yield
-            return
         hook = self.model.get_input_embeddings().register_forward_hook(replace)
         try:
             yield
