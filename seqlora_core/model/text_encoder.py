@@ -105,7 +105,7 @@ class CLIPTextEncoder:
     def encode_all(self, prompts: Sequence[str], words: Words = NO_WORDS) -> Tensor:
         """Encode any number of prompts without a graph, in batches: [N, tokens, d] float32 on the CPU."""
         batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-        return torch.cat([self.encode(batch, words).cpu() for batch in batches])
+        return torch.cat([self.encode(batch, words).cpu() for batch in batches or [[""]]])[: len(prompts)]
 
     def count_tokens(self, prompt: str, words: Words = NO_WORDS) -> int:
         """Count a prompt's tokens, with those that begin and end it."""

@@ -191,6 +191,7 @@ class _Run:
                 if self._preview_is_due(state.step):
                     latents = preview_latents(word.objective, ([], []), word.encoded(), self.config.seed)
                     self._show(latents, state.step)
+        self._save_word(word)  # what comes next may take minutes
 
     def _all_steps(self, state: TrainingState, objective: DenoisingObjective) -> None:
         for _ in self._timed(state, self.plan.steps, lambda: self._save(state, objective)):
@@ -420,6 +421,6 @@ def _mean_of_tenth(losses: Sequence[float], last: bool) -> float:
 
 def _curve(losses: list[float]) -> list[float]:
     """At most `_CURVE_POINTS` means of consecutive losses: enough to draw, little to keep in every manifest."""
-    stride = -(-len(losses) // _CURVE_POINTS)
+    stride = max(-(-len(losses) // _CURVE_POINTS), 1)
     parts = [losses[start : start + stride] for start in range(0, len(losses), stride)]
     return [round(sum(part) / len(part), 6) for part in parts]
