@@ -98,9 +98,7 @@ class Encoders:
         new_images = len(self._images.missing(squares, config.seed))
         counts = {"image": new_images, "prompt": new_prompts}
         text = " and ".join(counted(number, noun) for noun, number in counts.items() if number)
-        stage = Stage(
-            monitor, f"encoding {text}" if text else "using what is encoded already", new_images + new_prompts
-        )
+        stage = Stage(monitor, f"encoding {text}", new_images + new_prompts)
         embeddings = dict(zip(every, self._texts.encode(every, stage.reached), strict=True))
         latents = self._images.encode(squares, config.seed, lambda done: stage.reached(new_prompts + done))
         examples = [

@@ -43,8 +43,8 @@ def _place_of_end(window: list[tuple]) -> int:
 class TextEncoder:
     """The embeddings that a CLIP makes of prompts, cut after the first window of 77 tokens as on the command line.
 
-    Embeddings are found again by a hash of CLIP's weights, patches and layer and of the prompt's tokens, so that no CLIP
-    stays in memory for them, and every change of a CLIP makes others.  A CLIP that another node has changed in a way
+    Embeddings are found again by a hash of CLIP's weights, patches and layer and of the prompt's tokens.  So no CLIP
+    stays in memory for them, and every change of a CLIP leads to others.  A CLIP that another node has changed in a way
     that cannot be hashed encodes its prompts one by one, as that node may expect, and they are not kept.
     """
 
