@@ -86,8 +86,8 @@ def main() -> None:
         "patched alike": compare(patched(clip, 0.01)),
         "skipping": compare(skipping),
         "overridden": compare(doubled),
-        "replaced part": compare(replaced),
         "original": compare(clip),
+        "replaced part": compare(replaced),
     }
     with torch.inference_mode():
         clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].mlp.fc1.weight.mul_(1.01)
