@@ -36,6 +36,8 @@ class StepBar:
             self._bar = tqdm(**first, dynamic_ncols=True, mininterval=interval)
         self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
         self._bar.update()
+        if report.step == report.steps:
+            self.close()
 
     def close(self) -> None:
         """Leave the bar as it is, and begin a new line."""
