@@ -25,9 +25,13 @@ def schema(search_aliases: list[str], **fields) -> io.Schema:
     return io.Schema(category="SeqLoRA", hidden=[io.Hidden.unique_id, io.Hidden.prompt], **fields)
 
 
-def node_text(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """Show a text on a running node, and return it for the API; on the node the front end shows progress texts only."""
-    _show(node.hidden.unique_id, text)
+def node_text(node: type[io.ComfyNode], text: str, shown: str | None = None) -> ui.PreviewText:
+    """Show a text on a running node, and return it for the API; on the node the front end shows progress texts only.
+
+    Args:
+        shown: what the node itself shows instead, where the text is too long for it.
+    """
+    _show(node.hidden.unique_id, text if shown is None else shown)
     return ui.PreviewText(text)
 
 
