@@ -1,9 +1,9 @@
 // Shows the report of Inspect Bank as a whole: the text that the front end itself shows on a node is cut at 200 px.
 import { app } from "../../scripts/app.js";
 
-const LINE = 16, PADDING = 8, CHARACTER = 7.5; // px
+const LINE = 16, PADDING = 8, FONT = 11, CHARACTER = 6.7; // px
 const STYLE = `margin: 0; padding: ${PADDING}px; overflow: auto; white-space: pre; user-select: text;
-  font: 12px/${LINE}px monospace; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 8px`;
+  font: ${FONT}px/${LINE}px monospace; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 8px`;
 
 /** The node's widget for the report, which is made at the first report. */
 function reportWidget(node) {

@@ -72,10 +72,12 @@ def test_the_report_of_inspect_bank_is_shown_as_a_whole(page, host):
         adapters = {layer: Adapter.from_factors(torch.zeros(shape.out, 1), basis) for layer, shape in LAYERS.items()}
         bank.add(NewConcept(f"subject {number}", f"sks{number}", "thing", 1, "seqlora", adapters))
     page.errors.clear()
+    page.evaluate("document.querySelector('.p-dialog-close-button')?.click()")
     page.evaluate(
         "app.graph.clear(); for (const type of ['SeqLoRABankLoader', 'SeqLoRAInspectBank'])"
         " app.graph.add(LiteGraph.createNode(type));"
-        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[0].connect(0, {GRAPH}[1], 0); app.queuePrompt(0)"
+        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[1].pos = [500, 100];"
+        f"{GRAPH}[0].connect(0, {GRAPH}[1], 0); app.queuePrompt(0)"
     )
     page.wait_for("document.querySelector('.seqlora-report')?.textContent.includes('directions free')")
     page.wait_for("document.querySelector('.seqlora-report').clientHeight > 0")
