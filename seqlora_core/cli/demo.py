@@ -133,7 +133,7 @@ def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monit
     references = [Reference(image, prompts, entry.spec.name) for image in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        lambda prompts: encode_concept(base, references, config.resolution, protected=prompts),
+        lambda prompts: encode_concept(base, references, config.resolution, protected=prompts, monitor=monitor),
         bank,
         entry.spec,
         config,

@@ -6,7 +6,7 @@ from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
-from ..errors import TrainingExploded
+from ..errors import Cancelled, TrainingExploded
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
 from ..training.trainer import CHECKPOINT_SECONDS, RunOptions, train_concept
@@ -70,8 +70,11 @@ def _run(args: argparse.Namespace) -> None:
             return
         if args.on_existing == "error":
             bank.require_free(spec.name, _WAYS_OUT)
+    monitor = TerminalMonitor()
     try:
-        bank, concept = _train(args, spec, requested)
+        bank, concept = _train(args, spec, requested, monitor)
+    except Cancelled as stop:
+        raise Cancelled(monitor.stopped_at) from stop
     except TrainingExploded as error:
         raise TrainingExploded(f"{error} To store it as it is, add --resume --store-anyway.") from error
     metrics = concept.metrics
@@ -81,15 +84,17 @@ def _run(args: argparse.Namespace) -> None:
     )
 
 
-def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig) -> tuple[Bank, Concept]:
+def _train(
+    args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig, monitor: TerminalMonitor
+) -> tuple[Bank, Concept]:
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
     references = read_folder(args.images, spec.subject, token=spec.token)
     prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
+    monitor.stage(f"loading {args.base}")
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
     config = resolve(requested, base.native_size, dtype)
     base.check_resolution(config.resolution)
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
-    monitor = TerminalMonitor()
     for note in (*references.notes, *prior.notes, *cut_prompts(base, [*references, *prior])):
         monitor.message(note)
     monitor.message(f"{references.summary}; {config}")
@@ -105,7 +110,7 @@ def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfi
         concept = train_concept(
             base.denoiser(),
             lambda prompts: encode_concept(
-                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip
+                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip, monitor=monitor
             ),
             bank,
             spec,

@@ -1,6 +1,7 @@
 """Encode images and captions once, before training, with the frozen VAE and text encoder of a base."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from PIL.ImageOps import mirror
@@ -8,10 +9,14 @@ from torch import Tensor
 
 from ..hashing import data_fingerprint
 from ..model.base import Base
+from ..monitor import Monitor, Stage
 from .dataset import EncodedConcept, Example
 from .images import fit, to_tensor
+from .listing import counted
 from .prompts import describe_cut_prompts
 from .reference_folder import Reference
+
+_PROMPTS_PER_PASS = 16
 
 
 def encode_concept(
@@ -23,10 +28,11 @@ def encode_concept(
     *,
     crop: str = "center",
     flip: bool = False,
+    monitor: Monitor | None = None,
 ) -> EncodedConcept:
     """Encode a concept's references into latents (mean and standard deviation) and text embeddings, on the CPU.
 
-    A reference with repeats is encoded once and is that many examples.
+    A reference with repeats is encoded once and is that many examples, and a prompt that repeats is encoded once.
 
     Args:
         resolution: the shorter side that images are scaled to, in px; a multiple of the base's VAE scale factor.
@@ -35,16 +41,31 @@ def encode_concept(
         crop: "center" cuts the central square; "random" encodes the whole image, and each step of a training run cuts
             its own square out of the latents.
         flip: whether mirrored images are encoded as further examples.
-    """
+        monitor: receives the progress, and is asked between passes whether to stop.
 
-    def examples(images: Sequence[Reference]) -> list[Example]:
-        return _examples(base, images, resolution, crop == "center", flip)
+    Raises:
+        Cancelled: the monitor asks to stop.
+    """
+    images = [*references, *prior]
+    prompts = list(dict.fromkeys([*(prompt for image in images for prompt in image.prompts), *protected]))
+    text = f"encoding {counted(len(images), 'image')} and {counted(len(prompts), 'prompt')}"
+    stage = Stage(monitor or Monitor(), text, len(images) + len(prompts))
+    embeddings = _embeddings(base, prompts, stage.reached)
+    numbers = count(len(prompts))
+
+    def examples(group: Sequence[Reference]) -> list[Example]:
+        made = []
+        for reference in group:
+            stage.reached(next(numbers))
+            own = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
+            made += _examples(base, reference, own, resolution, crop == "center", flip)
+        return made
 
     window = None if crop == "center" else resolution // base.vae_scale_factor
-    prompts = torch.stack([base.encode_prompt(prompt) for prompt in protected]) if protected else None
-    groups = [[(r.image, r.prompts, r.repeats) for r in images] for images in (references, prior)]
+    kept = torch.stack([embeddings[prompt] for prompt in protected]) if protected else None
+    groups = [[(r.image, r.prompts, r.repeats) for r in group] for group in (references, prior)]
     source = data_fingerprint(base.encoding_fingerprint(), *groups)
-    return EncodedConcept(examples(references), examples(prior), window, prompts, source)
+    return EncodedConcept(examples(references), examples(prior), window, kept, source)
 
 
 def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:
@@ -56,15 +77,22 @@ def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:
     )
 
 
-def _examples(base: Base, references: Sequence[Reference], resolution: int, square: bool, flip: bool) -> list[Example]:
+def _embeddings(base: Base, prompts: Sequence[str], reached: Callable[[int], None]) -> dict[str, Tensor]:
+    """The embedding [tokens, d] of every prompt; `reached` is called before each pass with the number that is done."""
     embeddings: dict[str, Tensor] = {}
-    for prompt in dict.fromkeys(prompt for reference in references for prompt in reference.prompts):
-        embeddings[prompt] = base.encode_prompt(prompt)  # [tokens, d]
+    for start in range(0, len(prompts), _PROMPTS_PER_PASS):
+        reached(start)
+        batch = prompts[start : start + _PROMPTS_PER_PASS]
+        embeddings |= zip(batch, base.encode_prompts(batch), strict=True)
+    return embeddings
+
+
+def _examples(
+    base: Base, reference: Reference, prompts: Tensor, resolution: int, square: bool, flip: bool
+) -> list[Example]:
+    image = fit(reference.image, resolution, square, base.vae_scale_factor)
     examples = []
-    for reference in references:
-        prompts = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
-        image = fit(reference.image, resolution, square, base.vae_scale_factor)
-        for variant in [image, mirror(image)] if flip else [image]:
-            mean, std = base.encode_image(to_tensor([variant]))
-            examples += [Example(mean[0], prompts, std[0])] * reference.repeats
+    for variant in [image, mirror(image)] if flip else [image]:
+        mean, std = base.encode_image(to_tensor([variant]))
+        examples += [Example(mean[0], prompts, std[0])] * reference.repeats
     return examples

@@ -1,7 +1,7 @@
 """Base models for the command line: an SD1.5 checkpoint in one file or a diffusers folder, loaded with diffusers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,17 @@ class Base:
         if pixels % self.size_multiple:
             raise UserError(f"The size must be a multiple of {self.size_multiple} pixels for this base, not {pixels}.")
 
-    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         """Return the text embedding of a prompt, [tokens, d] float32 on the CPU."""
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        ids = tokenizer(
-            prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return encoder(ids.to(self.device))[0][0].float().cpu()
+        return self.encode_prompts([prompt])[0]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Return the text embeddings of prompts from one pass, [P, tokens, d] float32 on the CPU."""
+        tokenizer, encoder, length = self.pipeline.tokenizer, self.pipeline.text_encoder, {"padding": "max_length"}
+        length |= {"max_length": tokenizer.model_max_length, "truncation": True}
+        ids = tokenizer(list(prompts), return_tensors="pt", **length).input_ids
+        return encoder(ids.to(self.device))[0].float().cpu()
 
     def encode_words(self, words: str, after: str = "") -> Tensor:
         """Return the embeddings of `words` and the end token in the prompt "`after` `words`": [t, d] float32, CPU."""

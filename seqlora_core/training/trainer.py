@@ -144,6 +144,7 @@ class _Run:
             )
             state = self._begin(start, objective, saved)
             sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
+            self.monitor.stage("training", state.step, self.config.steps)
             with objective.attached(), sparing, self._saving_on_exit(state, objective):
                 self._all_steps(state, objective)
                 self._check_not_exploded(state.losses)
@@ -254,13 +255,16 @@ class _Run:
             tensors=state.state_dict(list(self.layers)),
             directions=state.coordinates,
         )
+        written = False
         try:
             checkpoint.save(self.path)
+            written = True
         except OSError as error:
             self.monitor.message(
                 f"The checkpoint {self.path} cannot be written ({error.strerror or error}), so a run that stops now "
                 "cannot be resumed: free some space, or close the program that has the file open."
             )
+        self.monitor.checkpointed(state.step, self.config.steps, written)
 
     def _factors(self, state: TrainingState) -> tuple[list[Tensor], list[Tensor]]:
         """A and B as the concept has them if the run ends here."""
