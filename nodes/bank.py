@@ -4,7 +4,6 @@ from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.inspection import least_room, missing_files
-from ..seqlora_core.errors import UserError
 from .host import folders, interface
 
 BankType = io.Custom("SEQLORA_BANK")
@@ -38,12 +37,8 @@ class BasisBankLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, bank_name: str | None) -> bool | str:
-        try:
-            if bank_name is not None:  # None: another node provides it later
-                Bank.open(folders.bank_folder(bank_name))
-        except UserError as error:
-            return str(error)
+    def validate_inputs(cls, bank_name: str | None) -> bool:
+        """Accept every name until the node runs, where an error is a sentence and fails the whole run."""
         return True
 
     @classmethod

@@ -14,7 +14,7 @@ from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from .bank import BankType
-from .host import CLIP, ModelPatcher, encoders, interface
+from .host import CLIP, ModelPatcher, interface, texts
 from .host import model as host_model
 from .host.prompt import model_file
 from .host.source import HostSource
@@ -95,7 +95,7 @@ def _check_clip(clip: CLIP | None, fusion: str) -> None:
         raise UserError(
             f"The fusion {fusion} encodes the concepts' trigger words: connect the base's CLIP to the input clip."
         )
-    encoders.check_texts(clip, "")
+    texts.check_texts(clip, "")
 
 
 def _fuse(fusion: Fusion, bank: Bank, selection: list[tuple[str, float]], model: ModelPatcher, clip: CLIP) -> Fused:

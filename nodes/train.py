@@ -20,9 +20,10 @@ from ..seqlora_core.training.plan import already_trained, describe_full_layers, 
 from ..seqlora_core.training.trainer import train_concept
 from .bank import BankType
 from .cache_keys import values_fingerprint
-from .host import CLIP, VAE, ModelPatcher, encoders, folders, interface
+from .host import CLIP, VAE, ModelPatcher, console, encoders, folders, interface
 from .host import model as host_model
 from .host.prompt import model_file
+from .host.texts import check_texts, count_tokens
 from .image_tensors import to_image, to_pillow
 from .train_inputs import TrainInputs, train_inputs
 
@@ -76,9 +77,11 @@ class TrainConcept(io.ComfyNode):
         host_model.check_model(model)
         host_model.check_no_concepts_attached(model)
         encoders.check_encoders(clip, vae)
-        with host_model.outside_inference_mode():
-            bank, concept, outcome = _train(cls, model, clip, vae, batches, masks, inputs)
-            notes = _describe_data(inputs, sum(map(len, batches)), clip)
+        monitor = interface.NodeMonitor(cls.hidden.unique_id, model)
+        with host_model.outside_inference_mode(), monitor.watching():
+            monitor.stage("checking the images and models")  # the node still shows the result of the run before
+            bank, concept, outcome = _train(cls, model, clip, vae, batches, masks, inputs, monitor)
+            notes = [*_describe_data(inputs, sum(map(len, batches)), clip), *monitor.messages]
             return _outputs(cls, model, bank, concept, outcome, notes)
 
 
@@ -90,6 +93,7 @@ def _train(
     batches: list[Tensor],
     masks: list[Tensor],
     inputs: TrainInputs,
+    monitor: interface.NodeMonitor,
 ) -> tuple[Bank, Concept, str]:
     """The bank, the concept in it, and what happened to it: it was learned, or found unchanged."""
     requested, spec = inputs.config(), inputs.spec()
@@ -112,19 +116,18 @@ def _train(
             "it was trained with other settings, images or LoRAs on the model, or with another CLIP or VAE. Choose "
             "another concept_name, or set on_existing to 'replace' or 'new version'",
         )
-    encoders.check_texts(clip, prompts[0][0])
+    check_texts(clip, prompts[0][0])
     denoiser = host_model.HostDenoiser(model)
     with ExitStack() as in_memory:
 
         def encode(protected: Sequence[str]) -> EncodedConcept:
             """Encode images and prompts, then load the UNet: loaded earlier, the VAE and CLIP would push it out."""
-            with encoders.seeded_rng(config.seed):
-                examples = encoders.encode(model, clip, vae, images, latent_masks, prompts, config.resolution)
-                embeddings = encoders.encode_prompts(clip, list(protected))
+            pair = encoders.Encoders(model, clip, vae)
+            examples, embeddings = pair.encode(images, latent_masks, prompts, protected, config, monitor)
+            monitor.stage("loading the model")
             in_memory.enter_context(denoiser.loaded())
             return EncodedConcept(examples, protected=embeddings, source=source)
 
-        monitor = interface.NodeMonitor(node.hidden.unique_id, model)
         options = inputs.options(thumbnail=images[0])
         concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested)
     return bank, concept, "learned"
@@ -136,7 +139,7 @@ def _describe_data(inputs: TrainInputs, images: int, clip: CLIP) -> list[str]:
     return [
         f"{counted(images, 'image')}, {counted(len(captions), 'caption')}.",
         *describe_missing_token(captions, inputs.token.strip()),
-        *describe_cut_prompts(captions, lambda caption: encoders.count_tokens(clip, caption), SD15.prompt_tokens),
+        *describe_cut_prompts(captions, lambda caption: count_tokens(clip, caption), SD15.prompt_tokens),
     ]
 
 
@@ -150,9 +153,10 @@ def _outputs(
     lines = [
         f"{concept.name} {outcome}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
     ]
-    lines += notes
+    console.say(lines[0])
     if full := full_layers(bank, concept):
-        lines.append(describe_full_layers(full, concept.rank))
+        notes = [*notes, describe_full_layers(full, concept.rank)]
+    lines += dict.fromkeys(notes)
     if off := host_model.patches_off_in_training(model):
         lines.append(f"Off while training, because they change the model while sampling only: {', '.join(off)}.")
     return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=interface.node_text(node, "\n".join(lines)))

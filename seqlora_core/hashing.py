@@ -43,7 +43,7 @@ def fingerprint(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float1
         sample = torch.atleast_1d(weights[name].detach())[::_ROW_STRIDE].cpu()
         if sample.is_floating_point() and not sample.float().isfinite().all():
             raise UserError(f"The weights of {name} are not finite: use another base model.")
-        rows = sample.to(dtype)
+        rows = sample.to(dtype).clone(memory_format=torch.contiguous_format)  # a stride other than 1 cannot be viewed
         hashed.update(f"{name}{tuple(weights[name].shape)}".encode())
         hashed.update(rows.view(torch.int16).numpy().tobytes())  # numpy has no bfloat16
     return hashed.hexdigest()[:_SHORT]

@@ -24,6 +24,7 @@ CONCEPT = [(RED, ("a sksdog dog", "b"), 1), (RED.transpose(Image.Transpose.ROTAT
     [
         (lambda: hashing.fingerprint(WEIGHTS), "d2b65b4f58e0d83f19feb7ef0688b299"),
         (lambda: hashing.fingerprint(WEIGHTS, torch.bfloat16), "0eac3ca6a16ee5bd50c373b1cd702d9f"),
+        (lambda: hashing.fingerprint(WEIGHTS, torch.float32), "f89ef4802f37c65036e32ba2aaab3925"),
         (lambda: hashing.digest(["x", 1.5, {"b": 2, "a": None}]), "288340253d72ab91847ce4390abeb571"),
         (
             lambda: hashing.data_fingerprint("e" * 32, CONCEPT, CONCEPT[:1]),

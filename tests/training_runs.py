@@ -82,6 +82,9 @@ class StopAfter(Monitor):
     def message(self, text: str) -> None:
         self.messages.append(text)
 
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        self.messages.append(text)
+
     def stepped(self, report) -> None:
         self.done = report.step
         if self.error and self.done == self.steps:

@@ -1,4 +1,4 @@
-"""What the host's console says of a user's mistake."""
+"""What the host's console says of a training run and of a user's mistake."""
 
 import logging
 import sys
@@ -11,6 +11,11 @@ class _WithoutTracebacks(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (isinstance(sys.exc_info()[1], UserError) and record.getMessage().startswith("Traceback"))
+
+
+def say(text: str) -> None:
+    """Write a line to the host's log, and with it to the console."""
+    logging.info("SeqLoRA: %s", text)
 
 
 def shorten_user_errors() -> None:

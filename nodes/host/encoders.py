@@ -1,23 +1,25 @@
-"""The host's CLIP and VAE: checking, identifying, and encoding with them."""
+"""The host's CLIP and VAE together: checking, identifying, and encoding with them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import comfy.model_management as model_management
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...seqlora_core.data.dataset import Example
 from ...seqlora_core.data.images import fit
+from ...seqlora_core.data.listing import counted
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.model.sd15 import SD15
-from ..image_tensors import latent_mask, to_image
+from ...seqlora_core.monitor import Monitor, Stage
+from ...seqlora_core.training.config import ResolvedConfig
+from ..image_tensors import latent_mask
 from . import CLIP, VAE, ModelPatcher
+from .kept import used_to_encode
+from .latents import ImageEncoder
 from .model import as_loaded
-
-_NOT_USED = ("decoder", "post_quant", "text_projection", "logit_scale")  # weights that encoding does not use
+from .texts import TextEncoder
 
 
 def check_encoders(clip: CLIP | None, vae: VAE | None) -> None:
@@ -34,23 +36,12 @@ def check_encoders(clip: CLIP | None, vae: VAE | None) -> None:
         )
 
 
-def check_texts(clip: CLIP, prompt: str) -> None:
-    """Raises UserError where CLIP's embedding of a prompt has a width that the UNet does not take."""
-    width = _encode_prompt(clip, prompt).shape[-1]
-    if width != SD15.text_width:
-        raise UserError(
-            f"The CLIP on the input clip makes texts of width {width}, but {SD15.name} takes {SD15.text_width}: "
-            "connect an SD1.5 CLIP."
-        )
-
-
 @torch.inference_mode()
 def identify_encoders(clip: CLIP, vae: VAE) -> str:
     """A hash of the unpatched weights that encode prompts and images."""
     weights = {f"clip.{name}": weight for name, weight in as_loaded(clip.patcher).items()}
     weights |= {f"vae.{name}": weight for name, weight in vae.first_stage_model.named_parameters()}
-    used = {name: weight for name, weight in weights.items() if not any(part in name for part in _NOT_USED)}
-    return fingerprint(used, torch.bfloat16)  # the least precise type in which machines hold a VAE
+    return fingerprint(used_to_encode(weights), torch.bfloat16)  # the least precise type in which machines hold a VAE
 
 
 def latent_masks(masks: list[Tensor], images: list[Image.Image], resolution: int) -> list[Tensor]:
@@ -76,66 +67,42 @@ def latent_masks(masks: list[Tensor], images: list[Image.Image], resolution: int
     return made
 
 
-def encode(
-    model: ModelPatcher,
-    clip: CLIP,
-    vae: VAE,
-    images: list[Image.Image],
-    masks: list[Tensor],
-    prompts: list[tuple[str, ...]],
-    resolution: int,
-) -> list[Example]:
-    """Encode images with the host's VAE and the prompts of each with its CLIP; checks for Cancel before each.
+class Encoders:
+    """The graph's CLIP and VAE, as a training run on MODEL uses them."""
 
-    Args:
-        masks: per image, from `latent_masks`; may be empty.
-        resolution: side of the square training images, in px.
-    """
-    texts = {prompt: _encode_prompt(clip, prompt) for prompt in dict.fromkeys(p for own in prompts for p in own)}
-    examples = []
-    for index, (image, own) in enumerate(zip(images, prompts, strict=True)):
-        with _as_in_sampling():
-            encoded = vae.encode(to_image(fit(image, resolution, True, SD15.vae_scale_factor)))
-            latents = model.model.process_latent_in(encoded)[0].float().cpu()
-        prompted = torch.stack([texts[prompt] for prompt in own])
-        examples.append(Example(latents.clone(), prompted, mask=masks[index] if masks else None))
-    return examples
+    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE) -> None:
+        self._texts, self._images = TextEncoder(clip), ImageEncoder(model, vae)
 
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[Tensor],
+        prompts: Sequence[Sequence[str]],
+        protected: Sequence[str],
+        config: ResolvedConfig,
+        monitor: Monitor,
+    ) -> tuple[list[Example], Tensor | None]:
+        """Encode what no node has encoded yet; the monitor receives the progress, and is asked whether to stop.
 
-def encode_prompts(clip: CLIP, prompts: list[str]) -> Tensor | None:
-    """Encode prompts with the host's CLIP, as [P, 77, 768]; None where there are none."""
-    return torch.stack([_encode_prompt(clip, prompt) for prompt in prompts]) if prompts else None
+        Args:
+            masks: per image, from `latent_masks`; may be empty.
+            prompts: of each image.
+            protected: further prompts.
 
-
-def count_tokens(clip: CLIP, prompt: str) -> int:
-    """Count a prompt's tokens, the start and end tokens included."""
-    windows = next(iter(clip.tokenize(prompt).values()))
-    return 2 + sum(_place_of_end(window) - 2 for window in windows)
-
-
-def _place_of_end(window: list[tuple]) -> int:
-    """The place of a window's first end token, counted from 1; more of them pad the window."""
-    tokens = [entry[0] for entry in window]  # numbers, or vectors of a textual inversion
-    return next(place for place, token in enumerate(tokens, 1) if isinstance(token, int) and token == tokens[-1])
-
-
-def _encode_prompt(clip: CLIP, prompt: str) -> Tensor:
-    with _as_in_sampling():
-        windows = clip.encode_from_tokens(clip.tokenize(prompt))[0].float().cpu()  # [77 per window, 768]
-    return windows[: SD15.prompt_tokens].clone()  # the first window, as on the command line
-
-
-@contextmanager
-def _as_in_sampling() -> Iterator[None]:
-    """Inference mode and a check for Cancel, as when the host samples; clone the results to train on them."""
-    model_management.throw_exception_if_processing_interrupted()
-    with torch.inference_mode():
-        yield
-
-
-@contextmanager
-def seeded_rng(seed: int) -> Iterator[None]:
-    """Seed torch's global generators, from which the host's VAE draws, and restore their state afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+        Returns:
+            An example per image, and the embeddings [P, 77, 768] of the further prompts; None where there are none.
+        """
+        squares = [fit(image, config.resolution, True, SD15.vae_scale_factor) for image in images]
+        every = list(dict.fromkeys([*(prompt for own in prompts for prompt in own), *protected]))
+        new_prompts = len(self._texts.missing(every))
+        new_images = len(self._images.missing(squares, config.seed))
+        counts = {"image": new_images, "prompt": new_prompts}
+        text = " and ".join(counted(number, noun) for noun, number in counts.items() if number)
+        stage = Stage(monitor, f"encoding {text}", new_images + new_prompts)
+        embeddings = dict(zip(every, self._texts.encode(every, stage.reached), strict=True))
+        latents = self._images.encode(squares, config.seed, lambda done: stage.reached(new_prompts + done))
+        examples = [
+            Example(latent, torch.stack([embeddings[prompt] for prompt in own]), mask=mask)
+            for latent, own, mask in zip(latents, prompts, masks or [None] * len(images), strict=True)
+        ]
+        return examples, torch.stack([embeddings[prompt] for prompt in protected]) if protected else None

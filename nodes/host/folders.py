@@ -43,10 +43,13 @@ def bank_cache_key(name: str | None) -> str:
     A name that comes from another node is None here, since the host asks before that node runs: then the text differs
     every time.  It does so too where there is no bank: otherwise a node would not create a deleted bank again.
     """
-    folder = None if name is None else bank_folder(name)
-    if folder is None or not Bank.exists(folder):
+    try:
+        folder = None if name is None else bank_folder(name)
+        if folder is None or not Bank.exists(folder):
+            return secrets.token_hex()
+        bank = Bank.open(folder)
+    except UserError:  # reported when the node runs
         return secrets.token_hex()
-    bank = Bank.open(folder)
     files = [bank.folder / concept.file for concept in bank.concepts]
     return f"{bank.manifest.id}/{bank.manifest.generation}/{files_cache_key(file for file in files if file.is_file())}"
 

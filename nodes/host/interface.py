@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.model_management as model_management
 import comfy.utils
@@ -11,8 +13,9 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 from torch import Tensor
 
+from ...seqlora_core.cli.terminal import StepBar
 from ...seqlora_core.monitor import Monitor, StepReport
-from . import ModelPatcher
+from . import ModelPatcher, console
 
 
 def schema(search_aliases: list[str], **fields) -> io.Schema:
@@ -22,9 +25,13 @@ def schema(search_aliases: list[str], **fields) -> io.Schema:
     return io.Schema(category="SeqLoRA", hidden=[io.Hidden.unique_id, io.Hidden.prompt], **fields)
 
 
-def node_text(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """Show a text on a running node, and return it for the API; on the node the front end shows progress texts only."""
-    NodeMonitor(node.hidden.unique_id).message(text)
+def node_text(node: type[io.ComfyNode], text: str, shown: str | None = None) -> ui.PreviewText:
+    """Show a text on a running node, and return it for the API; on the node the front end shows progress texts only.
+
+    Args:
+        shown: what the node itself shows instead, where the text is too long for it.
+    """
+    _show(node.hidden.unique_id, text if shown is None else shown)
     return ui.PreviewText(text)
 
 
@@ -36,17 +43,45 @@ def advanced(kind: type[io.Input], name: str, **fields) -> io.Input:
 
 
 class NodeMonitor(Monitor):
-    """Shows progress, preview images and texts on the node; Cancel ends the training run at the next step."""
+    """Shows stages, steps, messages and preview images on the node; Cancel ends the training run at the next step.
+
+    Everything but the images goes to the console, too.
+
+    Attributes:
+        messages: those so far; they stay on the node, below what changes.
+    """
 
     def __init__(self, node_id: str | None, model: ModelPatcher | None = None) -> None:
         self.node_id = node_id
+        self.messages: list[str] = []
         self._model = model
+        self._stage = ""
         self._bar = None
+        self._console_bar = StepBar(hidden=not comfy.utils.PROGRESS_BAR_ENABLED)
         self._previewer = None
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Report where a run stops that the user cancels inside the block."""
+        try:
+            yield
+        except model_management.InterruptProcessingException:
+            self._console_bar.close()
+            self.message(f"Stopped {self.stopped_at}; run again to continue.")
+            raise
+        finally:
+            self._console_bar.close()
+
     def message(self, text: str) -> None:
-        if self.node_id is not None and (client := _client()) is not None:
-            PromptServer.instance.send_progress_text(text, self.node_id, client)
+        self.messages.append(text)
+        console.say(text)
+        _show(self.node_id, text)
+
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        if text != self._stage:
+            console.say(text)
+        self._stage = text
+        self._show_above_messages(f"{text}: {done} of {total}" if done else text)
 
     def cancelled(self) -> bool:
         model_management.throw_exception_if_processing_interrupted()  # the host expects its own exception
@@ -56,8 +91,14 @@ class NodeMonitor(Monitor):
         if self._bar is None:
             self._bar = comfy.utils.ProgressBar(report.steps, self.node_id)
         self._bar.update_absolute(report.step, report.steps)
+        self._console_bar.show(report)
         minutes, seconds = divmod(round(report.seconds_left), 60)
-        self.message(f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left")
+        self._show_above_messages(
+            f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left"
+        )
+
+    def _show_above_messages(self, status: str) -> None:
+        _show(self.node_id, "\n".join([status, *self.messages]))
 
     @torch.inference_mode()
     def previewed(self, latents: Tensor) -> None:
@@ -67,6 +108,12 @@ class NodeMonitor(Monitor):
             self._previewer = _latent_previewer(self._model)
         image = self._previewer.decode_latent_to_preview_image("JPEG", latents)
         self._bar.update_absolute(self._bar.current, preview=image)
+
+
+def _show(node_id: str | None, text: str) -> None:
+    """Show a text on a node of the client that queued the job."""
+    if node_id is not None and (client := _client()) is not None:
+        PromptServer.instance.send_progress_text(text, node_id, client)
 
 
 def _client() -> str | None:

@@ -16,8 +16,8 @@ from ...seqlora_core.model.sampling import ddim
 from ...seqlora_core.model.sd15 import SD15, find_layers
 from ...seqlora_core.randomness import named_generator
 from . import CLIP, ModelPatcher
-from .encoders import count_tokens, encode_prompts
 from .model import HostDenoiser, unpatched_weights
+from .texts import TextEncoder, count_tokens
 
 
 class HostSource(ModelSource):
@@ -29,6 +29,7 @@ class HostSource(ModelSource):
 
     def __init__(self, model: ModelPatcher, clip: CLIP, settings: FusionSettings, resolution: int) -> None:
         self._model, self._clip, self._settings = model, clip, settings
+        self._texts = TextEncoder(clip)
         side = resolution // SD15.vae_scale_factor
         self._latents = (1, SD15.latent_channels, side, side)
         self._denoiser = HostDenoiser(model)
@@ -39,13 +40,13 @@ class HostSource(ModelSource):
     def encode_words(self, words: str, after: str = "") -> Tensor:
         prompt = f"{after} {words}".strip()
         first = count_tokens(self._clip, after) - 1  # the start token, and those of `after`
-        return encode_prompts(self._clip, [prompt])[0][first : count_tokens(self._clip, prompt)]
+        return self._texts.encode([prompt])[0][first : count_tokens(self._clip, prompt)]
 
     def inputs_while_sampling(
         self, prompt: str, part: SelectedConcept, layers: Collection[str]
     ) -> Mapping[str, LayerInputs]:
         denoiser, settings = self._denoiser, self._settings
-        text = encode_prompts(self._clip, [prompt])
+        text = self._texts.encode([prompt])
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
             self.between()

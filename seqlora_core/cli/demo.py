@@ -135,7 +135,9 @@ def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monit
     references = [Reference(image, prompts, entry.spec.name) for image in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        lambda prompts, words: encode_concept(base, references, config.resolution, protected=prompts, words=words),
+        lambda prompts, words: encode_concept(
+            base, references, config.resolution, protected=prompts, words=words, monitor=monitor
+        ),
         bank,
         entry.spec,
         config,

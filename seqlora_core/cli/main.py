@@ -60,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f'error: This needs the package {package}: python -m pip install -e ".[cli]"', file=sys.stderr)
         return 2
-    except Cancelled:
+    except Cancelled as stop:
         resumable = "; the same command with --resume continues" if hasattr(args, "resume") else ""
-        print(f"Stopped{resumable}.", file=sys.stderr)
+        where = f" {stop}" if str(stop) else ""
+        print(f"Stopped{where}{resumable}.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         return 130

@@ -15,27 +15,55 @@ from ..monitor import Monitor, StepReport
 _log = logging.getLogger("seqlora")
 
 
+class StepBar:
+    """A progress bar of the steps on stderr, with the loss and the time left.
+
+    Args:
+        hidden: draw nothing.
+    """
+
+    def __init__(self, hidden: bool = False) -> None:
+        self._hidden = hidden
+        self._bar: tqdm | None = None
+
+    def show(self, report: StepReport) -> None:
+        """Draw a step; one that is not after the last is of the next training run, which gets a bar of its own."""
+        if self._bar is not None and report.step <= self._bar.n:
+            self.close()
+        if self._bar is None:
+            interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file should get few lines
+            first = {"total": report.steps, "initial": report.step - 1, "unit": "step", "disable": self._hidden}
+            self._bar = tqdm(**first, dynamic_ncols=True, mininterval=interval)
+        self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+        self._bar.update()
+        if report.step == report.steps:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is, and begin a new line."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
 class TerminalMonitor(Monitor):
     """Shows progress and messages on stderr."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar = StepBar()
+        self._stage = ""
         self._interrupted = threading.Event()
 
     def message(self, text: str) -> None:
         _log.info(text)
 
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        if text != self._stage:
+            _log.info(text)
+        self._stage = text
+
     def stepped(self, report: StepReport) -> None:
-        if self._bar is not None and report.step <= self._bar.n:  # the next training run
-            self._bar.close()
-            self._bar = None
-        if self._bar is None:
-            interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file should get few lines
-            self._bar = tqdm(
-                total=report.steps, initial=report.step - 1, unit="step", dynamic_ncols=True, mininterval=interval
-            )
-        self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
-        self._bar.update()
+        self._bar.show(report)
 
     def cancelled(self) -> bool:
         return self._interrupted.is_set()
@@ -54,8 +82,7 @@ class TerminalMonitor(Monitor):
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-            if self._bar is not None:
-                self._bar.close()
+            self._bar.close()
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,7 @@ from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
-from ..errors import TrainingExploded
+from ..errors import Cancelled, TrainingExploded
 from ..training.checkpoint import is_of_rare_word
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
@@ -73,8 +73,11 @@ def _run(args: argparse.Namespace) -> None:
             return
         if args.on_existing == "error":
             bank.require_free(spec.name, _WAYS_OUT)
+    monitor = TerminalMonitor()
     try:
-        bank, concept = _train(args, spec, requested)
+        bank, concept = _train(args, spec, requested, monitor)
+    except Cancelled as stop:
+        raise Cancelled(monitor.stopped_at) from stop
     except TrainingExploded as error:
         raise TrainingExploded(f"{error} To store it as it is, add --resume --store-anyway.") from error
     metrics = concept.metrics
@@ -89,17 +92,19 @@ def _goes_on_without_word(bank: str, name: str) -> bool:
     return Bank.exists(bank) and is_of_rare_word(Bank.open(bank).checkpoint_path(name))
 
 
-def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig) -> tuple[Bank, Concept]:
+def _train(
+    args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig, monitor: TerminalMonitor
+) -> tuple[Bank, Concept]:
     if args.resume and requested.token_vectors is None and _goes_on_without_word(args.bank, spec.name):
         requested = replace(requested, token_vectors=0)
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
     references = read_folder(args.images, trained_subject(spec, requested), token=spec.token)
     prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
+    monitor.stage(f"loading {args.base}")
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
     config = resolve(requested, base.native_size, dtype)
     base.check_resolution(config.resolution)
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
-    monitor = TerminalMonitor()
     for note in (*references.notes, *prior.notes, *cut_prompts(base, [*references, *prior])):
         monitor.message(note)
     monitor.message(f"{references.summary}; {config}")
@@ -115,7 +120,15 @@ def _train(args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfi
         concept = train_concept(
             base.denoiser(),
             lambda prompts, words: encode_concept(
-                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip, words=words
+                base,
+                references,
+                config.resolution,
+                prior,
+                prompts,
+                crop=config.crop,
+                flip=config.flip,
+                words=words,
+                monitor=monitor,
             ),
             bank,
             spec,

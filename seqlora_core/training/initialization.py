@@ -11,7 +11,7 @@ from .. import subspace
 from ..data.dataset import EncodedConcept
 from ..model.activations import capture_inputs, input_group
 from ..model.denoiser import Denoiser
-from ..monitor import Monitor
+from ..monitor import Monitor, Stage
 from .interference_penalty import InterferencePenalty, ProtectedInputs, watch_protected
 from .objective import heldout_loss
 from .plan import TrainingPlan
@@ -59,7 +59,7 @@ def measure_start(
 
     Args:
         layers: the adapted layers, by canonical name.
-        monitor: asked between passes whether to stop.
+        monitor: receives each stage, and is asked between passes whether to stop.
         resumed: the bases are known already, so that only the coordinates matter.
     """
     protected = _watch_protected(denoiser, data, plan, layers, monitor)
@@ -85,7 +85,7 @@ def _watch_protected(
     if data.protected is None:
         monitor.message("No protected prompts were encoded, so other concepts are less protected.")
         return None
-    monitor.message(f"Measuring {len(data.protected)} protected prompts.")
+    stage = Stage(monitor, f"measuring {len(data.protected)} protected prompts", len(data.protected))
     return watch_protected(
         denoiser,
         layers,
@@ -93,7 +93,7 @@ def _watch_protected(
         data.latent_size,
         plan.config.seed,
         plan.config.batch_size,
-        monitor.stop_if_cancelled,
+        stage.reached,
     )
 
 
@@ -105,9 +105,8 @@ def _covariances(
     monitor: Monitor,
 ) -> dict[str, Tensor]:
     own = dataclasses.replace(data, prior=())  # images of the class are not what the concept is about
-    inputs = capture_inputs(
-        layers, lambda: heldout_loss(denoiser, own, plan.config, _COVARIANCE_STEPS, monitor.stop_if_cancelled)
-    )
+    stage = Stage(monitor, "measuring the concept's own images", _COVARIANCE_STEPS)
+    inputs = capture_inputs(layers, lambda: heldout_loss(denoiser, own, plan.config, _COVARIANCE_STEPS, stage.reached))
     return {name: watched.covariance for name, watched in inputs.items()}
 
 
@@ -118,10 +117,11 @@ def _directions(
     monitor: Monitor,
 ) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
+    stage = Stage(monitor, "choosing directions", len(plan.Q))
     # Layers that receive the same input have the same directions, as long as no earlier concept takes any.
     keys = {name: name if Q.shape[1] else input_group(name) for name, Q in plan.Q.items()}
-    for name, key in keys.items():
+    for index, (name, key) in enumerate(keys.items()):
         if key not in made:
-            monitor.stop_if_cancelled()  # a wide layer takes a second
+            stage.reached(index)  # a wide layer takes a second
             made[key] = subspace.contrastive_directions(plan.Q[name], covariances[name], protected.covariances[name])
     return {name: made[key] for name, key in keys.items()}

@@ -76,7 +76,7 @@ def watch_protected(
     size: tuple[int, int],
     seed: int,
     batch: int,
-    between: Callable[[], None],
+    between: Callable[[int], None],
 ) -> ProtectedInputs:
     """Sample the protected prompts with the UNet and its attached adapters, and capture inputs and outputs of layers.
 
@@ -86,7 +86,7 @@ def watch_protected(
         size: height and width in latent px, if any of the layers receives image features.
         seed: of the noise.
         batch: images per batch, in the same case.
-        between: called before each batch; may raise to cancel.
+        between: called before each batch with the number of prompts that are done; may raise to cancel.
     """
     device, channels = denoiser.device, denoiser.architecture.latent_channels
     groups = {name: input_group(name) for name in layers}
@@ -96,8 +96,8 @@ def watch_protected(
 
     def sample() -> None:
         generator = named_generator(seed, "earlier")
-        for texts in prompts.float().split(batch):
-            between()
+        for index, texts in enumerate(prompts.float().split(batch)):
+            between(index * batch)
             text, noise = texts.to(device), torch.randn(len(texts), channels, *size, generator=generator).to(device)
             ddim(
                 lambda x, t, text=text: denoiser.predict_noise(x, t, text).float(),

@@ -231,17 +231,17 @@ def heldout_loss(
     data: EncodedConcept,
     config: ResolvedConfig,
     steps: int,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int], None] = lambda done: None,
 ) -> float:
     """Compute the mean denoising error of the UNet, with its attached adapters, over fixed minibatches of `data`.
 
     Args:
         steps: the number of minibatches.
-        between: called before each minibatch; may raise.
+        between: called before each minibatch with the number of those that are done; may raise.
     """
     losses = []
     for step in range(steps):
-        between()
+        between(step)
         for minibatch in draw_minibatches(data, denoiser, config, step):
             prediction = denoiser.predict_noise(minibatch.noisy, minibatch.timesteps, minibatch.text)
             losses.append(F.mse_loss(prediction.float(), minibatch.noise).item())

@@ -168,6 +168,7 @@ class _Run:
             )
             state = self._begin(start, objective, resumed)
             sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
+            self.monitor.stage("training", self.plan.word_steps + state.step, self.plan.word_steps + self.plan.steps)
             with objective.attached(), sparing, self._saving_on_exit(lambda: self._save(state, objective)):
                 self._all_steps(state, objective)
                 self._check_not_exploded(state.losses)
@@ -183,6 +184,7 @@ class _Run:
         if state.step >= self.plan.word_steps:
             return
         sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
+        self.monitor.stage("learning the word", state.step, self.plan.word_steps + self.plan.steps)
         with sparing, word.encoder.loaded(), self._saving_on_exit(lambda: self._save_word(word)):
             for _ in self._timed(state, self.plan.word_steps, lambda: self._save_word(word)):
                 with _undone_if_interrupted(state, word.objective):
@@ -327,13 +329,17 @@ class _Run:
             word_step=self.word.state.step if self.word else 0,
             word_losses=self.word.state.losses if self.word else [],
         )
+        written = False
         try:
             checkpoint.save(self.path)
+            written = True
         except OSError as error:
             self.monitor.message(
                 f"The checkpoint {self.path} cannot be written ({error.strerror or error}), so a run that stops now "
                 "cannot be resumed: free some space, or close the program that has the file open."
             )
+        done = (self.word.state.step if self.word else 0) + (state.step if state else 0)
+        self.monitor.checkpointed(done, self.plan.word_steps + self.plan.steps, written)
 
     def _factors(self, state: TrainingState) -> tuple[list[Tensor], list[Tensor]]:
         """A and B as the concept has them if the run ends here."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_ctrl_c_saves_a_checkpoint_and_a_killed_training_resumes(base_folder, pi
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == status, stderr
         assert "Traceback" not in stderr
+        if sent == signal.SIGINT:
+            assert re.search(r"Stopped at step \d+ of 24; the same command with --resume continues\.", stderr)
         assert not (json.loads((bank / "bank.json").read_text("utf-8"))["concepts"])
     unbroken = train_command(base_folder, tmp_path / "other", pictures, "dog", "--steps", "24")
     torch.set_num_threads(1)

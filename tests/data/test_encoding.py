@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 from training_runs import train_command
 
@@ -11,7 +12,10 @@ from seqlora_core.cli.main import main
 from seqlora_core.cli.terminal import TerminalMonitor
 from seqlora_core.data.encoding import cut_prompts, encode_concept
 from seqlora_core.data.reference_folder import Reference
+from seqlora_core.errors import Cancelled
 from seqlora_core.model.base import Base, load_base
+from seqlora_core.model.text_encoder import CLIPTextEncoder
+from seqlora_core.monitor import Monitor
 
 SIZE = (64, 80)
 
@@ -27,14 +31,14 @@ def picture(*pixels: tuple[int, int]) -> Image.Image:
 @pytest.fixture
 def rounded_otherwise(monkeypatch):
     """Encoders of a machine with another number of threads, or another card."""
-    encode_image, encode_prompt = Base.encode_image, Base.encode_prompt
+    encode_image, encode_all = Base.encode_image, CLIPTextEncoder.encode_all
 
     def image(base, pixels):
         mean, std = encode_image(base, pixels)
         return mean * (1 + 1e-6), std
 
     monkeypatch.setattr(Base, "encode_image", image)
-    monkeypatch.setattr(Base, "encode_prompt", lambda base, prompt: encode_prompt(base, prompt) * (1 + 1e-6))
+    monkeypatch.setattr(CLIPTextEncoder, "encode_all", lambda *given: encode_all(*given) * (1 + 1e-6))
 
 
 def test_a_stopped_training_resumes_where_encoding_rounds_otherwise_and_not_with_another_caption(
@@ -103,6 +107,43 @@ def test_repeats_show_an_image_more_often_and_are_other_data(base_folder, finger
     assert once == again != more
 
 
+def test_prompts_are_encoded_in_batches_without_repeats_as_one_by_one(base_folder):
+    base = load_base(str(base_folder))
+    rows = []
+    base.pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    prompts = [f"photo of a thing {number}" for number in range(20)]
+    references = [Reference(picture(), (*prompts[:3], "a dog"), "0.png")] * 2
+    data = encode_concept(base, references, 64, protected=[*prompts, "", "a dog", ""])
+    assert sum(rows) == 22 and len(rows) == 2
+    assert data.protected.shape[0] == 23 and data.examples[0].prompts.shape[0] == 4
+    for embedding, prompt in zip(data.protected, [*prompts, "", "a dog", ""], strict=True):
+        assert torch.allclose(embedding, base.encode_prompt(prompt), atol=1e-5)
+
+
+def test_encoding_reports_how_far_it_is_and_stops_when_asked(base_folder):
+    base = load_base(str(base_folder))
+    monitor = Recorder(stop_at=21)
+    prompts = [f"a dog {number}" for number in range(20)]
+    references = [Reference(picture(), tuple(prompts), "0.png"), Reference(picture(), ("a dog 0",), "1.png")]
+    with pytest.raises(Cancelled):
+        encode_concept(base, references, 64, monitor=monitor)
+    assert {text for text, *_ in monitor.stages} == {"encoding 2 images and 20 prompts"}
+    assert [(done, total) for _, done, total in monitor.stages] == [(0, 22), (16, 22), (20, 22), (21, 22)]
+
+
+class Recorder(Monitor):
+    """Remembers the stages, and stops once so many parts are done."""
+
+    def __init__(self, stop_at: int) -> None:
+        self.stages, self.stop_at = [], stop_at
+
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        self.stages.append((text, done, total))
+
+    def cancelled(self) -> bool:
+        return self.stages[-1][1] >= self.stop_at
+
+
 def test_prompts_that_the_base_cuts_are_reported(base_folder):
     base = load_base(str(base_folder))
     limit = base.pipeline.tokenizer.model_max_length
@@ -124,6 +165,9 @@ def test_a_run_says_what_it_uses_of_a_folder_and_what_not(base_folder, tmp_path,
     with caplog.at_level("INFO", "seqlora"):
         assert main(command) == 0
     said = caplog.text
+    stages = ("loading ", "encoding 3 images and", "protected prompts", "measuring the concept's own", "training\n")
+    assert [said.count(stage) for stage in stages] == [1] * len(stages)
+    assert sorted(stages, key=said.index) == list(stages)
     assert "2 images, 1 caption from files, 1 from templates" in said
     for expected in ("2.heic (HEIC)", "3.gif (GIF)", "have no caption: 1.png", "do not contain the token 'sksdog'"):
         assert expected in said

@@ -3,13 +3,19 @@
 import json
 
 import pytest
+import torch
 from browser import Browser, chromium, find, wait_until
 from test_workflows import NAMES, SMALLEST, read, read_api
+
+from seqlora_core.bank import Bank, BaseIdentity, NewConcept
+from seqlora_core.model.adapters import Adapter
+from seqlora_core.model.sd15 import LayerShape
 
 pytestmark = pytest.mark.slow
 
 READY = "window.app?.extensionManager && window.LiteGraph?.registered_node_types?.SeqLoRAInspectBank"
 GRAPH = "app.graph._nodes"
+LAYERS = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k": LayerShape(320, 320)}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,33 @@ def test_a_workflow_opens_without_a_complaint_and_is_its_api_twin(page, host, na
         assert exported[key]["class_type"] == node["class_type"]
         assert {input_name: exported[key]["inputs"][input_name] for input_name in node["inputs"]} == node["inputs"]
     page.screenshot(host.folder / f"{name}.png")
+    assert own_errors(page, host) == []
+
+
+def test_the_report_of_inspect_bank_is_shown_as_a_whole(page, host):
+    """On a node of the size that it has when a user adds it, for a bank whose report is long."""
+    bank = Bank.open_or_create(host.folder / "models" / "seqlora" / "long", BaseIdentity("a", "0" * 32), LAYERS)
+    for number in range(12):
+        basis = torch.eye(320)[:, [number]]
+        adapters = {layer: Adapter.from_factors(torch.zeros(shape.out, 1), basis) for layer, shape in LAYERS.items()}
+        bank.add(NewConcept(f"subject {number}", f"sks{number}", "thing", 1, "seqlora", adapters))
+    page.errors.clear()
+    page.evaluate("document.querySelector('.p-dialog-close-button')?.click()")
+    page.evaluate(
+        "app.graph.clear(); for (const type of ['SeqLoRABankLoader', 'SeqLoRAInspectBank'])"
+        " app.graph.add(LiteGraph.createNode(type));"
+        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[1].pos = [500, 100];"
+        f"{GRAPH}[0].connect(0, {GRAPH}[1], 0); app.queuePrompt(0)"
+    )
+    page.wait_for("document.querySelector('.seqlora-report')?.textContent.includes('directions free')")
+    page.wait_for("document.querySelector('.seqlora-report').clientHeight > 0")
+    page.screenshot(host.folder / "report.png")
+    report = "document.querySelector('.seqlora-report')"
+    for side in ("Height", "Width"):
+        assert page.evaluate(f"{report}.scroll{side} <= {report}.client{side}")
+    inside = f"{GRAPH}[1].widgets.find(widget => widget.name === 'report')"
+    assert page.evaluate(f"{inside}.y + {inside}.computedHeight <= {GRAPH}[1].size[1]")
+    assert page.evaluate(f"{report}.textContent").count("subject") > 12
     assert own_errors(page, host) == []
 
 

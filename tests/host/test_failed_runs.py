@@ -39,6 +39,19 @@ def test_a_training_without_images_fails_the_run(host, folder, message):
     assert "Traceback" not in host.log()[before:]
 
 
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "no bank"), ("../x", "not a path"), ("torn", "bank.json")])
+def test_a_bank_that_cannot_be_opened_fails_the_run(host, name, message):
+    torn = host.folder / "models" / "seqlora" / "torn"
+    torn.mkdir(parents=True, exist_ok=True)
+    (torn / "bank.json").write_text("{", "utf-8")
+    bank = {"bank": {"class_type": "SeqLoRABankLoader", "inputs": {"bank_name": name}}}
+    report = {"report": {"class_type": "SeqLoRAInspectBank", "inputs": {"bank": ["bank", 0]}}}
+    before = len(host.log())
+    with pytest.raises(NodeError, match=message):
+        host.run({**OTHER_BRANCH, **bank, **report})
+    assert "Traceback" not in host.log()[before:]
+
+
 def test_folders_of_images_are_listed_at_any_depth_and_others_are_not(host):
     root = host.folder / "input"
     (root / "3d").mkdir(exist_ok=True)

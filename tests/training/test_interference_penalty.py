@@ -51,7 +51,7 @@ def test_the_term_is_for_every_prompt_the_energy_of_the_interference_beside_that
         predict_noise=predict_noise,
     )
     kept = watch_protected(
-        denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda: None
+        denoiser, {"layer": layer}, torch.randn(3, 4, 6, generator=generator), (2, 2), 0, 2, lambda done: None
     )
     term = kept.penalty(0.7)
     A, B, x = torch.randn(5, 2, generator=generator), torch.randn(6, 2, generator=generator), torch.cat(seen)
@@ -82,7 +82,7 @@ def test_keys_and_values_of_the_text_need_one_small_pass_and_give_what_many_do(d
     layers, passes = find_layers(denoiser.unet, "cross-kv"), []
     prompts = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
     handle = denoiser.unet.register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0].shape)))
-    kept = watch_protected(denoiser, layers, prompts, (64, 96), 0, 1, lambda: None)
+    kept = watch_protected(denoiser, layers, prompts, (64, 96), 0, 1, lambda done: None)
     handle.remove()
     rows = prompts.flatten(0, 1)
     assert passes == [(3, 4, 8, 8)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import tiny_base
@@ -16,6 +17,7 @@ from seqlora_core.errors import Cancelled, TrainingDiverged, UserError
 from seqlora_core.model.adapters import attach
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.model.sd15 import find_layers, sd15_alphas_cumprod
+from seqlora_core.training.checkpoint import Checkpoint
 from seqlora_core.training.minibatches import draw_minibatches
 from seqlora_core.training.objective import DenoisingObjective, heldout_loss
 from seqlora_core.training.plan import already_trained, next_version
@@ -144,6 +146,18 @@ def test_half_precision_needs_no_autocast_where_there_is_none():
     denoiser = SimpleNamespace(device=device, predict_noise=lambda noisy, timesteps, text: noisy)
     objective = DenoisingObjective(denoiser, {}, "float16")
     assert objective.predict_noise([], [], torch.ones(1), torch.ones(1), torch.ones(1)).dtype == torch.float32
+
+
+def test_a_stopped_run_says_up_to_which_step_it_is_saved(denoiser, bank, monkeypatch):
+    def stopped(steps: int) -> str:
+        with pytest.raises(Cancelled):
+            learn(denoiser, bank, "a", monitor=(monitor := StopAfter(steps)), options=RunOptions(resume=True), steps=7)
+        return monitor.stopped_at
+
+    assert stopped(0) == "before the first step, and nothing was lost"
+    assert stopped(3) == "at step 3 of 7"
+    monkeypatch.setattr(Checkpoint, "save", Mock(side_effect=OSError("full")))
+    assert stopped(5) == "at step 5 of 7, which could not be saved"
 
 
 NAMED = {"settings": "rank", "data": "data", "bank": "concepts before", "base": "base model"}
