@@ -47,6 +47,7 @@ def test_weights_that_the_host_has_packed_itself_are_not_refused(host):
     assert "learned" in text(host.run({**nodes, **trained}), "train-dog")
 
 
+@pytest.mark.smoke
 def test_products_of_eight_bits_which_have_no_derivative_are_not_tried_while_training(host):
     """The host writes into its log where one has failed; where one has not, the backward pass fails."""
     unet = {"unet": unet_alone(host, "fp8_e4m3fn")}
