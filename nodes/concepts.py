@@ -43,8 +43,8 @@ class ExportConcept(_ConceptNode):
         return cls.schema(
             "SeqLoRAExportConcept",
             "Export Concept",
-            "Saves one concept to models/loras as a LoRA file that every SD1.5 LoRA loader reads, and its learned word to "
-            "models/embeddings.",
+            "Saves one concept to models/loras as a LoRA file that every SD1.5 LoRA loader reads, and its learned "
+            "word to models/embeddings.",
             ["save lora", "save concept"],
             [
                 io.String.Input(
