@@ -61,7 +61,7 @@ class HostTextEncoder:
             model_management.load_models_gpu([self._model, self._clip.patcher], force_full_load=not paged)
         self._depth += 1
         try:
-            with without_fast_products(encoder), lent_weights(encoder), _copied_inputs_of_norms(encoder):
+            with without_fast_products(), lent_weights(encoder), _copied_inputs_of_norms(encoder):
                 yield
         finally:
             self._depth -= 1
