@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import utils.install_util  # noqa: E402, F401  (before the host's nodes put another `utils` on the path)
 from safetensors.torch import load_file, save_file  # noqa: E402
 from seqlora.nodes.host.text_encoder import HostTextEncoder  # noqa: E402
-from seqlora.nodes.host.words import known_words, knowing_words  # noqa: E402
+from seqlora.nodes.host.words import knowing_words, known_words  # noqa: E402
 from seqlora.seqlora_core.model.text_encoder import text_fingerprint  # noqa: E402
 
 CHECKPOINT = Path(BASE) / "models" / "checkpoints" / "small.safetensors"
