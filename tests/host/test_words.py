@@ -4,8 +4,16 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
-from comfy_server import host_checkout, host_python
+import torch
+from comfy_server import NodeError, host_checkout, host_python
+from graphs import composed, draw, loader, picture, text, training
+from PIL import Image
+from safetensors.torch import load_file
+
+from seqlora_core.bank import Bank
+from seqlora_core.training.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -49,3 +57,122 @@ def test_the_fingerprint_of_a_clip_is_that_of_its_file(used):
 
 def test_a_class_word_starts_from_its_own_vector(used):
     assert used["class word"] >= 1
+
+
+def learning(subject: str, **changes) -> dict:
+    return training(subject, **{"bank_name": "words", "token_vectors": 2, "token_share": 0.5, "steps": 4, **changes})
+
+
+def bank_of(host, name: str = "words") -> Bank:
+    return Bank.open(host.folder / "models" / "seqlora" / name)
+
+
+def image_of(host, nodes: dict, model: list, clip: list, prompt: str, name: str) -> np.ndarray:
+    """The picture that stock nodes draw of a prompt."""
+    drawing = picture(model, name)
+    drawing["words"]["inputs"] = {"clip": clip, "text": prompt}
+    saved = host.run({**loader(), **nodes, **drawing})["save"]["images"][0]["filename"]
+    return np.asarray(Image.open(host.folder / "output" / saved)).astype(int)
+
+
+@pytest.fixture(scope="module")
+def learned(host) -> str:
+    """What Train Concept said of a concept whose word it learned."""
+    before = draw(host, ["base", 0], "before-words")
+    shown = text(host.run({**loader(), **learning("dog")}), "train-dog")
+    assert (draw(host, ["base", 0], "after-words") == before).all()
+    return shown
+
+
+def test_a_learned_concept_is_called_by_its_word_alone(host, learned):
+    assert "dog learned" in learned
+    concept = bank_of(host).concept("dog")
+    assert concept.subject == "sksdog"
+    assert bank_of(host).words()["sksdog"].shape == (2, 768)
+    assert "nothing was trained" in text(host.run({**loader(), **learning("dog")}), "train-dog")
+
+
+def test_every_clip_output_and_the_exported_files_draw_the_same(host, learned):
+    prompt = "a sksdog, sitting"
+    trained = image_of(host, learning("dog"), ["train-dog", 2], ["train-dog", 5], prompt, "trained")
+    nodes = composed("dog", "words")
+    nodes["compose"]["inputs"]["clip"] = ["base", 1]
+    nodes["bank"]["inputs"]["clip"] = ["base", 1]
+    for name, clip in (("composed", ["compose", 3]), ("loaded", ["bank", 2])):
+        assert (image_of(host, nodes, ["compose", 0], clip, prompt, name) == trained).all()
+    export = {"bank": ["bank", 0], "concept_name": "dog", "file_name": "worded"}
+    nodes |= {"export": {"class_type": "SeqLoRAExportConcept", "inputs": export}}
+    assert "embedding:sksdog" in text(host.run({**loader(), **nodes}), "export")
+    lora = {"model": ["base", 0], "clip": ["base", 1], "lora_name": "worded.safetensors"}
+    lora |= {"strength_model": 1.0, "strength_clip": 1.0}
+    stock = {"lora": {"class_type": "LoraLoader", "inputs": lora}}
+    theirs = image_of(host, stock, ["lora", 0], ["lora", 1], "a embedding:sksdog , sitting", "stock")
+    assert np.abs(theirs - trained).max() <= 1
+    assert np.abs(image_of(host, stock, ["lora", 0], ["lora", 1], prompt, "unknown") - trained).max() > 1
+
+
+def test_an_export_writes_over_no_other_embedding(host, learned):
+    other = host.folder / "models" / "embeddings" / "sksdog.safetensors"
+    other.parent.mkdir(exist_ok=True)
+    content = other.read_bytes() if other.exists() else None
+    other.write_bytes(b"another one")
+    export = {"bank": ["bank", 0], "concept_name": "dog", "file_name": "refused"}
+    nodes = {**composed("", "words"), "export": {"class_type": "SeqLoRAExportConcept", "inputs": export}}
+    with pytest.raises(NodeError, match="exists and is another file"):
+        host.run({**loader(), **nodes})
+    assert other.read_bytes() == b"another one"
+    assert not (host.folder / "models" / "loras" / "refused.safetensors").exists()
+    other.unlink()
+    if content is not None:
+        other.write_bytes(content)
+
+
+def test_without_a_clip_only_what_needs_it_fails_and_says_what_to_connect(host, learned):
+    nodes = composed("dog", "words")
+    host.run({**loader(), **nodes, **picture(["compose", 0], "no-clip")})
+    with pytest.raises(NodeError, match="connect the base model's CLIP to the input clip of Compose Concepts"):
+        image_of(host, nodes, ["compose", 0], ["compose", 3], "a sksdog", "blocked")
+
+
+@pytest.mark.parametrize("step", [2, 5])  # while learning the word, and after
+def test_a_run_cancelled_in_either_phase_ends_at_the_same_tensors(host, learned, step):
+    changes = {"steps": 8, "concept_name": "dog"}
+    whole, part = (f"{name} {step}" for name in ("whole", "part"))
+    prompt = {**loader(), **learning("dog", bank_name=part, **changes)}
+    job = host.queue_and_wait_for_progress(prompt, "train-dog", step)
+    host.request("/interrupt", {})
+    host.wait(job)
+    assert Checkpoint.load(bank_of(host, part).checkpoint_path("dog")).word_step >= 2
+    assert any("Resuming at step" in shown for shown in host.texts(prompt))
+    host.run({**loader(), **learning("dog", bank_name=whole, **changes)})
+    for file in ("embeddings/dog.safetensors", "concepts/dog.safetensors"):
+        one, other = (load_file(bank_of(host, name).folder / file) for name in (whole, part))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_a_concept_of_a_version_without_words_is_kept_until_it_is_replaced(host, learned):
+    host.run({**loader(), **training("cat", bank_name="earlier")})
+    path = bank_of(host, "earlier").folder / "bank.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    for name in ("token_vectors", "token_share", "lr_token"):
+        del manifest["concepts"][0]["settings"][name]
+    path.write_text(json.dumps(manifest), "utf-8")
+    unchanged = text(host.run({**loader(), **training("cat", bank_name="earlier")}), "train-cat")
+    assert "unchanged; nothing was trained" in unchanged
+    nodes = training("cat", bank_name="earlier", token_vectors=2)
+    said = text(host.run({**loader(), **nodes}), "train-cat")
+    assert "has no learned word" in said and "'replace'" in said
+    nodes["train-cat"]["inputs"]["on_existing"] = "replace"
+    assert "cat learned" in text(host.run({**loader(), **nodes}), "train-cat")
+    assert bank_of(host, "earlier").concept("cat").subject == "skscat"
+
+
+def test_a_fusion_reads_the_learned_words(host, learned):
+    host.run({**loader(), **learning("cat")})
+    nodes = composed("dog:4, cat:4", "words")
+    nodes["compose"]["inputs"] |= {"fusion": "loraclr", "clip": ["base", 1]}
+    fused = image_of(host, nodes, ["compose", 0], ["compose", 3], "sksdog and skscat", "fused-words")
+    nodes["compose"]["inputs"]["fusion"] = "sum"
+    summed = image_of(host, nodes, ["compose", 0], ["compose", 3], "sksdog and skscat", "summed-words")
+    assert np.abs(fused - summed).max() > 2

@@ -96,11 +96,10 @@ def gradients(clip: comfy.sd.CLIP) -> dict[str, float]:
 
 
 def state(clip: comfy.sd.CLIP) -> list[object]:
-    """Everything that a training run could change in a CLIP."""
+    """Everything that a training run could change in a CLIP; the layer is set again by each encoding."""
+    encode(clip, "")
     model = clip.cond_stage_model
-    weights = [
-        (id(weight), weight.double().sum().item(), weight.requires_grad) for weight in model.state_dict().values()
-    ]
+    weights = [(id(own), own.double().sum().item(), own.requires_grad) for own in model.parameters()]
     hooks = sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in model.modules())
     tokenizers = [id(clip.tokenizer), id(clip.tokenizer.clip_l), id(clip.tokenizer.clip_l.tokenizer)]
     own = [sorted(vars(clip)), clip.layer_idx, clip.tokenizer_options, sorted(clip.patcher.patches)]
@@ -110,7 +109,6 @@ def state(clip: comfy.sd.CLIP) -> list[object]:
 
 def main() -> None:
     clip = load()
-    encode(clip, "")
     before = state(clip)
     knowing = knowing_words(clip, WORDS)
     skipping = clip.clone()
