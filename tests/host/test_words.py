@@ -131,7 +131,9 @@ def test_without_a_clip_only_what_needs_it_fails_and_says_what_to_connect(host, 
     nodes = composed("dog", "words")
     host.run({**loader(), **nodes, **picture(["compose", 0], "no-clip")})
     with pytest.raises(NodeError, match="connect the base model's CLIP to the input clip of Compose Concepts"):
-        image_of(host, nodes, ["compose", 0], ["compose", 3], "a sksdog", "blocked")
+        drawing = picture(["compose", 0], "blocked")
+        drawing["words"]["inputs"]["clip"] = ["compose", 3]
+        host.texts({**loader(), **nodes, **drawing})
 
 
 @pytest.mark.parametrize("step", [2, 5])  # while learning the word, and after

@@ -99,7 +99,7 @@ def state(clip: comfy.sd.CLIP) -> list[object]:
     """Everything that a training run could change in a CLIP; the layer is set again by each encoding."""
     encode(clip, "")
     model = clip.cond_stage_model
-    weights = [(id(own), own.double().sum().item(), own.requires_grad) for own in model.parameters()]
+    weights = [(name, own.double().sum().item(), own.requires_grad) for name, own in model.named_parameters()]
     hooks = sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in model.modules())
     tokenizers = [id(clip.tokenizer), id(clip.tokenizer.clip_l), id(clip.tokenizer.clip_l.tokenizer)]
     own = [sorted(vars(clip)), clip.layer_idx, clip.tokenizer_options, sorted(clip.patcher.patches)]
