@@ -4,6 +4,7 @@ The header is read first, and a tensor only when it is asked for, so that neithe
 declares one costs memory.  The layout is that of https://github.com/huggingface/safetensors#format.
 """
 
+import copy
 import io
 import json
 import math
@@ -90,6 +91,13 @@ class TensorFile(Mapping[str, Tensor]):
             UserError: it is something else (says what), or is damaged.
         """
         return cls(source, lambda: io.BytesIO(content))
+
+    def without(self, is_left_out: Callable[[str], bool]) -> "TensorFile":
+        """Return the same file without the tensors of some keys."""
+        rest = copy.copy(self)
+        rest._entries = {key: entry for key, entry in self._entries.items() if not is_left_out(key)}
+        rest.shapes = {key: entry.shape for key, entry in rest._entries.items()}
+        return rest
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -14,6 +14,7 @@ from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.model.sd15 import find_layers, layer_shapes, sd15_alphas_cumprod
+from seqlora_core.model.text_encoder import CLIPTextEncoder
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no failure
 hypothesis.settings.load_profile("any machine")
@@ -55,3 +56,10 @@ def base_folder(tmp_path_factory) -> Path:
 def base_file(tmp_path_factory) -> Path:
     """The same weights as one file in SD1.5's original layout."""
     return tiny_base.save_single_file(tmp_path_factory.mktemp("file") / "small-sd.safetensors")
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory) -> CLIPTextEncoder:
+    """A text encoder of the width that the UNet in memory takes."""
+    tokenizer = tiny_base.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return CLIPTextEncoder(tokenizer, tiny_base.make_text_encoder(tokenizer, 32))

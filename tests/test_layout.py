@@ -9,7 +9,16 @@ CORE = Path(__file__).parents[1] / "seqlora_core"
 LAYERS = (  # from the bottom to the top: modules or packages, by the start of their name
     ("errors",),
     ("monitor", "devices", "randomness", "hashing", "files", "tensor_file", "subspace", "plots"),
-    ("mini", "data.formats", "data.prompts", "data.captions", "data.listing", "data.images", "data.reference_folder"),
+    (
+        "mini",
+        "data.formats",
+        "data.prompts",
+        "data.words",
+        "data.captions",
+        "data.listing",
+        "data.images",
+        "data.reference_folder",
+    ),
     ("model",),
     ("data.dataset", "data.encoding"),
     ("bank",),

@@ -36,6 +36,21 @@ def make_unet(channels=CHANNELS, layers_per_block: int = 2, text_width: int = TE
     return UNet2DConditionModel(**{**config, **changes}).eval().requires_grad_(False)
 
 
+def make_text_encoder(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH) -> CLIPTextModel:
+    """CLIP's text encoder, narrower and with two layers."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        eos_token_id=len(tokenizer) - 1,
+        bos_token_id=len(tokenizer) - 2,
+    )
+    return CLIPTextModel(config).eval().requires_grad_(False)
+
+
 def make_pipeline(folder: Path, seed: int = 0, **unet_changes) -> StableDiffusionPipeline:
     """All parts of a Stable Diffusion 1.5 pipeline; `folder` receives the tokenizer's files."""
     torch.manual_seed(seed)
@@ -47,18 +62,7 @@ def make_pipeline(folder: Path, seed: int = 0, **unet_changes) -> StableDiffusio
         latent_channels=4,
     )
     tokenizer = make_tokenizer(folder)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            eos_token_id=len(tokenizer) - 1,
-            bos_token_id=len(tokenizer) - 2,
-        )
-    )
+    text_encoder = make_text_encoder(tokenizer)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

@@ -5,6 +5,8 @@ import torch
 from seqlora_core.bank import Bank
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.data.dataset import EncodedConcept, Example
+from seqlora_core.data.prompts import template_prompts
+from seqlora_core.model.text_encoder import CLIPTextEncoder
 from seqlora_core.monitor import Monitor
 from seqlora_core.training.config import ResolvedConfig, TrainingConfig
 from seqlora_core.training.methods import resolve
@@ -24,6 +26,19 @@ def random_concept(seed: int, images: int = 3, prior: int = 0, size: int = 8) ->
     return EncodedConcept([example() for _ in range(images)], [example() for _ in range(prior)])
 
 
+def captioned(encoder: CLIPTextEncoder, spec: ConceptSpec, seed: int = 0, captions: tuple[str, ...] = ()):
+    """What `train_concept` encodes with: random latents, described by prompts that name the concept's token."""
+    texts = captions or template_prompts(spec.token)
+
+    def encode(prompts, words):
+        random = random_concept(seed)
+        embedded = encoder.encode_all(texts, words)
+        examples = [Example(old.mean, embedded, old.std, texts=texts) for old in random.examples]
+        return EncodedConcept(examples, protected=encoder.encode_all(prompts, words), source=f"images {seed}")
+
+    return encode
+
+
 def spec(name: str) -> ConceptSpec:
     return ConceptSpec(name, f"sks{name}", "thing")
 
@@ -38,12 +53,14 @@ def learn(denoiser, bank, name: str, data=None, monitor=None, options=None, **se
 
 def encoded(data: EncodedConcept):
     """What `train_concept` encodes with, for data that is encoded already."""
-    return lambda prompts: data
+    return lambda prompts, words: data
 
 
 def resolved(**settings) -> ResolvedConfig:
     """Settings of a short run, with whatever is left open decided."""
-    return resolve(TrainingConfig(**{"steps": 4, "rank": 2, **settings}), native_size=512, dtype="float32")
+    return resolve(
+        TrainingConfig(**{"steps": 4, "rank": 2, "token_vectors": 0, **settings}), native_size=512, dtype="float32"
+    )
 
 
 def factors(bank: Bank, name: str) -> dict:

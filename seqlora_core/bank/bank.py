@@ -20,8 +20,8 @@ from ..hashing import sha256
 from ..model.adapters import Adapter
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
+from . import embedding_file, lora_file, names
 from . import folder as bank_files
-from . import lora_file, names
 from .manifest import Concept, Manifest, Provenance
 from .spec import ConceptSpec
 
@@ -30,7 +30,13 @@ _THUMBNAIL_SIZE = 256
 
 @dataclass(frozen=True)
 class NewConcept(ConceptSpec):
-    """A concept on its way into a bank (attributes as `Concept`'s); `adapters` by canonical layer name."""
+    """A concept on its way into a bank (attributes as `Concept`'s).
+
+    Attributes:
+        adapters: by canonical layer name.
+        word: the vectors [k, w] of its learned word; None for a concept that is called by its token and class word.
+        text_encoder: fingerprint of the text encoder that the word belongs to; empty if that is not known.
+    """
 
     rank: int
     method: str
@@ -40,6 +46,8 @@ class NewConcept(ConceptSpec):
     requested: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     thumbnail: Image.Image | None = None
+    word: Tensor | None = None
+    text_encoder: str = ""
 
 
 class Bank:
@@ -85,10 +93,7 @@ class Bank:
         if not bank.concepts and bank.manifest.base.fingerprint != base.fingerprint:
             bank = bank._given_to(base, layers)
         bank.check_base(base)
-        if bank.manifest.layers != dict(layers):
-            raise UserError(
-                f"{folder / bank_files.MANIFEST} has other layers than its base model: restore it from a backup."
-            )
+        bank.check_layers(layers)
         return bank
 
     @classmethod
@@ -143,6 +148,26 @@ class Bank:
             raise UserError(
                 f"The bank {self.folder} belongs to the base model {own.name} ({own.fingerprint[:8]}), "
                 f"not to {base.name} ({base.fingerprint[:8]}): use that base, or another bank."
+            )
+
+    def check_layers(self, layers: Mapping[str, LayerShape]) -> None:
+        """Raise UserError where the manifest's layers are not those of the base that it names: somebody changed it."""
+        if self.manifest.layers != dict(layers):
+            raise UserError(
+                f"{self.folder / bank_files.MANIFEST} has other layers than its base model: restore it from a backup."
+            )
+
+    def check_text_encoder(self, fingerprint: str) -> None:
+        """Refuse a text encoder that the bank's words do not belong to.
+
+        Raises:
+            UserError: it is another one.
+        """
+        own = self.manifest.text_encoder
+        if own and fingerprint and own != fingerprint:
+            raise UserError(
+                f"The words of the bank {self.folder} were learned with another text encoder ({own[:8]}) than this one "
+                f"({fingerprint[:8]}): use the CLIP of the bank's base model, or another bank."
             )
 
     # Reading
@@ -218,6 +243,40 @@ class Bank:
                 except UserError as error:
                     problems.append(str(error))
         return loaded, problems
+
+    def words(self, concepts: Sequence[Concept] | None = None, problems: list[str] | None = None) -> dict[str, Tensor]:
+        """The learned words of some concepts (default: all): token -> vectors [k, w] float32, on the CPU.
+
+        Of concepts with the same token, as the versions of one subject have it, the last one counts.
+
+        Args:
+            problems: receives a sentence for each word that cannot be loaded, which is then left out.
+
+        Raises:
+            UserError: a word cannot be loaded (without `problems`).
+        """
+        words: dict[str, Tensor] = {}
+        with self._reading() as newest:
+            if concepts is None:
+                self.manifest = newest
+                concepts = self.concepts
+            for concept in concepts:
+                if concept.embedding:
+                    try:
+                        words[concept.token] = self._load_word(concept, newest)
+                    except UserError as error:
+                        if problems is None:
+                            raise
+                        problems.append(str(error))
+        return words
+
+    def _load_word(self, concept: Concept, newest: Manifest) -> Tensor:
+        current = next((other for other in newest.concepts if other.id == concept.id), concept)
+        content = bank_files.read_embedding_file(self.folder, current)
+        path = self.folder / PurePosixPath(current.embedding)
+        if sha256(content) != current.embedding_sha256:
+            raise UserError(f"The word of concept {concept.name!r} is damaged or was changed: {path}.")
+        return embedding_file.deserialize(content, str(path))[1]
 
     def read(self, concepts: Sequence[Concept]) -> Iterator[dict[str, Adapter]]:
         """As `load`, one concept after the other, so that a large bank need not be in memory at once."""
@@ -321,6 +380,8 @@ class Bank:
         with self._changing():
             if not replace:
                 self.require_free(new.name)
+            if new.word is not None:
+                self.check_text_encoder(new.text_encoder)
             old = self.manifest.find(new.name)
             others = tuple(concept for concept in self.concepts if concept is not old)
             record = Concept(
@@ -338,7 +399,8 @@ class Bank:
                 requested=new.requested,
                 metrics=new.metrics,
             )
-            return self._publish_one(record, new.adapters, _webp(new.thumbnail), old, lambda record: (*others, record))
+            contents = _Contents(new.adapters, _webp(new.thumbnail), new.word)
+            return self._publish_one(record, contents, old, lambda record: (*others, record), new.text_encoder)
 
     def remove(self, name: str) -> Concept:
         """Take a concept out; its directions are free again for later concepts."""
@@ -368,8 +430,11 @@ class Bank:
                 self.require_free(new_name, "choose another name")
             return self._publish_one(
                 dataclasses.replace(old, name=new_name),
-                self._load_one(old, self.manifest),
-                bank_files.read_thumbnail(self.folder, old),
+                _Contents(
+                    self._load_one(old, self.manifest),
+                    bank_files.read_thumbnail(self.folder, old),
+                    self._load_word(old, self.manifest) if old.embedding else None,
+                ),
                 old,
                 lambda renamed: tuple(renamed if other is old else other for other in self.concepts),
             )
@@ -384,19 +449,19 @@ class Bank:
     def _publish_one(
         self,
         record: Concept,
-        adapters: Mapping[str, Adapter],
-        thumbnail: bytes,
+        contents: "_Contents",
         old: Concept | None,
         concepts: Callable[[Concept], tuple[Concept, ...]],
+        text_encoder: str = "",
     ) -> Concept:
         """Write a concept's files and the manifest that has it, in place of `old`; if that fails, take all back."""
-        record = self._with_files(record, thumbnail)
+        record = self._with_files(record, contents)
         with _explaining(f"store {record.name!r} in the bank {self.folder}"):
             involved = [record, old] if old is not None else [record]
             try:
                 bank_files.mark(self.folder, involved)
-                record = self._write_concept(record, adapters, thumbnail)
-                self._publish(concepts(record))
+                record = self._write_concept(record, contents)
+                self._publish(concepts(record), text_encoder)
             except BaseException:
                 if self._is_unknown(record):
                     bank_files.delete_files(self.folder, record)
@@ -411,7 +476,7 @@ class Bank:
         except UserError:
             return False
 
-    def _with_files(self, record: Concept, thumbnail: bytes) -> Concept:
+    def _with_files(self, record: Concept, contents: "_Contents") -> Concept:
         """The record with names of files that no other file has."""
         taken = {PurePosixPath(concept.file).stem for concept in self.concepts}
         # Of concepts that are gone, too: Windows keeps a file as long as somebody has it open.
@@ -420,11 +485,17 @@ class Bank:
         return dataclasses.replace(
             record,
             file=f"concepts/{slug}.safetensors",
-            thumbnail=f"thumbnails/{slug}.webp" if thumbnail else "",
+            thumbnail=f"thumbnails/{slug}.webp" if contents.thumbnail else "",
+            embedding=f"embeddings/{slug}.safetensors" if contents.word is not None else "",
         )
 
-    def _write_concept(self, record: Concept, adapters: Mapping[str, Adapter], thumbnail: bytes) -> Concept:
+    def _write_concept(self, record: Concept, contents: "_Contents") -> Concept:
         """Write a concept's files; until `_publish` nobody knows of them."""
+        if contents.word is not None:
+            word = embedding_file.serialize(record.token, contents.word)
+            embedding_file.deserialize(word, f"The word of concept {record.name!r}")
+            bank_files.write_file(self.folder, record.embedding, word)
+            record = dataclasses.replace(record, embedding_sha256=sha256(word))
         described = {key: value for key, value in record.as_dict().items() if key != "sha256"}
         header = lora_file.metadata(
             title=record.name,
@@ -433,17 +504,26 @@ class Bank:
             rank=record.rank,
             extra={"bank": self.manifest.id, "concept": described},
         )
-        content = lora_file.serialize(adapters, header)
+        content = lora_file.serialize(contents.adapters, header)
         lora_file.deserialize(content, f"Concept {record.name!r}")  # nothing is stored that could not be loaded
         bank_files.write_file(self.folder, record.file, content)
-        if thumbnail:
-            bank_files.write_file(self.folder, record.thumbnail, thumbnail)
+        if contents.thumbnail:
+            bank_files.write_file(self.folder, record.thumbnail, contents.thumbnail)
         return dataclasses.replace(record, sha256=sha256(content))
 
-    def _publish(self, concepts: tuple[Concept, ...]) -> None:
-        manifest = self.manifest.with_concepts(concepts)
+    def _publish(self, concepts: tuple[Concept, ...], text_encoder: str = "") -> None:
+        manifest = self.manifest.with_concepts(concepts, text_encoder)
         bank_files.write_manifest(self.folder, manifest)
         self.manifest = manifest
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a concept's files hold."""
+
+    adapters: Mapping[str, Adapter]
+    thumbnail: bytes = b""
+    word: Tensor | None = None
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from .manifest_check import MAX_RANK
 
 MANIFEST = "bank.json"
 _PENDING = ".pending"
+_PLACES = ("concepts", "thumbnails", "embeddings")
 _MAX_THUMBNAIL = 2**20  # bytes
+MAX_EMBEDDING = 4 * 2**20  # bytes; 75 vectors of 8192 numbers take 2.5 MB
 _BEGINNING = 4096  # bytes of a manifest that name its format
 
 
@@ -78,6 +80,25 @@ def read_concept_file(folder: Path, concept: Concept, manifest: Manifest) -> byt
         raise UserError(f"The file of concept {concept.name!r} cannot be used: {error}") from error
 
 
+def read_embedding_file(folder: Path, concept: Concept) -> bytes:
+    """Read the bytes of a learned word's file.
+
+    Raises:
+        UserError: it is missing, a link, larger than a word can be, or cannot be read.
+    """
+    path = folder / PurePosixPath(concept.embedding)
+    try:
+        _check_folder(path.parent)
+        return storage.read_plain(path, MAX_EMBEDDING)
+    except OSError as error:
+        raise UserError(
+            f"The word of concept {concept.name!r} cannot be read: {path} ({error.strerror}); put it back, or remove "
+            "the concept."
+        ) from error
+    except UserError as error:
+        raise UserError(f"The word of concept {concept.name!r} cannot be used: {error}") from error
+
+
 def read_thumbnail(folder: Path, concept: Concept) -> bytes:
     """Read a concept's thumbnail; empty where it has none that can be read, since it is only decoration."""
     if concept.thumbnail:
@@ -102,7 +123,7 @@ def write_file(folder: Path, relative: str, content: bytes) -> None:
 
 def delete_files(folder: Path, concept: Concept) -> None:
     """Delete the files of a concept that is not in the manifest; one that is open elsewhere stays, on Windows."""
-    for relative in filter(None, (concept.file, concept.thumbnail)):
+    for relative in concept.files:
         path = folder / PurePosixPath(relative)
         with contextlib.suppress(OSError, UserError):
             _check_folder(path.parent)
@@ -135,10 +156,10 @@ def clean(folder: Path, manifest: Manifest) -> None:
     The caller holds the bank's lock, so that no other change is under way.  Files without a mark stay: an older
     manifest may have been restored from a backup, and the concepts that it does not name are not lost then.
     """
-    for place in (folder, folder / "concepts", folder / "thumbnails", folder / "checkpoints"):
+    for place in (folder, *(folder / name for name in (*_PLACES, "checkpoints"))):
         storage.remove_abandoned(place)
-    used = {name.casefold() for concept in manifest.concepts for name in (concept.file, concept.thumbnail)}
-    for place in ("concepts", "thumbnails"):
+    used = {name.casefold() for concept in manifest.concepts for name in concept.files}
+    for place in _PLACES:
         for note in storage.entries(folder / place):
             if note.name.startswith(".") and note.name.endswith(_PENDING) and storage.is_plain(note):
                 path = note.with_name(note.name[1 : -len(_PENDING)])
@@ -149,8 +170,7 @@ def clean(folder: Path, manifest: Manifest) -> None:
 
 
 def _files(folder: Path, concepts: Iterable[Concept]) -> list[Path]:
-    names = [name for concept in concepts for name in (concept.file, concept.thumbnail) if name]
-    return [folder / PurePosixPath(name) for name in names]
+    return [folder / PurePosixPath(name) for concept in concepts for name in concept.files]
 
 
 def _note(path: Path) -> Path:

@@ -14,6 +14,7 @@ from ..model.adapters import Adapter, update_norm
 from ..model.sd15 import LayerShape
 from ..tensor_file import TensorFile, check_is_file
 from . import numbered_lora
+from .embedding_file import is_bundled
 from .lora_file import alpha_value, scaled_adapter
 from .lora_keys import TEXT_ENCODER, Parts, flat_name, group, layer_names
 from .lora_kinds import not_plain, other_model, what_it_is
@@ -50,13 +51,16 @@ class ForeignLora:
     uncounted: int = 0
 
 
+NOTHING = ForeignLora({}, {}, 0, 1.0, True)  # of a file without a LoRA
+
+
 def read(path: Path, layers: Mapping[str, LayerShape]) -> ForeignLora:
     """Read a LoRA file for a base model with these layers.
 
     Raises:
         UserError: it cannot be read, is for another model, is no plain LoRA, or changes none of the layers.
     """
-    file = _open(path)
+    file = open_file(path).without(is_bundled)
     numbered = numbered_lora.is_numbered(file)
     keys = numbered_lora.named_keys(file.shapes, layers, path.name) if numbered else {key: key for key in file}
     parts, known = group(keys, path.name), layer_names(layers)
@@ -100,7 +104,12 @@ def describe_share(share: float, uncounted: int) -> str:
     )
 
 
-def _open(path: Path) -> TensorFile:
+def open_file(path: Path) -> TensorFile:
+    """Open a .safetensors file; says what is wrong with another.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
     if path.is_dir():
         check_is_file(path)
     ending = path.suffix.lower()

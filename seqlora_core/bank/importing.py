@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..hashing import sha256
 from ..model.adapters import Adapter, update_norm
 from ..monitor import Monitor, wait_for_others
-from . import Bank, Concept, NewConcept, Provenance, foreign_lora
+from . import Bank, Concept, NewConcept, Provenance, embedding_file, foreign_lora
 from .inspection import OVERLAP_LIMIT, overlaps_with
 from .spec import ConceptSpec
 
@@ -25,20 +25,31 @@ def import_lora(
     project: bool = False,
     replace: bool = False,
     monitor: Monitor | None = None,
+    embedding: Path | None = None,
+    text_encoder: str = "",
 ) -> Concept:
-    """Add the attention layers of a LoRA file to a bank; the same file imported again is found and left as it is.
+    """Add the attention layers of a LoRA file and a learned word, or either of them, to a bank.
+
+    The same files imported again are found and left as they are.
 
     Args:
+        path: a LoRA, which may carry words itself, or a textual inversion alone.
         project: replace each dW by dW P, of all matrices that vanish on the bank's directions Q the closest to it.
         replace: an existing concept of that name gives way.
+        embedding: a textual inversion, whose vectors become the word `spec.token`.
+        text_encoder: fingerprint of the one that the word belongs to; empty if that is not known.
 
     Raises:
         UserError: the file cannot be used (see `foreign_lora.read`), the name is taken, or the projection leaves
             nothing.
     """
-    lora = foreign_lora.read(path, bank.refresh().manifest.layers)
-    provenance = Provenance(source=path.name, sha256=sha256(path.read_bytes()), projected=project)
     monitor = monitor or Monitor()
+    bank.refresh()
+    word = _read_word(path, embedding, spec, monitor)
+    has_lora = not embedding_file.is_embedding(foreign_lora.open_file(path))
+    lora = foreign_lora.read(path, bank.manifest.layers) if has_lora else foreign_lora.NOTHING
+    content = path.read_bytes() + (embedding.read_bytes() if embedding else b"")
+    provenance = Provenance(source=path.name, sha256=sha256(content), projected=project and has_lora)
     with bank.training(wait_for_others(monitor)):
         existing = bank.manifest.find(spec.name)
         if existing and _same_import(existing, spec, provenance):
@@ -51,24 +62,59 @@ def import_lora(
         for problem in damaged:
             monitor.message(f"{problem} Its directions cannot be taken into account.")
         outside = project_off(lora.adapters, bank.spanned_by(others))
-        if project and not outside:
+        if project and has_lora and not outside:
             raise UserError(
                 f"Nothing of {path.name} lies outside of what the bank's concepts occupy: import it without the "
                 "projection, or into another bank."
             )
         adapters = outside if project else lora.adapters
         metrics = {
-            "remaining": _norm(outside) / _norm(lora.adapters),
-            "least_remaining": _least_remaining(lora.adapters, outside),
+            "remaining": _norm(outside) / _norm(lora.adapters) if has_lora else 1.0,
+            "least_remaining": _least_remaining(lora.adapters, outside) if has_lora else 1.0,
             "left_out": lora.left_out,
             "partly": lora.partly,
             "share": lora.share,
             "alpha_known": lora.alpha_known,
             "uncounted": lora.uncounted,
         }
-        rank = max(adapter.rank for adapter in adapters.values())
-        new = NewConcept(spec.name, spec.token, spec.class_word, rank, METHOD, adapters, provenance, metrics=metrics)
+        new = NewConcept(
+            spec.name,
+            spec.token,
+            spec.class_word,
+            max((adapter.rank for adapter in adapters.values()), default=1),
+            METHOD,
+            adapters,
+            provenance,
+            metrics=metrics,
+            word=word,
+            text_encoder=text_encoder,
+        )
         return bank.add(new, replace)
+
+
+def word_in(path: Path) -> str:
+    """Return the name of the only learned word in a file, a LoRA or a textual inversion; empty if there is not one."""
+    file = foreign_lora.open_file(path)
+    if embedding_file.is_embedding(file):
+        return embedding_file.read(path)[0]
+    words = list(embedding_file.bundled_words(file))
+    return words[0] if len(words) == 1 else ""
+
+
+def _read_word(path: Path, embedding: Path | None, spec: ConceptSpec, monitor: Monitor) -> Tensor | None:
+    """The vectors of the concept's word: of the textual inversion, or those of its token that the LoRA file carries."""
+    file = foreign_lora.open_file(path)
+    if embedding is not None or embedding_file.is_embedding(file):
+        return embedding_file.read(embedding or path)[1]
+    words = embedding_file.bundled_words(file)
+    found = {word: vectors for word, vectors in words.items() if word.casefold() == spec.token.casefold()}
+    left_out = [word for word in words if word not in found]
+    if left_out:
+        monitor.message(
+            f"{path.name} carries the learned words {', '.join(left_out)}, which are left out: a concept has only the "
+            f"word of its token, {spec.token!r}."
+        )
+    return next(iter(found.values()), None)
 
 
 def project_off(adapters: Mapping[str, Adapter], Q: Mapping[str, Tensor]) -> dict[str, Adapter]:
@@ -86,9 +132,12 @@ def describe_import(bank: Bank, concept: Concept) -> str:
     """What was taken from the file, what was not, and how it fits among the bank's concepts."""
     facts, layers = concept.metrics, len(bank.manifest.layers)
     lines = [
-        f"{concept.name}: '{concept.token} {concept.class_word}' from {concept.provenance.source}; "
-        f"{layers - len(concept.layers_skipped)} of {layers} attention layers, rank {concept.rank}."
+        f"{concept.name}: '{concept.subject}' from {concept.provenance.source}; "
+        f"{layers - len(concept.layers_skipped)} of {layers} attention layers, rank {concept.rank}"
+        f"{', with a learned word' if concept.embedding else ''}."
     ]
+    if len(concept.layers_skipped) == layers:
+        return f"{concept.name}: the word '{concept.subject}' from {concept.provenance.source}, without a LoRA."
     left_out = [f"{count} {kind}" for kind, count in facts.get("left_out", {}).items() if count]
     if left_out:
         lines.append(

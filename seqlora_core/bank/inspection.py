@@ -56,6 +56,7 @@ class Inspection:
 def inspect(bank: Bank) -> Inspection:
     """Read every file of a bank and measure it; a damaged file is a problem of the report, never an error."""
     loaded, problems = bank.load_intact()
+    bank.words(problems=problems)
     layers = {}
     for layer, shape in bank.manifest.layers.items():
         used = subspace.occupied((adapters[layer].B for adapters in loaded.values() if layer in adapters), shape.width)

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..data.words import NO_WORDS, Words
 from ..errors import UserError
 from ..model.adapters import Adapter
 from ..model.sd15 import SD15
 from ..tensor_file import TensorFile
+from .embedding_file import bundle, is_bundled
 
 _PARTS = ("lora_up.weight", "lora_down.weight", "alpha")
 _LARGEST_ALPHA = 1e30
@@ -60,10 +62,11 @@ def from_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Adapter]:
             finite.
     """
     adapters = {}
-    unknown = next((key for key in tensors if key.split(".", 1)[-1] not in _PARTS), None)
+    keys = [key for key in tensors if not is_bundled(key)]  # the words in it are read by `embedding_file`
+    unknown = next((key for key in keys if key.split(".", 1)[-1] not in _PARTS), None)
     if unknown is not None:
         raise UserError(f"The LoRA holds {unknown!r}, which is not part of a plain LoRA.")
-    for prefix in dict.fromkeys(key.split(".")[0] for key in sorted(tensors)):
+    for prefix in dict.fromkeys(key.split(".")[0] for key in sorted(keys)):
         layer = canonical_name(prefix)
         if layer is None:
             raise UserError(f"The LoRA holds {prefix!r}, which is not an SD1.5 attention layer.")
@@ -122,9 +125,13 @@ def alpha_value(alpha: Tensor | float, name: str) -> float:
     return float(value)
 
 
-def serialize(adapters: Mapping[str, Adapter], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a LoRA file."""
-    return save(to_state_dict(adapters), dict(metadata))
+def serialize(adapters: Mapping[str, Adapter], metadata: Mapping[str, str], words: Words = NO_WORDS) -> bytes:
+    """Return the bytes of a LoRA file.
+
+    Args:
+        words: learned words that the file carries as well (see `embedding_file.bundle`).
+    """
+    return save({**to_state_dict(adapters), **bundle(words)}, dict(metadata))
 
 
 def deserialize(content: bytes, source: str) -> dict[str, Adapter]:

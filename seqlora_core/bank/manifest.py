@@ -1,12 +1,14 @@
 """`bank.json`: what a bank holds.  The format is public; a change of it comes with a higher version and a migration.
 
-{"format": "seqlora-bank", "version": 2, "id": "...", "generation": 7,
- "base": {"name": "...", "fingerprint": "..."},
+{"format": "seqlora-bank", "version": 3, "id": "...", "generation": 7,
+ "base": {"name": "...", "fingerprint": "..."}, "text_encoder": "...",
  "layers": {"<canonical layer name>": {"width": n, "out": m}, ...},
  "concepts": [{"name", "token", "class_word", "rank", "method", "file", "sha256", "created", "thumbnail",
-               "layers_skipped", "provenance": {"data", "source", "sha256", "projected"},
+               "embedding", "embedding_sha256", "layers_skipped",
+               "provenance": {"data", "source", "sha256", "projected"},
                "settings": {...}, "requested": {...}, "metrics": {...}, "id"}, ...]}          in training order
 
+"text_encoder" is the fingerprint of the one that the learned words belong to.  Versions before 3 had no learned words.
 Version 1 had "config" in place of "settings" and "requested", and what is in "provenance" among the metrics.
 """
 
@@ -25,7 +27,7 @@ from .names import fold
 from .spec import ConceptSpec
 
 FORMAT = "seqlora-bank"
-VERSION = 2
+VERSION = 3
 MAX_BYTES = 64 * 2**20  # of bank.json, which takes about 15 kB per concept
 
 
@@ -55,6 +57,8 @@ class Concept(ConceptSpec):
         file, thumbnail: relative to the bank's folder, with forward slashes; no thumbnail is an empty string.
         sha256: of the file's bytes.
         created: UTC, ISO 8601.
+        embedding: the file of the learned word, likewise; empty if prompts call the concept by token and class word.
+        embedding_sha256: of that file's bytes.
         layers_skipped: canonical names of layers that were full, or outside the preset, when it was trained.
         settings: everything that decided what its training run computed; empty for an imported one.
         requested: what the user asked for; None is what was left open.
@@ -67,12 +71,24 @@ class Concept(ConceptSpec):
     sha256: str
     created: str
     thumbnail: str = ""
+    embedding: str = ""
+    embedding_sha256: str = ""
     layers_skipped: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
     settings: dict = field(default_factory=dict)
     requested: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def subject(self) -> str:
+        """The words for it in a prompt: its token alone where that is learned, else "sksdog dog"."""
+        return self.token if self.embedding else super().subject
+
+    @property
+    def files(self) -> list[str]:
+        """All its files, relative to the bank's folder."""
+        return [name for name in (self.file, self.thumbnail, self.embedding) if name]
 
     def as_dict(self) -> dict:
         """JSON-ready values."""
@@ -90,17 +106,33 @@ class Concept(ConceptSpec):
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bank at one instant.  `generation` grows with every change."""
+    """A bank at one instant.
+
+    Attributes:
+        generation: grows with every change.
+        text_encoder: fingerprint of the text encoder that the learned words belong to; empty as long as there is none.
+    """
 
     base: BaseIdentity
     layers: dict[str, LayerShape]
     concepts: tuple[Concept, ...] = ()
     generation: int = 0
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    text_encoder: str = ""
 
-    def with_concepts(self, concepts: tuple[Concept, ...]) -> "Manifest":
-        """The next generation."""
-        return dataclasses.replace(self, concepts=concepts, generation=self.generation + 1)
+    def with_concepts(self, concepts: tuple[Concept, ...], text_encoder: str = "") -> "Manifest":
+        """The next generation.
+
+        Args:
+            text_encoder: the one that the words belong to, where this manifest knows none.
+        """
+        has_words = any(concept.embedding for concept in concepts)
+        return dataclasses.replace(
+            self,
+            concepts=concepts,
+            generation=self.generation + 1,
+            text_encoder=(self.text_encoder or text_encoder) if has_words else "",
+        )
 
     def with_base(self, base: BaseIdentity, layers: Mapping[str, LayerShape]) -> "Manifest":
         """The next generation, of another base."""
@@ -121,6 +153,7 @@ class Manifest:
                 "id": self.id,
                 "generation": self.generation,
                 "base": dataclasses.asdict(self.base),
+                "text_encoder": self.text_encoder,
                 "layers": {name: shape._asdict() for name, shape in self.layers.items()},
                 "concepts": [concept.as_dict() for concept in self.concepts],
             },
@@ -157,6 +190,7 @@ class Manifest:
                 concepts=concepts,
                 generation=document["generation"],
                 id=document["id"],
+                text_encoder=document.get("text_encoder", ""),
             )
         except RecursionError as error:
             raise UserError(f"{source} is damaged (it is nested too deeply): restore it from a backup.") from error

@@ -16,12 +16,12 @@ _MAX_TEXT = 10_000  # characters
 _MAX_DEPTH = 5  # of settings and metrics, which hold numbers, texts, and flat lists and tables of them
 _MAX_NUMBER = 2**63
 _TEXTS = ("name", "token", "class_word", "method", "file", "sha256", "created")
-_FOLDERS = {"file": "concepts", "thumbnail": "thumbnails"}
+_FOLDERS = {"file": "concepts", "thumbnail": "thumbnails", "embedding": "embeddings"}
 _PROVENANCE = {"data": str, "source": str, "sha256": str, "projected": bool}
 # Metrics that are printed; a report must not fail on them.
 _NUMBERS = ("first_loss", "final_loss", "steps", "passes", "seconds", "images", "remaining", "least_remaining")
 _METRICS = {**dict.fromkeys((*_NUMBERS, "share", "uncounted", "partly"), (int, float, type(None)))}
-_METRICS |= {"loss_curve": list, "left_out": dict, "alpha_known": bool, "device": str}
+_METRICS |= {"loss_curve": list, "word_loss_curve": list, "left_out": dict, "alpha_known": bool, "device": str}
 
 
 def check_document(document: Mapping[str, object]) -> None:
@@ -32,6 +32,7 @@ def check_document(document: Mapping[str, object]) -> None:
     _check_type("base", base, dict)
     for part in ("name", "fingerprint"):
         _check_type(f"the base's {part}", base[part], str)
+    _check_type("text_encoder", document.get("text_encoder", ""), str)
     _check_type("layers", layers, dict)
     if len(layers) > _MAX_LAYERS:
         raise ValueError(f"it has {len(layers)} layers")
@@ -53,7 +54,7 @@ def check_unique(concepts: Sequence[object]) -> None:
     for what, values in {
         "name": [concept.name.strip().casefold() for concept in concepts],
         "id": [concept.id for concept in concepts],
-        "file": [file.casefold() for concept in concepts for file in (concept.file, concept.thumbnail) if file],
+        "file": [file.casefold() for concept in concepts for file in concept.files],
     }.items():
         repeated = next((value for value in values if values.count(value) > 1), None) if _repeats(values) else None
         if repeated is not None:
@@ -72,7 +73,8 @@ def _check_concept(values: Mapping[str, object]) -> None:
         names.check_word(values[name], name.replace("_", " "))
     _check_type("id", values.get("id", ""), str)
     _check_number("rank", values["rank"], 1, MAX_RANK)
-    _check_type("thumbnail", values.get("thumbnail", ""), str)
+    for name in ("thumbnail", "embedding", "embedding_sha256"):
+        _check_type(name, values.get(name, ""), str)
     for name, folder in _FOLDERS.items():
         if name == "file" or values.get(name):
             _check_relative(values[name], folder)
@@ -92,9 +94,13 @@ def _check_metrics(metrics: Mapping[str, object]) -> None:
     for name, value in metrics.items():
         if name in _METRICS:
             _check_type(name, value, _METRICS[name])
-    numbers = [*metrics.get("loss_curve", ()), *metrics.get("left_out", {}).values()]
+    numbers = [
+        *metrics.get("loss_curve", ()),
+        *metrics.get("word_loss_curve", ()),
+        *metrics.get("left_out", {}).values(),
+    ]
     if not all(type(number) in (int, float) for number in numbers):
-        raise ValueError("loss_curve or left_out does not hold numbers")
+        raise ValueError("loss_curve, word_loss_curve or left_out does not hold numbers")
 
 
 def _check_relative(relative: str, folder: str) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..bank import Bank
-from ..bank.importing import describe_import, import_lora
+from ..bank.importing import describe_import, import_lora, word_in
 from ..bank.inspection import Inspection, inspect
 from ..composition.selection import select
 from ..data.prompts import subject_prompt
@@ -74,7 +74,9 @@ def _inspect(args: argparse.Namespace) -> None:
 def _diagnose(base: Base, bank: Bank, seed: int, steps: int) -> Diagnosis:
     return diagnose(
         select(bank, [(concept.name, 1.0) for concept in bank.concepts]),
-        lambda part: inputs_while_sampling(base, subject_prompt(part.subject), part.scaled(), seed=seed, steps=steps),
+        lambda part: inputs_while_sampling(
+            base, subject_prompt(part.subject), part.scaled(), seed=seed, steps=steps, words=part.words
+        ),
     )
 
 
@@ -112,9 +114,14 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
 
 def add_import(commands: argparse._SubParsersAction) -> None:
     """Add the command that imports the attention layers of any SD1.5 LoRA file into a bank."""
-    command = commands.add_parser("import", help="import any SD1.5 LoRA file into a bank")
+    command = commands.add_parser("import", help="import any SD1.5 LoRA file or textual inversion into a bank")
     add_bank(command, text="folder of the bank; --base creates it if it does not exist")
-    command.add_argument("--file", required=True, metavar="FILE.safetensors", help="LoRA file, from any tool")
+    command.add_argument(
+        "--file", required=True, metavar="FILE.safetensors", help="LoRA file or textual inversion, from any tool"
+    )
+    command.add_argument(
+        "--embedding", metavar="FILE.safetensors", help="textual inversion whose vectors become the concept's word"
+    )
     add_words(command, token="word that the LoRA was trained with")
     command.add_argument(
         "--project",
@@ -133,13 +140,24 @@ def add_import(commands: argparse._SubParsersAction) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    spec = concept_spec(args.name, args.token, args.class_word)
-    if Bank.exists(args.bank) or args.base is None:
+    path, embedding = Path(args.file), Path(args.embedding) if args.embedding else None
+    word = word_in(embedding or path) or (word_in(path) if embedding else "")
+    spec = concept_spec(args.name, args.token or word or None, args.class_word)
+    base = BaseOptions(args.base, args.device, args.tokenizer).load() if args.base else None
+    if Bank.exists(args.bank) or base is None:
         bank = Bank.open(args.bank)
     else:
-        base = BaseOptions(args.base, args.device, args.tokenizer).load()
         bank = Bank.open_or_create(args.bank, base.identity, base.layers)
-    concept = import_lora(bank, Path(args.file), spec, args.project, args.on_existing == "replace", TerminalMonitor())
+    concept = import_lora(
+        bank,
+        path,
+        spec,
+        args.project,
+        args.on_existing == "replace",
+        TerminalMonitor(),
+        embedding,
+        base.text_encoder.fingerprint() if base else "",
+    )
     print(describe_import(bank, concept))
 
 

@@ -7,8 +7,9 @@ from ..bank import Bank
 from ..composition.concatenation import compose
 from ..composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..composition.fusion.base_source import BaseSource
-from ..composition.lora_files import check_fits, load_composed, save_composed
-from ..composition.selection import parse_selection, select
+from ..composition.lora_files import check_fits, load_composed, load_words, save_composed, save_words
+from ..composition.selection import describe_missing_concepts, parse_selection, select
+from ..data.words import NO_WORDS
 from ..devices import best_dtype, resolve_device
 from ..errors import UserError
 from ..files import check_writable
@@ -34,6 +35,14 @@ def add_compose(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--rank", type=count, metavar="N", help="largest rank of the file, to make it smaller (default: no limit)"
     )
+    command.add_argument(
+        "--embeddings", metavar="DIR", help="also write the learned word of each concept, as a textual inversion, here"
+    )
+    command.add_argument(
+        "--bundle",
+        action="store_true",
+        help="also put the learned words into the LoRA file, for programs that read it",
+    )
     add_base(command, required=False, purpose="for the fusions that need one")
     add_device(command)
     add_probing(command)
@@ -46,18 +55,27 @@ def _compose(args: argparse.Namespace) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"The output must be a .safetensors file, not {out.name!r}.")
     check_writable(out)
+    folder = check_output(args.embeddings, args.bank, args.base) if args.embeddings else None
+    if folder:
+        check_writable(folder / "word.safetensors")
     parts = select(bank, selection)
+    words = {word: vectors for part in parts for word, vectors in part.words.items()}
     fusion = FUSIONS[args.fusion]
     settings = FusionSettings(rank=args.rank, seed=args.seed, sampling_steps=args.sampling_steps)
     source = None
     if fusion.reads_base and args.base:
         source = BaseSource(BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank), settings)
     fused = fuse(fusion, parts, settings, source)
-    save_composed(bank, selection, out, fused.adapters, fusion.name)
+    save_composed(bank, selection, out, fused.adapters, fusion.name, words if args.bundle else NO_WORDS)
     print(
         f"Wrote {out}: {len(selection)} concepts, rank {fused.rank}, by {fusion.name} "
         f"in {fused.seconds:.1f} s with {fused.peak_bytes / 2**20:.0f} MiB."
     )
+    if folder:
+        for word, path in zip(words, save_words(words, folder), strict=True):
+            print(f"  Wrote the word {word!r}: {path} (in ComfyUI, write embedding:{path.stem} in prompts).")
+    if (args.embeddings or args.bundle) and not words:
+        print("  None of these concepts has a learned word.")
     if fused.kept_energy < 1:
         print(
             f"  Limiting the rank keeps at least {fused.kept_energy:.2%} of the squared norm of the update in every "
@@ -73,7 +91,7 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     add_bank(command, required=False)
     add_concepts(command, required=False)
     command.add_argument("--lora", metavar="FILE.safetensors", help="LoRA file written by compose, to use as well")
-    command.add_argument("--prompt", required=True, help="what the image shows, with the tokens of the concepts")
+    command.add_argument("--prompt", required=True, help="what the image shows, with the words of the concepts")
     command.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image should not show")
     command.add_argument("--out", required=True, metavar="PNG", help="image file to write")
     add_sampling(command)
@@ -88,11 +106,12 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     selection = [parse_selection(text) for text in args.concept]
-    if bool(selection) != bool(args.bank):
-        raise UserError("--bank and --concept belong together: give both, or neither for the base model alone.")
+    if selection and not args.bank:
+        raise UserError("--concept names a concept of a bank: give --bank too.")
     bank = Bank.open(args.bank) if args.bank else None
-    selected = compose(bank, selection) if bank else {}
-    file = load_composed(Path(args.lora)) if args.lora else {}
+    selected = compose(bank, selection) if selection else {}
+    file, words = (load_composed(Path(args.lora)), load_words(Path(args.lora))) if args.lora else ({}, {})
+    words = {**words, **(bank.words() if bank else {})}
     out = check_png(args.out, args.bank, args.base, args.lora)
     dtype = best_dtype(resolve_device(args.device)) if args.dtype == "auto" else args.dtype
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype, bank)
@@ -104,6 +123,9 @@ def _generate(args: argparse.Namespace) -> None:
         seed=args.seed,
         negative_prompt=args.negative_prompt,
     )
-    (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings)
+    if bank:
+        for note in describe_missing_concepts(bank, selection, [args.prompt, args.negative_prompt]):
+            print(note)
+    (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings, words)
     save_image(image, out)
     print(f"Wrote {out}.")

@@ -18,6 +18,7 @@ from ..data.encoding import encode_concept
 from ..data.images import to_tensor
 from ..data.prompts import subject_prompt, template_prompts
 from ..data.reference_folder import Reference
+from ..data.words import NO_WORDS, Words
 from ..errors import UserError
 from ..mini import MiniConcept, mini_concepts
 from ..mini.identity import identity_similarity
@@ -27,6 +28,7 @@ from ..monitor import Monitor
 from ..plots import image_grid, line_chart
 from ..training.config import ResolvedConfig, TrainingConfig
 from ..training.methods import resolve
+from ..training.plan import trained_subject
 from ..training.trainer import RunOptions, train_concept
 from . import options
 from .output import check_output
@@ -102,7 +104,7 @@ def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict 
     config = resolve(TrainingConfig(seed=seed, **settings), base.native_size, "float32")
     learned = [Learned(c, ConceptSpec(c.name, default_token(c.name), c.class_word)) for c in chosen]
     for number, entry in enumerate(learned, start=1):
-        monitor.message(f"{number}/{count}: {entry.spec.subject!r}")
+        monitor.message(f"{number}/{count}: {entry.spec.name!r}")
         entry.images["base"] = _draw(base, None, subject_prompt(entry.spec.class_word), seed)
         _train(base, bank, entry, config, monitor)
         entry.images["after training"] = _draw_composed(base, bank, entry, seed)
@@ -129,16 +131,19 @@ def _new_bank(out: Path, base: Base) -> Bank:
 
 
 def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monitor: Monitor) -> None:
-    prompts = template_prompts(entry.spec.subject)
+    prompts = template_prompts(trained_subject(entry.spec, config))
     references = [Reference(image, prompts, entry.spec.name) for image in entry.concept.references]
     stored = train_concept(
         base.denoiser(),
-        lambda prompts: encode_concept(base, references, config.resolution, protected=prompts, monitor=monitor),
+        lambda prompts, words: encode_concept(
+            base, references, config.resolution, protected=prompts, words=words, monitor=monitor
+        ),
         bank,
         entry.spec,
         config,
         monitor,
         RunOptions(thumbnail=entry.concept.references[0]),
+        text_encoder=base.text_encoder,
     )
     entry.seconds, entry.losses = stored.metrics["seconds"], stored.metrics["loss_curve"]
 
@@ -146,21 +151,23 @@ def _train(base: Base, bank: Bank, entry: Learned, config: ResolvedConfig, monit
 def _draw_composed(base: Base, bank: Bank, entry: Learned, seed: int) -> list[Image.Image]:
     """From the sum of all concepts that the bank holds at the time."""
     adapters = compose(bank, [(concept.name, 1.0) for concept in bank.concepts])
-    return _draw(base, adapters, subject_prompt(entry.spec.subject), seed)
+    subject = bank.concept(entry.spec.name).subject
+    return _draw(base, adapters, subject_prompt(subject), seed, bank.words())
 
 
 def _draw_pairs(base: Base, bank: Bank, learned: Sequence[Learned], seed: int) -> list[tuple[str, list[Image.Image]]]:
     adapters = compose(bank, [(concept.name, 1.0) for concept in bank.concepts])
-    pairs = []
+    words, pairs = bank.words(), []
     for left, right in zip(learned[::2], learned[1::2], strict=False):
-        prompt = f"a {left.spec.subject} left of a {right.spec.subject}"
-        pairs.append((f"{left.concept.name} left of {right.concept.name}", _draw(base, adapters, prompt, seed)))
+        one, other = (bank.concept(entry.spec.name).subject for entry in (left, right))
+        images = _draw(base, adapters, f"a {one} left of a {other}", seed, words)
+        pairs.append((f"{left.concept.name} left of {right.concept.name}", images))
     return pairs
 
 
-def _draw(base: Base, adapters, prompt: str, seed: int) -> list[Image.Image]:
+def _draw(base: Base, adapters, prompt: str, seed: int, words: Words = NO_WORDS) -> list[Image.Image]:
     settings = SamplingSettings(SAMPLER_STEPS, base.native_size, GUIDANCE, seed, count=IMAGES)
-    return generate(base, prompt, adapters, settings)
+    return generate(base, prompt, adapters, settings, words)
 
 
 def _report(bank: Bank, learned: Sequence[Learned], config: ResolvedConfig, seconds: float) -> dict:

@@ -29,12 +29,15 @@ class BaseOptions:
         """Load the base model.
 
         Raises:
-            UserError: it cannot be loaded (see `load_base`), or the bank belongs to another base model.
+            UserError: it cannot be loaded (see `load_base`), or the bank belongs to another base model or text encoder.
         """
         quiet_libraries()
         base = load_base(self.base, self.device, dtype, self.tokenizer)
         if bank is not None:
             bank.check_base(base.identity)
+            bank.check_layers(base.layers)
+            if bank.manifest.text_encoder:
+                bank.check_text_encoder(base.text_encoder.fingerprint())
         return base
 
 

@@ -8,7 +8,7 @@ from ..training.config import OLD_NAMES, OLD_VALUES, TrainingConfig
 from .options import Options, number
 
 # In the order of the help.  A setting that is in neither list belongs to the method.
-BASICS = ("rank", "steps", "resolution", "crop", "flip", "lr_coefficients", "lr_basis", "layers")
+BASICS = ("rank", "steps", "token_vectors", "resolution", "crop", "flip", "lr_coefficients", "lr_basis", "layers")
 BASICS += ("prior_weight", "seed")
 RESOURCES = ("batch_size", "accumulation", "dtype", "gradient_checkpointing")
 

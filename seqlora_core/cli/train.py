@@ -1,14 +1,17 @@
 """The command `train`: learn one concept from a folder of images."""
 
 import argparse
+from dataclasses import replace
 
 from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingExploded
+from ..training.checkpoint import is_of_rare_word
 from ..training.config import TrainingConfig
 from ..training.methods import resolve
+from ..training.plan import trained_subject
 from ..training.trainer import CHECKPOINT_SECONDS, RunOptions, train_concept
 from .options import BaseOptions, add_bank, add_base, add_device, add_words, concept_spec, positive
 from .settings import add_settings, requested_config
@@ -79,16 +82,23 @@ def _run(args: argparse.Namespace) -> None:
         raise TrainingExploded(f"{error} To store it as it is, add --resume --store-anyway.") from error
     metrics = concept.metrics
     print(
-        f"Learned {concept.name!r} as '{spec.subject}' in {metrics['seconds']:.0f} s: "
+        f"Learned {concept.name!r} as '{concept.subject}' in {metrics['seconds']:.0f} s: "
         f"loss {metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}. It is in {bank.folder / concept.file}."
     )
+
+
+def _goes_on_without_word(bank: str, name: str) -> bool:
+    """Whether an unfinished run of a version that learned no words waits to be resumed."""
+    return Bank.exists(bank) and is_of_rare_word(Bank.open(bank).checkpoint_path(name))
 
 
 def _train(
     args: argparse.Namespace, spec: ConceptSpec, requested: TrainingConfig, monitor: TerminalMonitor
 ) -> tuple[Bank, Concept]:
+    if args.resume and requested.token_vectors is None and _goes_on_without_word(args.bank, spec.name):
+        requested = replace(requested, token_vectors=0)
     dtype = requested.dtype or best_dtype(resolve_device(args.device))
-    references = read_folder(args.images, spec.subject, token=spec.token)
+    references = read_folder(args.images, trained_subject(spec, requested), token=spec.token)
     prior = read_folder(args.prior_images, spec.class_word) if args.prior_images else ReferenceFolder(())
     monitor.stage(f"loading {args.base}")
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
@@ -109,8 +119,16 @@ def _train(
     with monitor.watching():
         concept = train_concept(
             base.denoiser(),
-            lambda prompts: encode_concept(
-                base, references, config.resolution, prior, prompts, crop=config.crop, flip=config.flip, monitor=monitor
+            lambda prompts, words: encode_concept(
+                base,
+                references,
+                config.resolution,
+                prior,
+                prompts,
+                crop=config.crop,
+                flip=config.flip,
+                words=words,
+                monitor=monitor,
             ),
             bank,
             spec,
@@ -118,5 +136,6 @@ def _train(
             monitor,
             options,
             requested,
+            base.text_encoder,
         )
     return bank, concept

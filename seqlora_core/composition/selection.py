@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from ..bank import Bank, Concept
+from ..data.words import Words, named_words
 from ..errors import UserError
 from ..model.adapters import Adapter
 
@@ -19,15 +20,17 @@ class SelectedConcept:
     """One concept of a composition.
 
     Attributes:
-        subject: "TOKEN CLASS", the words for it in prompts.
+        subject: "TOKEN CLASS", or the token alone where it is learned: the words for it in prompts.
         adapters: by canonical layer name, without the strength.
         strength: the factor of its update; may be negative or 0.
+        words: the vectors of its learned word, by its token; empty if it has none.
     """
 
     name: str
     subject: str
     adapters: Mapping[str, Adapter]
     strength: float
+    words: Words = field(default_factory=dict)
 
     def scaled(self) -> dict[str, Adapter]:
         """Return the adapters with the strength multiplied in."""
@@ -113,7 +116,7 @@ def select(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[SelectedC
     concepts = chosen_concepts(bank, selection)
     loaded = bank.load(concepts)
     return [
-        SelectedConcept(concept.name, concept.subject, loaded[concept.name], strength)
+        SelectedConcept(concept.name, concept.subject, loaded[concept.name], strength, bank.words([concept]))
         for concept, (_, strength) in zip(concepts, selection, strict=True)
     ]
 
@@ -134,7 +137,19 @@ def chosen_concepts(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[
     return concepts
 
 
+def describe_missing_concepts(bank: Bank, selection: Sequence[tuple[str, float]], prompts: Sequence[str]) -> list[str]:
+    """Report words of the bank in prompts whose concepts are not selected, as sentences."""
+    chosen = {bank.concept(name).id for name, _ in selection}
+    by_word = {concept.token: concept for concept in bank.concepts if concept.embedding}
+    by_word |= {concept.token: concept for concept in bank.concepts if concept.embedding and concept.id in chosen}
+    return [
+        f"The prompt names {word!r}, whose concept {by_word[word].name!r} is not selected: only its word acts."
+        for word in named_words(prompts, list(by_word))
+        if by_word[word].id not in chosen
+    ]
+
+
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
-    """Return the words for the selected concepts in a prompt: "sksdog dog, skscat cat"."""
+    """Return the words for the selected concepts in a prompt: "sksdog, skscat cat"."""
     concepts = [bank.concept(name) for name, _ in selection]
     return ", ".join(concept.subject for concept in concepts)

@@ -1,7 +1,7 @@
 """The encoded training data of one concept, as the command line and the nodes pass it to the trainer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ class Example:
         prompts: [P, tokens, d] text embeddings; each step uses one at random.
         std: [4, h, w] standard deviation of the posterior, scaled likewise; None if steps should use the mean itself.
         mask: [1, h, w] in 0..1, the weight of each latent px in the loss; None weights all of them with 1.
+        texts: the P prompts themselves, for training runs that learn a word in them; empty if there is none to learn.
     """
 
     mean: Tensor
     prompts: Tensor
     std: Tensor | None = None
     mask: Tensor | None = None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ class EncodedConcept:
         height, width = (min(side, self.window or side) for side in self.examples[0].mean.shape[1:])
         return height, width
 
+    def with_prompts(self, encode: Callable[[Sequence[str]], Tensor]) -> "EncodedConcept":
+        """Encode the prompts of all examples again, each text once.
+
+        Args:
+            encode: (N texts) -> [N, tokens, d] on the CPU.
+        """
+        texts = list(dict.fromkeys(text for example in self.examples for text in example.texts))
+        encoded = dict(zip(texts, encode(texts), strict=True))
+        examples = [
+            replace(example, prompts=torch.stack([encoded[text] for text in example.texts]))
+            for example in self.examples
+        ]
+        return replace(self, examples=examples, source=self.fingerprint())
+
     def fingerprint(self) -> str:
         """Return the fingerprint by which training runs recognize the same data."""
         return self.source or self.encoded_fingerprint()
@@ -86,6 +102,8 @@ def _check(example: Example) -> None:
         )
     if example.prompts.ndim != 3 or not len(example.prompts):
         raise UserError(f"Prompts must have the shape [prompts, tokens, width], not {list(example.prompts.shape)}.")
+    if example.texts and len(example.texts) != len(example.prompts):
+        raise UserError(f"An example has {len(example.texts)} texts for {len(example.prompts)} prompts.")
     if not (torch.isfinite(example.mean).all() and torch.isfinite(example.prompts).all()):
         raise UserError("Latents and prompts must be finite numbers: the VAE or the text encoder returned NaN.")
     if example.std is not None and example.std.shape != example.mean.shape:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..hashing import data_fingerprint
 from ..model.base import Base
+from ..model.text_encoder import BATCH
 from ..monitor import Monitor, Stage
 from .dataset import EncodedConcept, Example
 from .images import fit, to_tensor
 from .listing import counted
 from .prompts import describe_cut_prompts
 from .reference_folder import Reference
-
-_PROMPTS_PER_PASS = 16
+from .words import NO_WORDS, Words
 
 
 def encode_concept(
@@ -28,6 +28,7 @@ def encode_concept(
     *,
     crop: str = "center",
     flip: bool = False,
+    words: Words = NO_WORDS,
     monitor: Monitor | None = None,
 ) -> EncodedConcept:
     """Encode a concept's references into latents (mean and standard deviation) and text embeddings, on the CPU.
@@ -41,6 +42,7 @@ def encode_concept(
         crop: "center" cuts the central square; "random" encodes the whole image, and each step of a training run cuts
             its own square out of the latents.
         flip: whether mirrored images are encoded as further examples.
+        words: the vectors of the bank's learned words, which prompts may name.
         monitor: receives the progress, and is asked between passes whether to stop.
 
     Raises:
@@ -50,7 +52,7 @@ def encode_concept(
     prompts = list(dict.fromkeys([*(prompt for image in images for prompt in image.prompts), *protected]))
     text = f"encoding {counted(len(images), 'image')} and {counted(len(prompts), 'prompt')}"
     stage = Stage(monitor or Monitor(), text, len(images) + len(prompts))
-    embeddings = _embeddings(base, prompts, stage.reached)
+    embeddings = _embeddings(base, prompts, words, stage.reached)
     numbers = count(len(prompts))
 
     def examples(group: Sequence[Reference]) -> list[Example]:
@@ -70,20 +72,17 @@ def encode_concept(
 
 def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:
     """Report the prompts that are too long for the base's text encoder, as sentences."""
-    tokenizer = base.pipeline.tokenizer
     prompts = [prompt for reference in references for prompt in reference.prompts]
-    return describe_cut_prompts(
-        prompts, lambda prompt: len(tokenizer(prompt, verbose=False).input_ids), tokenizer.model_max_length
-    )
+    return describe_cut_prompts(prompts, base.text_encoder.count_tokens, base.pipeline.tokenizer.model_max_length)
 
 
-def _embeddings(base: Base, prompts: Sequence[str], reached: Callable[[int], None]) -> dict[str, Tensor]:
+def _embeddings(base: Base, prompts: Sequence[str], words: Words, reached: Callable[[int], None]) -> dict[str, Tensor]:
     """The embedding [tokens, d] of every prompt; `reached` is called before each pass with the number that is done."""
     embeddings: dict[str, Tensor] = {}
-    for start in range(0, len(prompts), _PROMPTS_PER_PASS):
+    for start in range(0, len(prompts), BATCH):
         reached(start)
-        batch = prompts[start : start + _PROMPTS_PER_PASS]
-        embeddings |= zip(batch, base.encode_prompts(batch), strict=True)
+        batch = prompts[start : start + BATCH]
+        embeddings |= zip(batch, base.text_encoder.encode_all(batch, words), strict=True)
     return embeddings
 
 
@@ -94,5 +93,5 @@ def _examples(
     examples = []
     for variant in [image, mirror(image)] if flip else [image]:
         mean, std = base.encode_image(to_tensor([variant]))
-        examples += [Example(mean[0], prompts, std[0])] * reference.repeats
+        examples += [Example(mean[0], prompts, std[0], texts=tuple(reference.prompts))] * reference.repeats
     return examples

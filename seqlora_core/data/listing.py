@@ -83,7 +83,8 @@ def join_names(names: Sequence[str]) -> str:
 
 def _describe_subfolder(name: str, said: str, repeats: int, images: int, subject: str) -> str:
     sentence = f"The folder {shown(name)} adds {counted(images, 'image')}, each {counted(repeats, 'time')} per epoch."
-    if subject and said and _same(said) != _same(subject):
+    # A learned word is the whole subject, and the folder's name may have the class word after it.
+    if subject and said and not f"{_same(said)} ".startswith(f"{_same(subject)} "):
         sentence += f" Its name says '{shown(said)}'; the subject is '{subject}', as given."
     return sentence
 

@@ -1,5 +1,6 @@
 """Neutral prompts around a subject, and prompts that are too long."""
 
+import re
 from collections.abc import Callable, Iterable
 
 PHOTO_OF = "photo of a"
@@ -14,6 +15,7 @@ TEMPLATES = (
     "a rendering of a {}",
 )
 MAX_TOKENS = 77  # of CLIP's text encoder, with the two that begin and end a prompt
+_WEIGHTED = re.compile(r"\(([^()]+):\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)")
 _SHOWN = 60  # characters of a prompt in a message
 
 
@@ -25,6 +27,18 @@ def subject_prompt(subject: str) -> str:
 def template_prompts(subject: str) -> tuple[str, ...]:
     """Put a subject into the templates."""
     return tuple(template.format(subject) for template in TEMPLATES)
+
+
+def split_at_weights(prompt: str) -> list[tuple[str, float]]:
+    """Split a prompt at weights like "(sksdog:1.2)" into (text, weight); the texts joined are the prompt without them.
+
+    Parentheses without a number stay as they are.
+    """
+    pieces, end = [], 0
+    for match in _WEIGHTED.finditer(prompt):
+        pieces += [(prompt[end : match.start()], 1.0), (match[1], float(match[2]))]
+        end = match.end()
+    return [(text, weight) for text, weight in (*pieces, (prompt[end:], 1.0)) if text]
 
 
 def describe_cut_prompts(prompts: Iterable[str], count: Callable[[str], int], limit: int = MAX_TOKENS) -> list[str]:

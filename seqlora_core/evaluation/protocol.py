@@ -82,6 +82,7 @@ class Evaluation:
         self.settings, self.folder, self.monitor = settings, folder, monitor
         self._rendering = base.rendering_fingerprint()
         self._reference_hashes = {name: images_fingerprint(images) for name, images in references.items()}
+        self._words = bank.words()
         self._targets: dict[tuple[str, str], Tensor] = {}
 
     def run(self, trajectory: bool) -> list[Score]:
@@ -138,6 +139,7 @@ class Evaluation:
         """The folder of a concept's images, named by everything that decides them."""
         sampling = self.settings.sampling
         checksums = [learned.sha256 for learned in self.bank.concepts[:stage]]
+        checksums += [concept.embedding_sha256] if concept.embedding else []
         facts = [self._rendering, checksums, self._prompt(concept), sampling.steps, sampling.guidance, sampling.size]
         facts += [sampling.negative_prompt] if sampling.negative_prompt else []
         return self.folder / "pictures" / slug(concept.name) / digest(facts)[:16]
@@ -150,7 +152,7 @@ class Evaluation:
 
     def _sample(self, adapters: Mapping[str, Adapter], prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
         settings = replace(self.settings.sampling, seed=seeds[0], count=len(seeds))
-        return generate(self.base, prompt, adapters, settings)
+        return generate(self.base, prompt, adapters, settings, self._words)
 
 
 def _batches(seeds: Sequence[int]) -> list[list[int]]:

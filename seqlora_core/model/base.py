@@ -1,7 +1,7 @@
 """Base models for the command line: an SD1.5 checkpoint in one file or a diffusers folder, loaded with diffusers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import mini
+from ..data.words import NO_WORDS, Words
 from ..devices import check_dtype, resolve_device
 from ..errors import UserError, first_line
 from ..hashing import digest, fingerprint
@@ -18,6 +19,7 @@ from .denoiser import DiffusersDenoiser
 from .diffusers_folder import check_folder
 from .sd15 import SD15, LayerShape, find_layers, layer_shapes, unsupported_kind
 from .single_file import load_single_file
+from .text_encoder import CLIPTextEncoder
 
 ARCHITECTURES = {architecture.pipeline: architecture for architecture in (SD15,)}  # by diffusers pipeline class
 
@@ -82,24 +84,24 @@ class Base:
         if pixels % self.size_multiple:
             raise UserError(f"The size must be a multiple of {self.size_multiple} pixels for this base, not {pixels}.")
 
-    def encode_prompt(self, prompt: str) -> Tensor:
+    @property
+    def text_encoder(self) -> CLIPTextEncoder:
+        """The text encoder with its tokenizer."""
+        return CLIPTextEncoder(self.pipeline.tokenizer, self.pipeline.text_encoder)
+
+    def encode_prompt(self, prompt: str, words: Words = NO_WORDS) -> Tensor:
         """Return the text embedding of a prompt, [tokens, d] float32 on the CPU."""
-        return self.encode_prompts([prompt])[0]
+        return self.text_encoder.encode_all([prompt], words)[0]
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Return the text embeddings of prompts from one pass, [P, tokens, d] float32 on the CPU."""
-        tokenizer, encoder, length = self.pipeline.tokenizer, self.pipeline.text_encoder, {"padding": "max_length"}
-        length |= {"max_length": tokenizer.model_max_length, "truncation": True}
-        ids = tokenizer(list(prompts), return_tensors="pt", **length).input_ids
-        return encoder(ids.to(self.device))[0].float().cpu()
+    def encode_words(self, words: str, after: str = "", learned: Words = NO_WORDS) -> Tensor:
+        """Return the embeddings of `words` and the end token in the prompt "`after` `words`": [t, d] float32, CPU.
 
-    def encode_words(self, words: str, after: str = "") -> Tensor:
-        """Return the embeddings of `words` and the end token in the prompt "`after` `words`": [t, d] float32, CPU."""
-        tokenizer = self.pipeline.tokenizer
-        first = len(tokenizer(after).input_ids) - 1  # the start token, and those of `after`
-        prompt = f"{after} {words}".strip()
-        return self.encode_prompt(prompt)[first : len(tokenizer(prompt).input_ids)]
+        Args:
+            learned: the vectors of learned words.
+        """
+        encoder, prompt = self.text_encoder, f"{after} {words}".strip()
+        first = encoder.count_tokens(after, learned) - 1  # the start token, and those of `after`
+        return self.encode_prompt(prompt, learned)[first : encoder.count_tokens(prompt, learned)]
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

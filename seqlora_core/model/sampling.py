@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.words import NO_WORDS, Words
 from ..errors import UserError
 from .activations import LayerInputs, capture_inputs
 from .adapters import Adapter, attach
@@ -66,11 +67,14 @@ def generate(
     prompt: str,
     adapters: Mapping[str, Adapter] | None = None,
     settings: SamplingSettings = SamplingSettings(),
+    words: Words = NO_WORDS,
 ) -> list[Image.Image]:
-    """Sample images of a prompt with the base's own diffusers pipeline.
+    """Sample images of a prompt, which may weight parts like "(sksdog:1.2)", with the base's own diffusers pipeline.
 
     Args:
         adapters: a composed sum (see `composition.concatenation.compose`), or None for the plain base.
+
+        words: the vectors of learned words, which the prompts may name.
 
     Raises:
         UserError: the size does not fit the base, or the image is not finite.
@@ -78,14 +82,14 @@ def generate(
     base.check_resolution(settings.size)
     images = _run_pipeline(
         base,
-        prompt,
+        (prompt, settings.negative_prompt),
+        words,
         adapters,
         range(settings.seed, settings.seed + settings.count),
         num_inference_steps=settings.steps,
         height=settings.size,
         width=settings.size,
         guidance_scale=settings.guidance,
-        negative_prompt=settings.negative_prompt,
         num_images_per_prompt=settings.count,
         output_type="np",
     )
@@ -102,6 +106,7 @@ def inputs_while_sampling(
     seed: int = 0,
     steps: int = 20,
     samples_per_pass: int = 0,
+    words: Words = NO_WORDS,
 ) -> dict[str, LayerInputs]:
     """Capture what layers receive while the base samples one image of its native size, without guidance.
 
@@ -110,22 +115,32 @@ def inputs_while_sampling(
         layers: canonical names; None stands for all adaptable layers.
         seed: of the image.
         steps: sampler steps, one forward pass each.
+        words: as for `generate`.
         samples_per_pass: inputs to keep per layer and pass (see `activations.capture_inputs`).
     """
     size, found = base.native_size, find_layers(base.pipeline.unet)
     settings = {"guidance_scale": 1.0, "num_inference_steps": steps, "height": size, "width": size}
     return capture_inputs(
         found if layers is None else {name: layer for name, layer in found.items() if name in layers},
-        lambda: _run_pipeline(base, prompt, adapters, [seed], output_type="latent", **settings),
+        lambda: _run_pipeline(base, (prompt, ""), words, adapters, [seed], output_type="latent", **settings),
         samples_per_pass,
     )
 
 
 @torch.no_grad()
 def _run_pipeline(
-    base: Base, prompt: str, adapters: Mapping[str, Adapter] | None, seeds: Sequence[int], **settings
+    base: Base,
+    prompts: tuple[str, str],
+    words: Words,
+    adapters: Mapping[str, Adapter] | None,
+    seeds: Sequence[int],
+    **settings,
 ) -> Any:
-    """The pipeline's images in the form that `output_type` asks for."""
+    """The pipeline's images in the form that `output_type` asks for.
+
+    Args:
+        prompts: what the images show, and what guidance steers away from.
+    """
 
     def check(pipeline: Any, step: int, timestep: Tensor, values: dict) -> dict:
         _check_finite(values["latents"], base, adapters)
@@ -137,7 +152,14 @@ def _run_pipeline(
     with attach(layers, on_device), _autocast(base.pipeline.unet, base.device):
         # The noise comes from the CPU, so that a seed gives the same image on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return base.pipeline(prompt, generator=generators, callback_on_step_end=check, **settings).images
+        prompt, negative = (base.text_encoder.encode_weighted(text, words)[None].to(base.device) for text in prompts)
+        return base.pipeline(
+            prompt_embeds=prompt,
+            negative_prompt_embeds=negative,
+            generator=generators,
+            callback_on_step_end=check,
+            **settings,
+        ).images
 
 
 def _check_finite(values: Tensor, base: Base, adapters: Mapping[str, Adapter] | None) -> None:

@@ -19,10 +19,27 @@ from ..monitor import Monitor
 from ..tensor_file import TensorFile
 from .config import OF_THE_MACHINE, ResolvedConfig
 
-VERSION = 2
+VERSION = 3
 _METADATA_KEY = "seqlora.checkpoint"
 _MAX_BYTES = 2**33  # of rank 128 on all layers of SD1.5, a checkpoint takes less than 1 GB
 _LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the checkpoint of a run holds.
+
+    Attributes:
+        layers: by name, in order, (m, n, d): the widths of output and input, and the free directions.
+        steps: of the factors.
+        word: the shape of the word's vectors; None for a run that learns no word.
+        word_steps: of the word.
+    """
+
+    layers: Mapping[str, tuple[int, int, int]]
+    steps: int
+    word: tuple[int, ...] | None = None
+    word_steps: int = 0
 
 
 @dataclass
@@ -33,6 +50,8 @@ class Checkpoint:
         identity: what must be the same for a resumed run to be the same run: the base model's and the data's
             fingerprints, the concept, the bank's concepts before it.
         tensors: factors and optimizer state by name.
+        step, losses: of the factors.
+        word_step, word_losses: of the word, which is learned before the factors.
         directions: a hash of the coordinates in which the basis's optimizer works; empty for the basis's own.
     """
 
@@ -45,6 +64,8 @@ class Checkpoint:
     loss_scale: float | None = None  # unknown in early files of version 1
     tensors: dict[str, Tensor] = field(default_factory=dict)
     directions: str | None = None  # unknown in early files of version 1
+    word_step: int = 0
+    word_losses: list[float] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it in place of the previous one."""
@@ -58,6 +79,8 @@ class Checkpoint:
             "passes": self.passes,
             "loss_scale": self.loss_scale,
             "directions": self.directions,
+            "word_step": self.word_step,
+            "word_losses": self.word_losses,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(record)}))
@@ -85,10 +108,15 @@ class Checkpoint:
 
     def _check_record(self) -> None:
         """Raises ValueError where a value is not what `save` writes."""
-        numbers = [self.seconds, *self.losses, *([] if self.loss_scale is None else [self.loss_scale])]
-        counts = [self.step, self.passes]
+        numbers = [
+            self.seconds,
+            *self.losses,
+            *self.word_losses,
+            *([] if self.loss_scale is None else [self.loss_scale]),
+        ]
+        counts = [self.step, self.passes, self.word_step]
         if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-            raise ValueError("step or passes")
+            raise ValueError("step, passes or word_step")
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ValueError("losses, seconds or loss_scale")
         if self.seconds < 0 or not (self.loss_scale or 1) > 0:
@@ -96,16 +124,23 @@ class Checkpoint:
         if not isinstance(self.identity, dict) or not isinstance(self.directions, (str, type(None))):
             raise ValueError("identity or directions")
 
-    def check_tensors(self, layers: Mapping[str, tuple[int, int, int]]) -> None:
-        """Check that the tensors are those of a run on these layers.
+    @property
+    def has_factors(self) -> bool:
+        """Whether the run had come to the factors."""
+        return any(name.startswith("A.") for name in self.tensors)
 
-        Args:
-            layers: by name, in order, (m, n, d): the widths of output and input, and the free directions.
+    def check_tensors(self, expected: Expected) -> None:
+        """Check that the tensors are those of a run.
 
         Raises:
             ValueError: one is missing or of no use.
         """
-        shapes = self._expected_shapes(layers)
+        word = expected.word
+        shapes = self._expected_shapes(expected.layers) if self.has_factors or word is None else {}
+        if word is not None:
+            shapes |= {"word.vectors": word}
+            if self.word_step:
+                shapes |= {"word.0.exp_avg": word, "word.0.exp_avg_sq": word, "word.0.step": ()}
         if shapes.keys() != self.tensors.keys():
             raise ValueError(f"{min(shapes.keys() ^ self.tensors.keys())} is missing or too much")
         for key, tensor in self.tensors.items():
@@ -136,6 +171,12 @@ class Checkpoint:
             shapes["average.count"] = ()
         return shapes
 
+    def _counts_fit(self, expected: Expected) -> bool:
+        of_word = self.word_step, self.word_losses, expected.word_steps
+        of_factors = self.step, self.losses, expected.steps
+        counted = all(step == len(losses) and step <= most for step, losses, most in (of_word, of_factors))
+        return counted and (self.word_step == expected.word_steps if self.has_factors else self.step == 0)
+
     def difference(self, config: ResolvedConfig, identity: dict) -> str | None:
         """The first thing in which a run differs from this one, in words; None if it is the same."""
         old, new = {**self.config.as_dict(), **self.identity}, {**config.as_dict(), **identity}
@@ -157,6 +198,14 @@ class Checkpoint:
             )
 
 
+def is_of_rare_word(path: Path) -> bool:
+    """Whether an unfinished run of a concept that learns no word lies there."""
+    try:
+        return os.path.lexists(path) and not Checkpoint.load(path).config.learns_word
+    except UserError:
+        return False
+
+
 def resumable_checkpoint(
     path: Path,
     config: ResolvedConfig,
@@ -164,12 +213,11 @@ def resumable_checkpoint(
     data: EncodedConcept,
     restart_if_changed: bool,
     monitor: Monitor,
-    layers: Mapping[str, tuple[int, int, int]],
+    expected: Expected,
 ) -> Checkpoint | None:
     """The checkpoint at `path` if it is of the same run; None, with a message, if it is damaged; None if there is none.
 
     Args:
-        layers: of the run (see `Checkpoint.check_tensors`).
         restart_if_changed: ignore a checkpoint of another run, with a message, instead of refusing.
 
     Raises:
@@ -186,16 +234,16 @@ def resumable_checkpoint(
     if saved.identity.get("data") == data.encoded_fingerprint():
         saved.identity["data"] = identity["data"]
     if restart_if_changed and (difference := saved.difference(config, identity)):
-        monitor.message(f"Starting again at step 0 instead of {saved.step}: {difference}.")
+        monitor.message(f"Starting again at step 0 instead of {saved.word_step + saved.step}: {difference}.")
         return None
     saved.check_same_run(config, identity, path)
     try:
-        saved.check_tensors(layers)
+        saved.check_tensors(expected)
     except ValueError:
         return _without(path, monitor)
-    if saved.step > config.steps or len(saved.losses) != saved.step:
+    if not saved._counts_fit(expected):
         return _without(path, monitor)
-    monitor.message(f"Resuming at step {saved.step} of {config.steps}.")
+    monitor.message(f"Resuming at step {saved.word_step + saved.step} of {expected.word_steps + expected.steps}.")
     return saved
 
 

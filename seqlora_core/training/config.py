@@ -19,8 +19,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_SEED = 2**62  # images of one prompt count on from it, and torch has 64 bits
 # Settings of the machine, not of the concept: two runs that differ in these alone make the same concept.
 OF_THE_MACHINE = ("dtype", "gradient_checkpointing")
+OF_THE_WORD = ("token_vectors", "token_share", "lr_token")
 # Larger step sizes were never useful: Adam moves every number by about that much, and plain steps follow the gradient.
 _LARGEST_STEP_SIZE = {"adam": 1.0, "gradient": 1e6}
+_LARGEST_TOKEN_STEP = 10.0
+TOKEN_VECTORS = 2
+# What is stored of a run that learns no word, whatever else was asked for.
+WITHOUT_WORD = {"token_vectors": 0, "token_share": 0.0, "lr_token": 1.0}
 # What settings and some of their values were called before; still read from records, flags and graphs.
 OLD_NAMES = {
     "alpha": "lr_coefficients",
@@ -73,6 +78,19 @@ class TrainingConfig:
     lr_basis: float = _setting(1e-3, "learning rate of LoRA's down matrix (the basis)")
     rank: int = _setting(4, "LoRA rank, the number of directions that the concept takes per layer", least=1)
     steps: int = _setting(800, "training steps", least=1)
+    token_vectors: int | None = _setting(
+        None,
+        "vectors of the word that is learned for the concept, or 0 for its token and class word as they are",
+        least=0,
+        most=16,
+        unset=f"{TOKEN_VECTORS}; 0 to go on with a run of a version that learned no words",
+    )
+    token_share: float = _setting(
+        1 / 3, "share of the training run that learns the word, before the LoRA", least=0, most=0.9
+    )
+    lr_token: float = _setting(
+        0.25, "learning rate of the word, in standard deviations of the text encoder's vocabulary"
+    )
     batch_size: int = _setting(1, "images per forward pass", least=1)
     accumulation: int = _setting(1, "forward passes per step, for a larger batch in the same memory", least=1)
     bilevel_iterations: int = _setting(1, "iterations of the paper's Algorithm 1 per step, on the same images", least=1)
@@ -150,6 +168,10 @@ class TrainingConfig:
             if value is not None or not entry.metadata["unset"]:
                 _check(entry, value)
         self._check_step_sizes()
+        if not (math.isfinite(self.lr_token) and 0 < self.lr_token <= _LARGEST_TOKEN_STEP):
+            raise UserError(
+                f"lr_token must be a number above 0 and at most {_LARGEST_TOKEN_STEP:g}, not {self.lr_token}."
+            )
         if self.resolution is not None and self.resolution % 8:
             raise UserError(f"resolution must be a multiple of 8 pixels, not {self.resolution}.")
         if self.lower_step == "reuse" and self.hypergradient != "lookahead":
@@ -185,6 +207,11 @@ class TrainingConfig:
             )
 
     @property
+    def learns_word(self) -> bool:
+        """Whether the concept gets a word of its own, whose vectors are learned; also where that is left open."""
+        return self.token_vectors != 0
+
+    @property
     def draws_independently(self) -> bool:
         """Whether bases are drawn as Orthogonal Adaptation draws them: without regard to what others hold."""
         return self.method == "orthogonal" and self.column_sampling == "independent"
@@ -209,11 +236,13 @@ class TrainingConfig:
         """
         defaults = {
             "lower_step": "reuse" if self.hypergradient == "lookahead" else "repeat",
+            "token_vectors": TOKEN_VECTORS,
             "resolution": native_size,
             "dtype": dtype,
             **method_defaults,
         }
-        return ResolvedConfig(**{n: defaults[n] if v is None else v for n, v in self.as_dict().items()})
+        values = {name: defaults[name] if value is None else value for name, value in self.as_dict().items()}
+        return ResolvedConfig(**(values if values["token_vectors"] else {**values, **WITHOUT_WORD}))
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.as_dict().items())
@@ -228,6 +257,11 @@ class ResolvedConfig(TrainingConfig):
         unset = [name for name, value in self.as_dict().items() if value is None]
         if unset:
             raise UserError(f"The setting {unset[0]} has no value: give it one.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "ResolvedConfig":
+        """As `TrainingConfig.from_dict`; records from before there were learned words are of runs without one."""
+        return super().from_dict(values if "token_vectors" in values else {**values, **WITHOUT_WORD})
 
     def makes_the_same(self, other: "ResolvedConfig") -> bool:
         """Whether both make the same concept; precision and memory are the machine's affair."""

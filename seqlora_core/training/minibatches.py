@@ -23,6 +23,7 @@ class Minibatch:
     mask: Tensor  # [b, 1, h, w]
     weight: float  # of its loss in the step's
     with_earlier: Tensor | None = None  # [b], which images see the earlier concepts; None is all
+    texts: tuple[str, ...] = ()  # b prompts, where their examples know them
 
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Compute the weighted mean squared error over the latent values inside the mask, a scalar."""
@@ -31,13 +32,15 @@ class Minibatch:
         return self.weight * (error * self.mask).sum() / counted
 
 
-def draw_minibatches(data: EncodedConcept, denoiser: Denoiser, config: ResolvedConfig, step: int) -> list[Minibatch]:
-    """Draw the micro-batches of a step: a pure function of the seed and the step's number.
+def draw_minibatches(
+    data: EncodedConcept, denoiser: Denoiser, config: ResolvedConfig, step: int, phase: str = "step"
+) -> list[Minibatch]:
+    """Draw the micro-batches of a step: a pure function of the seed, the phase and the step's number.
 
     A resumed training run therefore uses exactly the minibatches of an uninterrupted one, on any device (random numbers
     come from the CPU).
     """
-    generator = named_generator(config.seed, "step", step)
+    generator = named_generator(config.seed, phase, step)
     share = 1 / config.accumulation
     batches = []
     for micro in range(config.accumulation):
@@ -70,12 +73,15 @@ def _minibatch(
     windows = [_window(pick, height, width, generator) for pick in picks]
     latents = torch.stack([latent for latent, _ in windows])  # [b, 4, h, w]
     mask = torch.stack([mask for _, mask in windows])  # [b, 1, h, w]
-    text = torch.stack([pick.prompts[_randint(len(pick.prompts), generator)] for pick in picks]).float()
+    prompts = [_randint(len(pick.prompts), generator) for pick in picks]
+    text = torch.stack([pick.prompts[index] for pick, index in zip(picks, prompts, strict=True)]).float()
+    texts = tuple(pick.texts[index] for pick, index in zip(picks, prompts, strict=True) if pick.texts)
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
     signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    return Minibatch(*(t.to(denoiser.device) for t in (noisy, timesteps, noise, text, mask)), weight, with_earlier)
+    tensors = (tensor.to(denoiser.device) for tensor in (noisy, timesteps, noise, text, mask))
+    return Minibatch(*tensors, weight, with_earlier, texts)
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from .minibatches import Minibatch, draw_minibatches
 
 # float16 gradients below 6e-8 vanish; scaling the loss up keeps them, and is halved when it overflows.
 FIRST_LOSS_SCALE = 2.0**12
+_FACTOR_STEPS = "lr_coefficients and lr_basis"
 
 
 class DenoisingObjective:
@@ -83,21 +85,55 @@ class DenoisingObjective:
             TrainingDiverged: they are not finite.
             UserError: they are not finite although A is 0, so that the base model alone is the cause.
         """
+        loss, gradients = self._finite(
+            lambda: self._scaled_gradients(A, B), lambda: any(a.any() for a in A), _FACTOR_STEPS
+        )
+        return loss, gradients[: len(A)], gradients[len(A) :]
+
+    def word_gradient(
+        self, vectors: Tensor, encode: Callable[[Sequence[str], Tensor], Tensor], moved: bool
+    ) -> tuple[float, Tensor]:
+        """Compute L of the model as it is, without factors, and its gradient by a learned word's vectors.
+
+        Args:
+            vectors: [k, w].
+            encode: (b prompts, vectors) -> their embeddings [b, tokens, d], with a graph to the vectors.
+            moved: whether steps were taken, to which a loss that is not finite may be due.
+
+        Raises:
+            TrainingDiverged, UserError: as in `gradients`.
+        """
+
+        def scaled() -> tuple[float, list[Tensor]]:
+            variable = vectors.detach().requires_grad_()
+            with torch.enable_grad():
+                return self._over_minibatches([variable], lambda minibatch: encode(minibatch.texts, variable))
+
+        loss, (gradient,) = self._finite(scaled, lambda: moved, "lr_token")
+        return loss, gradient
+
+    def _finite(
+        self, compute: Callable[[], tuple[float, list[Tensor]]], moved: Callable[[], bool], step_sizes: str
+    ) -> tuple[float, list[Tensor]]:
+        """Compute a loss and its gradients, at a lower loss scale where they overflow.
+
+        Args:
+            moved: whether steps were taken, to which a loss that is not finite may be due.
+            step_sizes: the settings to lower then.
+        """
         while True:
-            loss, gradients = self._scaled_gradients(A, B)
-            finite = bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
-            if finite:
-                return loss, gradients[: len(A)], gradients[len(A) :]
+            loss, gradients = compute()
+            if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+                return loss, gradients
             if self.loss_scale <= 1:
-                raise self._divergence(A)
+                raise self._divergence(moved(), step_sizes)
             self.loss_scale /= 2
 
-    def _divergence(self, A: Sequence[Tensor]) -> Exception:
-        """The error for a loss that is not finite: lower step sizes help only where steps were taken."""
-        if not any(a.any() for a in A):
+    def _divergence(self, moved: bool, step_sizes: str) -> Exception:
+        if not moved:
             return base_is_not_finite(str(self._dtype).removeprefix("torch."))
         precision = "" if self._dtype == torch.float32 else ", or use dtype float32"
-        return TrainingDiverged(f"The loss is no longer finite: lower lr_coefficients and lr_basis{precision}.")
+        return TrainingDiverged(f"The loss is no longer finite: lower {step_sizes}{precision}.")
 
     def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         # Copies, so that the caller's factors never gain a gradient.
@@ -109,15 +145,30 @@ class DenoisingObjective:
             loss = float(regularization.detach())
             # Gradient checkpointing uses the factors again in the backward pass, so they stay attached until its end.
             with self._using(A, B):
-                for minibatch in self._minibatches:
-                    with self._earlier.in_images(minibatch.with_earlier):
-                        error = self._error(minibatch)
-                        parts = torch.autograd.grad(error * self.loss_scale, factors)
-                    for total, part in zip(totals, parts, strict=True):
-                        total += part / self.loss_scale
-                    loss += float(error.detach())
-                    self.passes += 1
-        return loss, totals
+                error, parts = self._over_minibatches(factors)
+        return loss + error, [total + part for total, part in zip(totals, parts, strict=True)]
+
+    def _over_minibatches(
+        self, variables: Sequence[Tensor], encode: Callable[[Minibatch], Tensor] | None = None
+    ) -> tuple[float, list[Tensor]]:
+        """The error of all minibatches and its gradients by `variables`, with one graph in memory at a time.
+
+        Args:
+            encode: makes the text embeddings of a minibatch; None takes those that it has.
+        """
+        totals, total = [torch.zeros_like(variable) for variable in variables], 0.0
+        for minibatch in self._minibatches:
+            if encode is not None:
+                minibatch = replace(minibatch, text=encode(minibatch))
+            with self._earlier.in_images(minibatch.with_earlier):
+                error = self._error(minibatch)
+                # Without a graph, no prompt of the minibatch names the word that is learned.
+                parts = torch.autograd.grad(error * self.loss_scale, variables) if error.requires_grad else ()
+            for sum_of_parts, part in zip(totals, parts, strict=bool(parts)):
+                sum_of_parts += part / self.loss_scale
+            total += float(error.detach())
+            self.passes += 1
+        return total, totals
 
     @torch.no_grad()
     def predict_noise(

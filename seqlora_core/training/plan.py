@@ -8,11 +8,12 @@ from torch import Tensor
 
 from .. import subspace
 from ..bank import Bank, Concept, ConceptSpec
+from ..data.words import Words
 from ..errors import UserError
 from ..model.adapters import Adapter
 from ..model.sd15 import in_preset
 from ..randomness import named_generator
-from .config import ResolvedConfig, TrainingConfig
+from .config import OF_THE_WORD, ResolvedConfig, TrainingConfig
 from .methods import METHODS, Method
 from .protected_prompts import protected_prompts
 
@@ -26,8 +27,9 @@ class TrainingPlan:
         Q: per layer, [n, k] float64, what B has to be orthogonal to; empty in an unconstrained training run.
         earlier: adapters of the earlier concepts that are part of the model while training.
         prompts: the protected prompts (see `protected_prompts`).
+        words: the learned words of the bank's other concepts, which prompts may name.
         full: layers of the preset without room for the rank.
-        damaged: a sentence for each concept of the bank whose file cannot be used.
+        damaged: a sentence for each concept of the bank one of whose files cannot be used.
         concepts: ids of the bank's concepts that this training run depends on.
     """
 
@@ -37,6 +39,7 @@ class TrainingPlan:
     Q: Mapping[str, Tensor]
     earlier: Mapping[str, Mapping[str, Adapter]]
     prompts: tuple[str, ...]
+    words: Words
     full: tuple[str, ...]
     damaged: tuple[str, ...]
     concepts: tuple[str, ...]
@@ -57,9 +60,29 @@ class TrainingPlan:
         return self.config.init != "random" or self.method.needs_inputs or self.contrasts
 
     @property
+    def word_steps(self) -> int:
+        """Steps that learn the word, of one pass each, where the factors' steps take several."""
+        if not self.config.learns_word:
+            return 0
+        return round(self.config.token_share * self.config.steps * self._passes_per_step)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the factors: those whose passes the word has left."""
+        return max(self.config.steps - round(self.word_steps / self._passes_per_step), 1)
+
+    def passes_left(self, word_step: int, step: int) -> int:
+        """Passes of the run after these finished steps of the word and of the factors."""
+        return self.word_steps - word_step + (self.steps - step) * self._passes_per_step
+
+    @property
+    def _passes_per_step(self) -> int:
+        return self.method.passes(self.config) * self.config.bilevel_iterations
+
+    @property
     def first_averaged(self) -> int:
         """The first step, from 0, that the mean of the factors counts; the number of steps if none is taken."""
-        return self.config.steps - round(self.config.average * self.config.steps)
+        return self.steps - round(self.config.average * self.steps)
 
     def start_generator(self) -> torch.Generator:
         """Random numbers for all first bases: the concept's own, or all of a bank's concepts would start alike.
@@ -81,6 +104,11 @@ class TrainingPlan:
         return self.method.start(self.Q[layer], self.config, generator, covariance, directions).float()
 
 
+def trained_subject(spec: ConceptSpec, config: TrainingConfig) -> str:
+    """The words for a new concept in its prompts: its token alone where that is to be learned, else "sksdog dog"."""
+    return spec.token if config.learns_word else spec.subject
+
+
 def already_trained(bank: Bank, spec: ConceptSpec, config: ResolvedConfig, data_fingerprint: str) -> Concept | None:
     """The bank's concept of that name, if it was trained on the same data with the same resolved settings."""
     concept = bank.manifest.find(spec.name)
@@ -89,8 +117,10 @@ def already_trained(bank: Bank, spec: ConceptSpec, config: ResolvedConfig, data_
     made_from = (concept.token, concept.class_word, concept.provenance.data)
     if made_from != (spec.token, spec.class_word, data_fingerprint):
         return None
+    # A concept from before there were learned words has a rare word: it is trained all the same.
+    own = {name: value for name, value in config.as_dict().items() if name in OF_THE_WORD}
     try:
-        stored = ResolvedConfig.from_dict(concept.settings)
+        stored = ResolvedConfig.from_dict({**own, **concept.settings})
     except (UserError, TypeError, ValueError):  # damaged, or of another program: nobody knows what it was trained with
         return None
     return concept if config.makes_the_same(stored) else None
@@ -144,6 +174,7 @@ def make_plan(
         Q={layer: occupied[layer] for layer in adaptable if layer not in full},
         earlier={} if config.train_on == "bare" else loaded,
         prompts=tuple(protected_prompts(others, spec.class_word)),
+        words=bank.words(others, damaged),
         full=full,
         damaged=tuple(f"{problem} Its directions cannot be avoided." for problem in damaged),
         concepts=tuple(concept.id for concept in others),

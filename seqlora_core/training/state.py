@@ -92,7 +92,7 @@ class TrainingState:
         self.average.load_state_tensors(_with_prefix(tensors, "average."), device)
 
     def copy(self) -> dict[str, Tensor]:
-        """A copy of what a step changes, for `restore`; small compared with what a pass takes."""
+        """A copy of the tensors that a step changes, for `restore`; small compared with what a pass takes."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict(self._numbers()).items()}
 
     def restore(self, copy: Mapping[str, Tensor]) -> None:

@@ -13,13 +13,15 @@ from torch import Tensor, nn, zeros
 from .. import subspace
 from ..bank import Bank, Concept, ConceptSpec, NewConcept, Provenance
 from ..data.dataset import EncodedConcept
+from ..data.words import Words
 from ..errors import TrainingDiverged, TrainingExploded
 from ..hashing import fingerprint
 from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
 from ..model.sd15 import find_layers
-from ..monitor import Monitor, StepReport, wait_for_others
-from .checkpoint import Checkpoint, resumable_checkpoint
+from ..model.text_encoder import TextEncoder
+from ..monitor import Monitor, wait_for_others
+from .checkpoint import Checkpoint, Expected, resumable_checkpoint
 from .config import ResolvedConfig, TrainingConfig
 from .earlier_concepts import EarlierConcepts
 from .initialization import Start, measure_start
@@ -27,11 +29,11 @@ from .minibatches import draw_minibatches
 from .objective import DenoisingObjective, check_base_is_finite
 from .plan import TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
+from .progress import Progress, loss_curve, mean_of_tenth
 from .state import TrainingState
+from .token_embedding import WordState, WordTraining, check_names_word
 
 CHECKPOINT_SECONDS = 60.0
-_CURVE_POINTS = 100
-_FINAL_SHARE = 10  # the reported final loss is the mean over the last tenth of the steps
 # An exploded run ends at many times the loss that it began with, and above what predicting no noise at all costs (1).
 _EXPLODED_RATIO, _EXPLODED_LOSS = 5.0, 2.0
 
@@ -64,13 +66,14 @@ class RunOptions:
 
 def train_concept(
     denoiser: Denoiser,
-    encode: Callable[[Sequence[str]], EncodedConcept],
+    encode: Callable[[Sequence[str], Words], EncodedConcept],
     bank: Bank,
     spec: ConceptSpec,
     config: ResolvedConfig,
     monitor: Monitor | None = None,
     options: RunOptions = RunOptions(),
     requested: TrainingConfig | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> Concept:
     """Train a concept on a frozen UNet and add it to the bank.
 
@@ -79,15 +82,23 @@ def train_concept(
 
     Args:
         encode: called once, after all checks have passed and while no other training run can change the bank, with the
-            protected prompts; returns the concept's images and these prompts, encoded.
+            protected prompts and the vectors of the bank's learned words, which they name; returns the concept's images
+            and these prompts, encoded.  The concept's own word is encoded again as it is learned.
+        text_encoder: where the word is learned; not needed with `config.token_vectors` 0.
         requested: what `config` was resolved from, stored for display.
 
+    The concept's word is learned first, on the base model alone, then its factors with the word as it is (see
+    `token_embedding`); `config.token_share` divides the passes.
+
     Raises:
+        ValueError: a word is to be learned without a text encoder.
         UserError: something to fix (see `make_plan`, `Checkpoint.check_same_run`); nothing was changed.
         Cancelled: the monitor asked for it; a checkpoint is saved.
         TrainingDiverged: the loss or a factor is not finite; the last checkpoint is kept.
         TrainingExploded: the loss ended far above where it began; `options.store_anyway` stores it from the checkpoint.
     """
+    if config.learns_word and text_encoder is None:
+        raise ValueError("A word is learned with a text encoder.")
     monitor, requested = monitor or Monitor(), requested or config
     layers = find_layers(denoiser.unet, config.layers)
     plan = make_plan(bank.refresh(), spec, requested, config, layers, options.replace)
@@ -99,10 +110,12 @@ def train_concept(
             plan = make_plan(bank, spec, requested, config, layers, options.replace)
         for problem in plan.damaged:
             monitor.message(problem)
-        data = encode(plan.prompts)
+        if text_encoder is not None:
+            bank.check_text_encoder(text_encoder.fingerprint())
+        data = encode(plan.prompts, plan.words)
         if plan.full:
             monitor.message(describe_full_layers(plan.full, config.rank))
-        concept = _Run(denoiser, data, bank, plan, layers, monitor, options).train()
+        concept = _Run(denoiser, data, bank, plan, layers, monitor, options, text_encoder).train()
         bank.discard_checkpoint(spec.name)
     return concept
 
@@ -119,11 +132,17 @@ class _Run:
         layers: Mapping[str, nn.Module],
         monitor: Monitor,
         options: RunOptions,
+        text_encoder: TextEncoder | None,
     ) -> None:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
         self.monitor, self.options, self.config = monitor, options, plan.config
         self.layers = {name: layers[name] for name in plan.Q}
         self.Q = [Q.float().to(denoiser.device) for Q in plan.Q.values()]
+        self.word: WordTraining | None = None
+        if self.config.learns_word:
+            check_names_word(data, plan.spec.token)
+            self.word = WordTraining(denoiser, text_encoder, data, plan.spec, self.config, plan.words)
+        self.progress = Progress(plan, monitor)
         self.path = bank.checkpoint_path(plan.spec.name)
         self.identity = {
             "base model": bank.manifest.base.fingerprint,
@@ -136,48 +155,80 @@ class _Run:
         """All steps, from the start or from the checkpoint."""
         saved = self._saved()
         check_base_is_finite(self.denoiser, self.data, self.config)
+        if self.word is not None:
+            self._learn_word(self.word, saved)
+            self.data = self.word.encoded()
         earlier = EarlierConcepts(self.plan.earlier.values(), self.denoiser.device)
         with earlier.attached(self.denoiser.unet):
-            start = measure_start(self.denoiser, self.data, self.plan, self.layers, self.monitor, bool(saved))
+            resumed = saved if saved and saved.has_factors else None
+            start = measure_start(self.denoiser, self.data, self.plan, self.layers, self.monitor, bool(resumed))
             objective = DenoisingObjective(
                 self.denoiser, self.layers, self.config.dtype, self.config.ridge, start.penalty, earlier
             )
-            state = self._begin(start, objective, saved)
+            state = self._begin(start, objective, resumed)
             sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
-            self.monitor.stage("training", state.step, self.config.steps)
-            with objective.attached(), sparing, self._saving_on_exit(state, objective):
+            self.monitor.stage("training", self.plan.word_steps + state.step, self.plan.word_steps + self.plan.steps)
+            with objective.attached(), sparing, self._saving_on_exit(lambda: self._save(state, objective)):
                 self._all_steps(state, objective)
                 self._check_not_exploded(state.losses)
                 return self.bank.add(self._result(state, objective), replace=self.options.replace)
 
+    def _learn_word(self, word: WordTraining, saved: Checkpoint | None) -> None:
+        """All steps of the word, on the base model without the bank's concepts."""
+        state = word.state
+        if saved:
+            state.restore(saved.tensors)
+            state.step, state.losses = saved.word_step, saved.word_losses
+            word.objective.passes = saved.word_step * self.config.accumulation
+            state.seconds = 0.0 if saved.has_factors else saved.seconds
+        if state.step >= self.plan.word_steps:
+            return
+        sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
+        self.monitor.stage("learning the word", state.step, self.plan.word_steps + self.plan.steps)
+        with sparing, word.encoder.loaded(), self._saving_on_exit(lambda: self._save_word(word)):
+            for _ in self._timed(state, self.plan.word_steps, lambda: self._save_word(word)):
+                with _undone_if_interrupted(state, word.objective):
+                    word.step()
+                self.progress.report(state.step, 0, state.losses[-1])
+                if self._preview_is_due(state.step):
+                    latents = preview_latents(word.objective, ([], []), word.encoded(), self.config.seed)
+                    self._show(latents, state.step)
+        self._save_word(word)  # what comes next may take minutes
+
     def _all_steps(self, state: TrainingState, objective: DenoisingObjective) -> None:
-        started, seconds_before, first = time.monotonic(), state.seconds, state.step
-        last_saved = started
-        while state.step < self.config.steps:
-            self.monitor.stop_if_cancelled()
+        for _ in self._timed(state, self.plan.steps, lambda: self._save(state, objective)):
             with _undone_if_interrupted(state, objective):
                 objective.use(draw_minibatches(self.data, self.denoiser, self.config, state.step))
                 state.finish_step(self._iterate(objective, state))
                 _check_finite(state)
-            now = time.monotonic()
-            state.seconds = seconds_before + now - started
-            if now - last_saved >= self.options.checkpoint_seconds:
-                self._save(state, objective)
-                last_saved = now
-            left = (now - started) / (state.step - first) * (self.config.steps - state.step)
-            self.monitor.stepped(StepReport(state.step, self.config.steps, state.losses[-1], left))
-            if self.options.preview_every and state.step % self.options.preview_every == 0:
-                self._preview(state, objective)
+            self.progress.report(self.plan.word_steps, state.step, state.losses[-1])
+            if self._preview_is_due(step := self.plan.word_steps + state.step):
+                self._show(preview_latents(objective, self._factors(state), self.data, self.config.seed), step)
 
-    def _preview(self, state: TrainingState, objective: DenoisingObjective) -> None:
-        latents = preview_latents(objective, self._factors(state), self.data, self.config.seed)
+    def _timed(self, state: TrainingState | WordState, steps: int, save: Callable[[], None]) -> Iterator[None]:
+        """One round per step that is left, each after a check for Cancel; counts seconds and writes checkpoints."""
+        started, before = time.monotonic(), state.seconds
+        last_saved = started
+        while state.step < steps:
+            self.monitor.stop_if_cancelled()
+            yield
+            now = time.monotonic()
+            state.seconds = before + now - started
+            if now - last_saved >= self.options.checkpoint_seconds:
+                save()
+                last_saved = now
+
+    def _preview_is_due(self, step: int) -> bool:
+        return bool(self.options.preview_every) and step % self.options.preview_every == 0
+
+    def _show(self, latents: Tensor, step: int) -> None:
         if latents.isfinite().all():
             self.monitor.previewed(latents)
         else:
-            self.monitor.message(f"The preview of step {state.step} is not finite and is left out.")
+            self.monitor.message(f"The preview of step {step} is not finite and is left out.")
 
     def _check_not_exploded(self, losses: Sequence[float]) -> None:
-        first, final = _mean_of_tenth(losses, last=False), _mean_of_tenth(losses, last=True)
+        first, final = mean_of_tenth(losses, last=False), mean_of_tenth(losses, last=True)
         if final <= max(_EXPLODED_LOSS, _EXPLODED_RATIO * first):
             return
         rise = f"The loss rose from {first:.3g} to {final:.3g}"
@@ -204,6 +255,8 @@ class _Run:
         along = start.coordinates(self.plan, device)
         state = TrainingState.begin(A, B, self.config, self.plan.first_averaged, along, device)
         state.coordinates = fingerprint(start.directions) if along else ""
+        if self.word is not None:
+            state.seconds, objective.passes = self.word.state.seconds, self.word.objective.passes
         if saved:
             state.step, state.losses, state.seconds = saved.step, saved.losses, saved.seconds
             objective.passes, objective.loss_scale = saved.passes, saved.loss_scale or objective.loss_scale
@@ -230,30 +283,51 @@ class _Run:
         restart = self.options.restart_if_changed
         free = {name: Q.shape[0] - Q.shape[1] for name, Q in self.plan.Q.items()}
         shapes = {name: (layer.out_features, layer.in_features, free[name]) for name, layer in self.layers.items()}
-        return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor, shapes)
+        word = None if self.word is None else tuple(self.word.state.vectors.shape)
+        expected = Expected(shapes, self.plan.steps, word, self.plan.word_steps)
+        return resumable_checkpoint(self.path, self.config, self.identity, self.data, restart, self.monitor, expected)
 
     @contextmanager
-    def _saving_on_exit(self, state: TrainingState, objective: DenoisingObjective) -> Iterator[None]:
+    def _saving_on_exit(self, save: Callable[[], None]) -> Iterator[None]:
         """Keep the finished steps of a run that stops early, also if its result cannot be stored."""
         try:
             yield
         except BaseException:
-            if state.step:
-                self._save(state, objective)
+            save()
             raise
 
     def _save(self, state: TrainingState, objective: DenoisingObjective) -> None:
+        if state.step:
+            word = self.word.state.state_dict() if self.word is not None else {}
+            tensors = {**word, **state.state_dict(list(self.layers))}
+            self._write(tensors, state.seconds, objective, state)
+        elif self.word is not None:
+            self._save_word(self.word)
+
+    def _save_word(self, word: WordTraining) -> None:
+        if word.state.step:
+            self._write(word.state.state_dict(), word.state.seconds, word.objective)
+
+    def _write(
+        self,
+        tensors: Mapping[str, Tensor],
+        seconds: float,
+        objective: DenoisingObjective,
+        state: TrainingState | None = None,
+    ) -> None:
         """Write a checkpoint; one that cannot be written is no reason to lose the run."""
         checkpoint = Checkpoint(
-            step=state.step,
+            step=state.step if state else 0,
             config=self.config,
             identity=self.identity,
-            losses=state.losses,
-            seconds=state.seconds,
+            losses=state.losses if state else [],
+            seconds=seconds,
             passes=objective.passes,
             loss_scale=objective.loss_scale,
-            tensors=state.state_dict(list(self.layers)),
-            directions=state.coordinates,
+            tensors=dict(tensors),
+            directions=state.coordinates if state else None,
+            word_step=self.word.state.step if self.word else 0,
+            word_losses=self.word.state.losses if self.word else [],
         )
         written = False
         try:
@@ -264,7 +338,8 @@ class _Run:
                 f"The checkpoint {self.path} cannot be written ({error.strerror or error}), so a run that stops now "
                 "cannot be resumed: free some space, or close the program that has the file open."
             )
-        self.monitor.checkpointed(state.step, self.config.steps, written)
+        done = (self.word.state.step if self.word else 0) + (state.step if state else 0)
+        self.monitor.checkpointed(done, self.plan.word_steps + self.plan.steps, written)
 
     def _factors(self, state: TrainingState) -> tuple[list[Tensor], list[Tensor]]:
         """A and B as the concept has them if the run ends here."""
@@ -285,11 +360,14 @@ class _Run:
             provenance=Provenance(data=self.identity["data"]),
             settings=self.config.as_dict(),
             requested=self.plan.requested.as_dict(),
+            word=self.word.state.vectors.cpu() if self.word is not None else None,
+            text_encoder=self.word.encoder.fingerprint() if self.word is not None else "",
             metrics={
                 "first_loss": state.losses[0],
-                "final_loss": _mean_of_tenth(state.losses, last=True),
-                "loss_curve": _curve(state.losses),
-                "steps": state.step,
+                "final_loss": mean_of_tenth(state.losses, last=True),
+                "loss_curve": loss_curve(state.losses),
+                **({"word_loss_curve": loss_curve(self.word.state.losses)} if self.word is not None else {}),
+                "steps": self.plan.word_steps + state.step,
                 "passes": objective.passes,
                 "seconds": round(state.seconds, 2),
                 "device": str(self.denoiser.device),
@@ -300,13 +378,16 @@ class _Run:
 
 
 @contextmanager
-def _undone_if_interrupted(state: TrainingState, objective: DenoisingObjective) -> Iterator[None]:
+def _undone_if_interrupted(state: TrainingState | WordState, objective: DenoisingObjective) -> Iterator[None]:
     """Leave everything as it was before a step that does not end: hosts raise their interrupt inside any layer."""
-    before, passes, loss_scale = state.copy(), objective.passes, objective.loss_scale
+    before, step, losses = state.copy(), state.step, len(state.losses)
+    passes, loss_scale = objective.passes, objective.loss_scale
     try:
         yield
     except BaseException:
         state.restore(before)
+        state.step = step
+        del state.losses[losses:]
         objective.passes, objective.loss_scale = passes, loss_scale
         raise
 
@@ -318,15 +399,3 @@ def _check_finite(state: TrainingState) -> None:
         raise TrainingDiverged(
             f"The factors are no longer finite after step {state.step}: lower lr_coefficients and lr_basis."
         )
-
-
-def _mean_of_tenth(losses: Sequence[float], last: bool) -> float:
-    count = max(len(losses) // _FINAL_SHARE, 1)
-    return sum(losses[-count:] if last else losses[:count]) / count
-
-
-def _curve(losses: list[float]) -> list[float]:
-    """At most `_CURVE_POINTS` means of consecutive losses: enough to draw, little to keep in every manifest."""
-    stride = -(-len(losses) // _CURVE_POINTS)
-    parts = [losses[start : start + stride] for start in range(0, len(losses), stride)]
-    return [round(sum(part) / len(part), 6) for part in parts]

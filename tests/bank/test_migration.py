@@ -69,7 +69,7 @@ def test_reading_leaves_the_file_alone_and_the_first_change_upgrades_it(bank):
     assert document(bank)["version"] == 1
     Bank.open(bank).remove("style")
     after = document(bank)
-    assert (after["version"], [concept["name"] for concept in after["concepts"]]) == (2, ["dog", "my cat"])
+    assert (after["version"], [concept["name"] for concept in after["concepts"]]) == (3, ["dog", "my cat"])
     assert [concept["id"] for concept in after["concepts"]] == [c["id"] for c in document(VERSION_1)["concepts"][:2]]
     assert all(
         (bank / "concepts" / name).read_bytes() == before[name] for name in ("dog.safetensors", "my-cat.safetensors")
@@ -78,7 +78,7 @@ def test_reading_leaves_the_file_alone_and_the_first_change_upgrades_it(bank):
 
 
 def test_a_bank_of_a_later_version_asks_for_an_update(bank):
-    (bank / "bank.json").write_text(json.dumps({**document(bank), "version": 3}), "utf-8")
+    (bank / "bank.json").write_text(json.dumps({**document(bank), "version": 4}), "utf-8")
     with pytest.raises(UserError, match="update"):
         Bank.open(bank)
 

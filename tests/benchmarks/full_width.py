@@ -58,11 +58,14 @@ def measure(arguments: argparse.Namespace, settings: dict) -> dict:
 
     side = arguments.pixels // 8
     data = EncodedConcept([Example(torch.randn(4, side, side), torch.randn(1, 77, 768))])
-    config = resolve(TrainingConfig(steps=arguments.steps, **settings), arguments.pixels, arguments.dtype)
+    config = resolve(
+        TrainingConfig(token_vectors=0, steps=arguments.steps, **settings), arguments.pixels, arguments.dtype
+    )
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         bank = Bank.open_or_create(folder, BaseIdentity("random", "0"), layer_shapes(find_layers(unet)))
-        concept = train_concept(denoiser, lambda prompts: data, bank, ConceptSpec("x", "sksx", "thing"), config, clock)
+        spec = ConceptSpec("x", "sksx", "thing")
+        concept = train_concept(denoiser, lambda prompts, words: data, bank, spec, config, clock)
     seconds = [later - earlier for earlier, later in zip(clock.moments[1:], clock.moments[2:], strict=False)]
     return {
         "parameters": parameters,

@@ -39,7 +39,7 @@ def heldout_after(base: Base, photos: Path, subject: str, passes: int, **setting
     """Measure the held-out loss before and after training one subject."""
     references = read_folder(photos / subject, f"sks{subject} {subject}")
     steps = passes // PASSES[settings["method"]]
-    config = resolve(TrainingConfig(steps=steps, **settings), native_size=128, dtype="float32")
+    config = resolve(TrainingConfig(steps=steps, token_vectors=0, **settings), native_size=128, dtype="float32")
     train = encode_concept(base, references[:-1], config.resolution)
     held = encode_concept(base, references[-1:], config.resolution)
     denoiser = base.denoiser()
@@ -48,7 +48,7 @@ def heldout_after(base: Base, photos: Path, subject: str, passes: int, **setting
         bank = Bank.open_or_create(folder, base.identity, base.layers)
         try:
             spec = ConceptSpec(subject, f"sks{subject}", subject)
-            train_concept(denoiser, lambda prompts: train, bank, spec, config)
+            train_concept(denoiser, lambda prompts, words: train, bank, spec, config)
         except TrainingDiverged:
             return before, float("nan")
         with attach(find_layers(base.pipeline.unet), bank.load()[subject]):

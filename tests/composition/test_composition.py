@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from training_runs import encoded, resolved
+from training_runs import captioned, encoded, resolved
 
 from seqlora_core.bank import Bank, NewConcept, lora_file
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.composition.concatenation import compose
-from seqlora_core.composition.lora_files import save_composed
+from seqlora_core.composition.lora_files import save_composed, save_words
 from seqlora_core.composition.selection import parse_selection, parse_selections
 from seqlora_core.data.dataset import EncodedConcept, Example
 from seqlora_core.errors import UserError
@@ -175,6 +175,33 @@ def test_files_load_through_diffusers_and_act_as_generate_does(trained, base_fol
     own = generate(base, "a dog", compose(bank, selection), SamplingSettings(3, 64, seed=5))[0]
     difference = [abs(a - b) for a, b in zip(picture.tobytes(), own.tobytes(), strict=True)]
     assert max(difference) <= 1
+
+
+def test_lora_and_word_load_through_diffusers_and_draw_what_generate_does(base_folder, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    base = load_base(str(base_folder))
+    bank = Bank.open_or_create(tmp_path / "bank", base.identity, base.layers)
+    own = ConceptSpec("dog", "sksdog", "dog")
+    config = resolved(steps=4, token_vectors=2, token_share=0.5, lr_coefficients=0.05, lr_basis=0.05, layers="all")
+    encode = captioned(base.text_encoder, own)
+    train_concept(base.denoiser(), encode, bank, own, config, text_encoder=base.text_encoder)
+    adapters, words = compose(bank, [("dog", 1.0)]), bank.words()
+    save_composed(bank, [("dog", 1.0)], tmp_path / "dog.safetensors", adapters)
+    (word,) = save_words(words, tmp_path / "embeddings")
+
+    pipeline = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.load_lora_weights(str(tmp_path), weight_name="dog.safetensors")
+    pipeline.load_textual_inversion(str(word))
+    prompt = "photo of a sksdog, on grass"
+    text = pipeline.encode_prompt(prompt, "cpu", 1, False)[0][0]
+    assert torch.allclose(text, base.encode_prompt(prompt, words), atol=1e-5)
+    assert not torch.allclose(text, base.encode_prompt(prompt), atol=1e-2)
+    arguments = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 64, "width": 64}
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(prompt, generator=[torch.Generator().manual_seed(5)], **arguments).images[0]
+    drawn = generate(base, prompt, adapters, SamplingSettings(3, 64, seed=5), words)[0]
+    assert max(abs(a - b) for a, b in zip(picture.tobytes(), drawn.tobytes(), strict=True)) <= 1
 
 
 def test_the_file_tells_managers_what_it_is(trained):

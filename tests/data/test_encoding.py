@@ -14,6 +14,7 @@ from seqlora_core.data.encoding import cut_prompts, encode_concept
 from seqlora_core.data.reference_folder import Reference
 from seqlora_core.errors import Cancelled
 from seqlora_core.model.base import Base, load_base
+from seqlora_core.model.text_encoder import CLIPTextEncoder
 from seqlora_core.monitor import Monitor
 
 SIZE = (64, 80)
@@ -30,14 +31,14 @@ def picture(*pixels: tuple[int, int]) -> Image.Image:
 @pytest.fixture
 def rounded_otherwise(monkeypatch):
     """Encoders of a machine with another number of threads, or another card."""
-    encode_image, encode_prompts = Base.encode_image, Base.encode_prompts
+    encode_image, encode_all = Base.encode_image, CLIPTextEncoder.encode_all
 
     def image(base, pixels):
         mean, std = encode_image(base, pixels)
         return mean * (1 + 1e-6), std
 
     monkeypatch.setattr(Base, "encode_image", image)
-    monkeypatch.setattr(Base, "encode_prompts", lambda base, prompts: encode_prompts(base, prompts) * (1 + 1e-6))
+    monkeypatch.setattr(CLIPTextEncoder, "encode_all", lambda *given: encode_all(*given) * (1 + 1e-6))
 
 
 def test_a_stopped_training_resumes_where_encoding_rounds_otherwise_and_not_with_another_caption(
@@ -59,7 +60,7 @@ def test_a_stopped_training_resumes_where_encoding_rounds_otherwise_and_not_with
     assert "its data" in capsys.readouterr().err
     (images / "0.txt").unlink()
     assert main(command) == 0
-    assert Bank.open(tmp_path / "bank").concept("dog").metrics["steps"] == 2
+    assert Bank.open(tmp_path / "bank").concept("dog").metrics["steps"] == 3  # one of the word
 
 
 @pytest.fixture

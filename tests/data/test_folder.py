@@ -145,6 +145,8 @@ def test_kohyas_folders_are_read_with_their_repeats(folder):
     said = "\n".join(found.notes)
     assert "20_sksdog dog adds 1 image, each 20 times per epoch.\n" in said
     assert "Its name says 'skscat cat'; the subject is 'sksdog dog'" in said
+    learned = "\n".join(read_folder(folder, "sksdog").notes)
+    assert learned.count("Its name says") == 1
     assert "not read: 0_off/, 2024_holiday/, more/" in said
     assert len(image_files(folder)) == 4
 

@@ -98,7 +98,7 @@ def test_a_changed_default_does_not_resume_the_old_run(denoiser, bank, changed_d
 
 
 def test_a_bank_stores_what_was_computed_and_what_was_asked(denoiser, bank):
-    requested = TrainingConfig(steps=1, rank=2)
+    requested = TrainingConfig(steps=1, rank=2, token_vectors=0)
     config = methods.resolve(requested, native_size=512, dtype="float32")
     data = encoded(random_concept(1))
     train_concept(denoiser, data, bank, spec("a"), config, requested=requested)

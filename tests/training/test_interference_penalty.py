@@ -95,7 +95,7 @@ def encoded_prompts(denoiser, bank, spec: ConceptSpec) -> list[str]:
     """The prompts that a training run asks to have encoded."""
     asked = []
 
-    def encode(prompts):
+    def encode(prompts, words):
         asked.extend(prompts)
         raise Cancelled
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...data.prompts import PHOTO_OF, subject_prompt
+from ...data.words import NO_WORDS, Words
 from ...model.activations import TEXT_GROUP, LayerInputs, input_group
 from ..selection import SelectedConcept
 
@@ -20,8 +21,12 @@ class ModelSource(ABC):
     """
 
     @abstractmethod
-    def encode_words(self, words: str, after: str = "") -> Tensor:
-        """Return the embeddings of `words` and the end token in the prompt "`after` `words`": [t, d] float32, CPU."""
+    def encode_words(self, words: str, after: str = "", learned: Words = NO_WORDS) -> Tensor:
+        """Return the embeddings of `words` and the end token in the prompt "`after` `words`": [t, d] float32, CPU.
+
+        Args:
+            learned: the vectors of learned words.
+        """
 
     @abstractmethod
     def inputs_while_sampling(
@@ -44,7 +49,8 @@ class ModelSource(ABC):
         return inputs
 
     def words(self, part: SelectedConcept) -> Tensor:
-        return torch.cat([self.encode_words(part.subject), self.encode_words(part.subject, after=PHOTO_OF)])
+        alone = self.encode_words(part.subject, learned=part.words)
+        return torch.cat([alone, self.encode_words(part.subject, PHOTO_OF, part.words)])
 
     def captions(self, captions: Sequence[str]) -> Tensor:
         return torch.cat([self.encode_words(caption) for caption in captions])

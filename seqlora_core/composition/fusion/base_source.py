@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from ...data.words import NO_WORDS, Words
 from ...model.activations import LayerInputs
 from ...model.base import Base
 from ...model.sampling import inputs_while_sampling
@@ -20,8 +21,8 @@ class BaseSource(ModelSource):
         self._base, self._settings = base, settings
         self._layers = find_layers(base.pipeline.unet)
 
-    def encode_words(self, words: str, after: str = "") -> Tensor:
-        return self._base.encode_words(words, after)
+    def encode_words(self, words: str, after: str = "", learned: Words = NO_WORDS) -> Tensor:
+        return self._base.encode_words(words, after, learned)
 
     def inputs_while_sampling(
         self, prompt: str, part: SelectedConcept, layers: Collection[str]
@@ -35,6 +36,7 @@ class BaseSource(ModelSource):
             steps=settings.sampling_steps,
             seed=settings.seed,
             samples_per_pass=settings.rows,
+            words=part.words,
         )
 
     def between(self) -> None:

@@ -13,5 +13,7 @@ HYPERGRADIENTS: dict[str, Hypergradient] = {
     "finite-difference": finite_difference,
     "lookahead": lookahead,
 }
+# Passes of each, beyond one per lower step.
+PASSES = {"exact": 1, "finite-difference": 3, "lookahead": 1}
 
-__all__ = ["HYPERGRADIENTS", "Hypergradient", "exact", "finite_difference", "lookahead"]
+__all__ = ["HYPERGRADIENTS", "PASSES", "Hypergradient", "exact", "finite_difference", "lookahead"]

@@ -17,5 +17,10 @@ def _iterate(
 
 
 ALTERNATING = Method(
-    "alternating", start_in_complement, _iterate, constrained=True, defaults=published_defaults("accumulated")
+    "alternating",
+    start_in_complement,
+    _iterate,
+    constrained=True,
+    defaults=published_defaults("accumulated"),
+    passes=lambda config: config.inner_steps + 1,
 )

@@ -26,6 +26,7 @@ class Method:
         iterate: one iteration on fixed minibatches; moves the factors and returns the loss before it.
         constrained: whether B stays in the complement of earlier bases, so that a layer can be full.
         defaults: values of the settings that a user left open (see `TrainingConfig`).
+        passes: gradients that one iteration takes, by the settings.
         needs_inputs: whether `start` needs the covariance whatever `init` says.
     """
 
@@ -34,6 +35,7 @@ class Method:
     iterate: Iterate
     constrained: bool
     defaults: Mapping[str, object]
+    passes: Callable[[ResolvedConfig], int] = lambda config: 1
     needs_inputs: bool = False
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..bilevel import Objective, bilevel_iteration, reusing_iteration
 from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
-from ..hypergradient import HYPERGRADIENTS
+from ..hypergradient import HYPERGRADIENTS, PASSES
 from .method import Method, start_in_complement
 
 
@@ -20,11 +20,18 @@ def _iterate(
     return bilevel_iteration(objective, lower, upper, Q, hypergradient, config.inner_steps)
 
 
+def _passes(config: ResolvedConfig) -> int:
+    if config.lower_step == "reuse":
+        return config.inner_steps + 1
+    return 2 * config.inner_steps + PASSES[config.hypergradient]
+
+
 SEQLORA = Method(
     "seqlora",
     start_in_complement,
     _iterate,
     constrained=True,
+    passes=_passes,
     defaults={
         "train_on": "alternate",
         "init": "contrastive",

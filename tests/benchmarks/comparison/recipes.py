@@ -55,7 +55,14 @@ class Recipe:
         self, passes: int, seed: int, lr_coefficients: float, lr_basis: float, layers: str = LAYERS
     ) -> ResolvedConfig:
         """Resolve the settings of a run of `passes` forward-backward passes per concept, or the few less that fit."""
-        values = {"rank": RANK, "batch_size": BATCH, "layers": layers, "method": self.method, "seed": seed}
+        values = {
+            "rank": RANK,
+            "token_vectors": 0,
+            "batch_size": BATCH,
+            "layers": layers,
+            "method": self.method,
+            "seed": seed,
+        }
         values |= {"lr_coefficients": lr_coefficients, "lr_basis": lr_basis, **self.settings}
         config = resolved(**values)
         return replace(config, steps=max(1, passes // passes_per_step(config)))

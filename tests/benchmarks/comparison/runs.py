@@ -121,7 +121,7 @@ class Run:
         references = [Reference(image, template_prompts(spec.subject), concept.name) for image in concept.references]
         record = train_concept(
             self.base.denoiser(),
-            lambda prompts: encode_concept(self.base, references, self.config.resolution, protected=prompts),
+            lambda prompts, _: encode_concept(self.base, references, self.config.resolution, protected=prompts),
             bank,
             spec,
             self.config,
