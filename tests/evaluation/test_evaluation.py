@@ -142,14 +142,16 @@ def test_the_protocol_is_the_paper_s_unless_something_else_is_asked_for():
     assert (settings.prompt, settings.sampling.count) == ("photo of a {}", 16)
 
 
-def test_own_words_are_images_of_their_own(trained, tmp_path, capsys):
-    assert _evaluate(trained, tmp_path, *_wanted(trained), "--images", "1") == 0
-    assert _evaluate(trained, tmp_path, *_wanted(trained), "--images", "1", "--own-words") == 0
-    folders = {}
-    for path in tmp_path.rglob("pictures/**/*.png"):
-        folders.setdefault(path.parts[-3], []).append(path.read_bytes())
-    assert all(len(images) == 2 * len(set(images)) or len(set(images)) > 1 for images in folders.values())
-    assert json.loads((tmp_path / "report.json").read_text())["drawing"]["own_words"] is True
+def test_own_words_draw_anew_and_a_later_concept_changes_nothing(trained, tmp_path):
+    wanted = [*_wanted(trained), "--images", "1"]
+    assert _evaluate(trained, tmp_path, *wanted) == 0
+    plain = set(tmp_path.rglob("pictures/**/*.png"))
+    assert _evaluate(trained, tmp_path, *wanted, "--own-words") == 0
+    confined = set(tmp_path.rglob("pictures/**/*.png")) - plain
+    assert len(confined) == len(plain) == 3  # the dog alone and beside the cat, and the cat
+    alone, beside = (Image.open(path).tobytes() for path in confined if path.parent.parent.name == "dog")
+    assert max(abs(a - b) for a, b in zip(alone, beside, strict=True)) <= 1
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["drawing"]["own_words"] is True
 
 
 def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, tmp_path, monkeypatch):
