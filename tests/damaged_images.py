@@ -1,8 +1,6 @@
-"""Damaged and hostile image files, made at random: `python tests/damaged_images.py 5000 [SEED]` reads so many."""
+"""Damaged and hostile image files, made at random.  `attack.py` is the command."""
 
 import struct
-import sys
-import tempfile
 import time
 import zlib
 from collections import Counter
@@ -162,8 +160,3 @@ def read_damaged(folder: Path, count: int, seed: int) -> tuple[Counter, float]:
         slowest = max(slowest, time.perf_counter() - start)
         path.unlink()
     return results, slowest
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        print(*read_damaged(Path(place), int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

@@ -1,24 +1,19 @@
-"""Damage LoRA files and the headers of checkpoints at random; everything but a result or a UserError is a fault.
+"""Damage LoRA files, learned words and the headers of checkpoints at random.
 
-python tests/tensor_file_attack.py [--count 4000] [--seed 0]
+Everything but a result or a UserError is a fault.  `attack.py` is the command.
 """
 
-import argparse
-import collections
 import json
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
 from safetensors.torch import save
 
-from seqlora_core.bank import foreign_lora, lora_file
+from seqlora_core.bank import embedding_file, foreign_lora, lora_file
 from seqlora_core.errors import UserError
 from seqlora_core.model.adapters import Adapter
 from seqlora_core.model.sd15 import LayerShape
@@ -65,6 +60,13 @@ def lora(rng: random.Random) -> bytes:
     texts = ("", "sdxl", "[1]", "{}", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": 5}', "[" * 5000, "\ud7ff")
     said = ("lora_adapter_metadata", "ss_base_model_version", "modelspec.architecture", "ss_v2")
     return save(tensors, {rng.choice(said): rng.choice(texts)} if rng.random() < 0.3 else None)
+
+
+def word(rng: random.Random) -> bytes:
+    """A textual inversion, in one of the layouts of other tools, or bundled with a LoRA."""
+    vectors = torch.randn(rng.randint(1, 4), 768)
+    name = rng.choice(["sksdog", "emb_params", "string_to_param.*", "bundle_emb.sksdog.string_to_param.*"])
+    return save({name: vectors})
 
 
 def checkpoint() -> bytes:
@@ -124,7 +126,7 @@ def attack(count: int, seed: int, base: bytes | None, seconds: float = float("in
             if time.monotonic() > until:
                 return
             of_base = base is not None and index % 8 == 7
-            content = damaged(base if of_base else lora(rng), rng)
+            content = damaged(base if of_base else rng.choice([lora, lora, lora, word])(rng), rng)
             path.write_bytes(content)
             started = time.monotonic()
             readers = {
@@ -132,6 +134,8 @@ def attack(count: int, seed: int, base: bytes | None, seconds: float = float("in
                 "foreign": lambda: foreign_lora.read(path, shapes),
                 "composed": lambda: lora_file.read(path),
                 "bank": lambda content=content: lora_file.deserialize(content, "x"),
+                "word": lambda content=content: embedding_file.deserialize(content, "x"),
+                "bundle": lambda: embedding_file.bundled_words(TensorFile.open(path)),
                 "tensors": lambda: [tensor for tensor in TensorFile.open(path).values()],
             }
             for name, read in readers.items():
@@ -144,16 +148,3 @@ def attack(count: int, seed: int, base: bytes | None, seconds: float = float("in
                     assert "\n" not in str(error) and len(str(error)) < 700, str(error)
                     yield f"{name}: refused"
             assert time.monotonic() - started < MOST_SECONDS, f"file {index} of seed {seed} is slow"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    results = collections.Counter(attack(arguments.count, arguments.seed, checkpoint()))
-    print(f"{arguments.count} files, no fault; " + ", ".join(f"{name} {n}" for name, n in sorted(results.items())))
-
-
-if __name__ == "__main__":
-    main()

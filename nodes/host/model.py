@@ -120,7 +120,7 @@ class HostDenoiser:
         with torch.inference_mode():  # as for sampling; otherwise the host would find other tensors than it made
             model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
-            with _flagged_as_training(), _without_fast_products(self.unet), _lent_weights(self.unet):
+            with _flagged_as_training(), _without_fast_products(), _lent_weights(self.unet):
                 yield
         finally:
             model_management.soft_empty_cache()
@@ -173,19 +173,18 @@ def _flagged_as_training() -> Iterator[None]:
 
 
 @contextmanager
-def _without_fast_products(module: nn.Module) -> Iterator[None]:
-    """Put layers that multiply in eight bits into training mode, in which they do not.
+def _without_fast_products() -> Iterator[None]:
+    """Make layers that multiply in eight bits cast their weights instead, as they do with inputs that do not fit.
 
-    Such a product has no derivative, and it changes the layer's input in place, which other layers have saved.
+    Such a product has no derivative, and it changes the layer's input in place, which other layers have saved.  Some
+    of these layers avoid it in training mode, but not those of scaled weights, and from ComfyUI 0.30 on none.
     """
-    fast = [part for part in module.modules() if isinstance(part, ops.fp8_ops.Linear) and not part.training]
-    for part in fast:
-        part.training = True
+    product = ops.fp8_linear
+    ops.fp8_linear = lambda layer, x: None
     try:
         yield
     finally:
-        for part in fast:
-            part.training = False
+        ops.fp8_linear = product
 
 
 @contextmanager

@@ -93,10 +93,7 @@ class Bank:
         if not bank.concepts and bank.manifest.base.fingerprint != base.fingerprint:
             bank = bank._given_to(base, layers)
         bank.check_base(base)
-        if bank.manifest.layers != dict(layers):
-            raise UserError(
-                f"{folder / bank_files.MANIFEST} has other layers than its base model: restore it from a backup."
-            )
+        bank.check_layers(layers)
         return bank
 
     @classmethod
@@ -151,6 +148,13 @@ class Bank:
             raise UserError(
                 f"The bank {self.folder} belongs to the base model {own.name} ({own.fingerprint[:8]}), "
                 f"not to {base.name} ({base.fingerprint[:8]}): use that base, or another bank."
+            )
+
+    def check_layers(self, layers: Mapping[str, LayerShape]) -> None:
+        """Raise UserError where the manifest's layers are not those of the base that it names: somebody changed it."""
+        if self.manifest.layers != dict(layers):
+            raise UserError(
+                f"{self.folder / bank_files.MANIFEST} has other layers than its base model: restore it from a backup."
             )
 
     def check_text_encoder(self, fingerprint: str) -> None:

@@ -62,11 +62,11 @@ def from_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Adapter]:
             finite.
     """
     adapters = {}
-    tensors = {key: tensors[key] for key in tensors if not is_bundled(key)}
-    unknown = next((key for key in tensors if key.split(".", 1)[-1] not in _PARTS), None)
+    keys = [key for key in tensors if not is_bundled(key)]  # the words in it are read by `embedding_file`
+    unknown = next((key for key in keys if key.split(".", 1)[-1] not in _PARTS), None)
     if unknown is not None:
         raise UserError(f"The LoRA holds {unknown!r}, which is not part of a plain LoRA.")
-    for prefix in dict.fromkeys(key.split(".")[0] for key in sorted(tensors)):
+    for prefix in dict.fromkeys(key.split(".")[0] for key in sorted(keys)):
         layer = canonical_name(prefix)
         if layer is None:
             raise UserError(f"The LoRA holds {prefix!r}, which is not an SD1.5 attention layer.")

@@ -35,6 +35,7 @@ class BaseOptions:
         base = load_base(self.base, self.device, dtype, self.tokenizer)
         if bank is not None:
             bank.check_base(base.identity)
+            bank.check_layers(base.layers)
             if bank.manifest.text_encoder:
                 bank.check_text_encoder(base.text_encoder.fingerprint())
         return base

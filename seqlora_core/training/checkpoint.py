@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..files import is_plain, write_atomically
 from ..monitor import Monitor
 from ..tensor_file import TensorFile
-from .config import OF_THE_MACHINE, WITHOUT_WORD, ResolvedConfig
+from .config import OF_THE_MACHINE, ResolvedConfig
 
 VERSION = 3
 _METADATA_KEY = "seqlora.checkpoint"
@@ -98,11 +98,8 @@ class Checkpoint:
             file = TensorFile.open(path)
             record = json.loads(file.metadata[_METADATA_KEY])
             settings = record.pop("config")
-            version = record.pop("version", 1)
-            if version == 1:
+            if record.pop("version", 1) == 1:
                 settings = resolved_settings(settings)
-            if version < 3:  # there were no learned words
-                settings = {**settings, **WITHOUT_WORD}
             checkpoint = cls(config=ResolvedConfig.from_dict(settings), tensors=dict(file), **record)
             checkpoint._check_record()
             return checkpoint

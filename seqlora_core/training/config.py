@@ -258,6 +258,11 @@ class ResolvedConfig(TrainingConfig):
         if unset:
             raise UserError(f"The setting {unset[0]} has no value: give it one.")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "ResolvedConfig":
+        """As `TrainingConfig.from_dict`; records from before there were learned words are of runs without one."""
+        return super().from_dict(values if "token_vectors" in values else {**values, **WITHOUT_WORD})
+
     def makes_the_same(self, other: "ResolvedConfig") -> bool:
         """Whether both make the same concept; precision and memory are the machine's affair."""
         own, others = self.as_dict(), other.as_dict()

@@ -13,7 +13,7 @@ from ..model.activations import capture_inputs, input_group
 from ..model.denoiser import Denoiser
 from ..monitor import Monitor, Stage
 from .interference_penalty import InterferencePenalty, ProtectedInputs, watch_protected
-from .objective import heldout_loss
+from .objective import base_is_not_finite, heldout_loss
 from .plan import TrainingPlan
 
 _COVARIANCE_STEPS = 8
@@ -61,10 +61,17 @@ def measure_start(
         layers: the adapted layers, by canonical name.
         monitor: receives each stage, and is asked between passes whether to stop.
         resumed: the bases are known already, so that only the coordinates matter.
+
+    Raises:
+        Cancelled: the monitor asks to stop.
+        UserError: what the layers receive is not finite.
     """
     protected = _watch_protected(denoiser, data, plan, layers, monitor)
     needed = plan.needs_inputs and (plan.config.coordinates == "contrastive" or not resumed)
     covariances = _covariances(denoiser, data, plan, layers, monitor) if needed else {}
+    measured = [*covariances.values(), *(protected.covariances.values() if protected else ())]
+    if not all(covariance.isfinite().all() for covariance in measured):
+        raise base_is_not_finite(plan.config.dtype)
     directions = {}
     if covariances and protected is not None and plan.contrasts:
         directions = _directions(plan, covariances, protected, monitor)

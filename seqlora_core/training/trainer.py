@@ -20,7 +20,7 @@ from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
 from ..model.sd15 import find_layers
 from ..model.text_encoder import TextEncoder
-from ..monitor import Monitor, StepReport, wait_for_others
+from ..monitor import Monitor, wait_for_others
 from .checkpoint import Checkpoint, Expected, resumable_checkpoint
 from .config import ResolvedConfig, TrainingConfig
 from .earlier_concepts import EarlierConcepts
@@ -29,12 +29,11 @@ from .minibatches import draw_minibatches
 from .objective import DenoisingObjective, check_base_is_finite
 from .plan import TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
+from .progress import Progress, loss_curve, mean_of_tenth
 from .state import TrainingState
 from .token_embedding import WordState, WordTraining, check_names_word
 
 CHECKPOINT_SECONDS = 60.0
-_CURVE_POINTS = 100
-_FINAL_SHARE = 10  # the reported final loss is the mean over the last tenth of the steps
 # An exploded run ends at many times the loss that it began with, and above what predicting no noise at all costs (1).
 _EXPLODED_RATIO, _EXPLODED_LOSS = 5.0, 2.0
 
@@ -143,7 +142,7 @@ class _Run:
         if self.config.learns_word:
             check_names_word(data, plan.spec.token)
             self.word = WordTraining(denoiser, text_encoder, data, plan.spec, self.config, plan.words)
-        self.progress = _Progress(plan, monitor)
+        self.progress = Progress(plan, monitor)
         self.path = bank.checkpoint_path(plan.spec.name)
         self.identity = {
             "base model": bank.manifest.base.fingerprint,
@@ -179,7 +178,8 @@ class _Run:
         state = word.state
         if saved:
             state.restore(saved.tensors)
-            state.step, state.losses, word.objective.passes = saved.word_step, saved.word_losses, saved.word_step
+            state.step, state.losses = saved.word_step, saved.word_losses
+            word.objective.passes = saved.word_step * self.config.accumulation
             state.seconds = 0.0 if saved.has_factors else saved.seconds
         if state.step >= self.plan.word_steps:
             return
@@ -228,7 +228,7 @@ class _Run:
             self.monitor.message(f"The preview of step {step} is not finite and is left out.")
 
     def _check_not_exploded(self, losses: Sequence[float]) -> None:
-        first, final = _mean_of_tenth(losses, last=False), _mean_of_tenth(losses, last=True)
+        first, final = mean_of_tenth(losses, last=False), mean_of_tenth(losses, last=True)
         if final <= max(_EXPLODED_LOSS, _EXPLODED_RATIO * first):
             return
         rise = f"The loss rose from {first:.3g} to {final:.3g}"
@@ -364,9 +364,9 @@ class _Run:
             text_encoder=self.word.encoder.fingerprint() if self.word is not None else "",
             metrics={
                 "first_loss": state.losses[0],
-                "final_loss": _mean_of_tenth(state.losses, last=True),
-                "loss_curve": _curve(state.losses),
-                **({"word_loss_curve": _curve(self.word.state.losses)} if self.word is not None else {}),
+                "final_loss": mean_of_tenth(state.losses, last=True),
+                "loss_curve": loss_curve(state.losses),
+                **({"word_loss_curve": loss_curve(self.word.state.losses)} if self.word is not None else {}),
                 "steps": self.plan.word_steps + state.step,
                 "passes": objective.passes,
                 "seconds": round(state.seconds, 2),
@@ -375,25 +375,6 @@ class _Run:
             },
             thumbnail=self.options.thumbnail,
         )
-
-
-class _Progress:
-    """Reports steps of the word and of the factors as those of one run."""
-
-    def __init__(self, plan: TrainingPlan, monitor: Monitor) -> None:
-        self._plan, self._monitor = plan, monitor
-        self._started = time.monotonic()
-        self._first: float | None = None  # passes that were left when this session began
-
-    def report(self, word_step: int, step: int, loss: float) -> None:
-        """Receive the numbers of finished steps."""
-        plan = self._plan
-        left = plan.passes_left(word_step, step)
-        if self._first is None:
-            last_pass = 1 if step == 0 else plan.passes_left(word_step, step - 1) - left
-            self._first = left + last_pass
-        seconds_left = (time.monotonic() - self._started) / (self._first - left) * left
-        self._monitor.stepped(StepReport(word_step + step, plan.word_steps + plan.steps, loss, seconds_left))
 
 
 @contextmanager
@@ -418,15 +399,3 @@ def _check_finite(state: TrainingState) -> None:
         raise TrainingDiverged(
             f"The factors are no longer finite after step {state.step}: lower lr_coefficients and lr_basis."
         )
-
-
-def _mean_of_tenth(losses: Sequence[float], last: bool) -> float:
-    count = max(len(losses) // _FINAL_SHARE, 1)
-    return sum(losses[-count:] if last else losses[:count]) / count
-
-
-def _curve(losses: list[float]) -> list[float]:
-    """At most `_CURVE_POINTS` means of consecutive losses: enough to draw, little to keep in every manifest."""
-    stride = max(-(-len(losses) // _CURVE_POINTS), 1)
-    parts = [losses[start : start + stride] for start in range(0, len(losses), stride)]
-    return [round(sum(part) / len(part), 6) for part in parts]

@@ -52,7 +52,7 @@ def document(capsys) -> Callable[[], dict]:
 def refuse(bank, tmp_path, capsys) -> Callable[..., None]:
     """Checks that a mistake gets one line and status 2, and changes nothing.
 
-    `{empty}` in an argument is an empty folder, `{broken}` one with a damaged image.
+    `{empty}` in an argument is an empty folder, `{broken}` one with a damaged image, `{bank}` the bank.
     """
     empty, broken = tmp_path / "empty", tmp_path / "broken"
     empty.mkdir()
@@ -62,7 +62,7 @@ def refuse(bank, tmp_path, capsys) -> Callable[..., None]:
 
     def check(command: list[str], message: str) -> None:
         before = (bank / "bank.json").read_bytes()
-        assert main([str(part).format(empty=empty, broken=broken) for part in command]) == 2
+        assert main([str(part).format(empty=empty, broken=broken, bank=bank) for part in command]) == 2
         captured = capsys.readouterr()
         last = captured.err.strip().splitlines()[-1]
         assert last.startswith("error: ")

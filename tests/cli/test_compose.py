@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from seqlora_core.cli.main import main
 from seqlora_core.composition.fusion import FUSIONS, WITHOUT_BASE
@@ -60,6 +61,23 @@ def test_generate_confines_concepts_and_says_what_it_cannot_confine(base_folder,
     assert "is cut to 0,0,0.5,1." in printed[2] and "does nothing" not in printed[2]
 
 
+def test_a_bundle_draws_what_the_bank_does_with_the_concepts_words(base_folder, two_concepts, tmp_path, capsys):
+    bundle, words = tmp_path / "sum.safetensors", tmp_path / "words"
+    concepts = ["--bank", str(two_concepts), "--concept", "dog", "--concept", "cat"]
+    assert main(["compose", *concepts, "--out", str(bundle), "--embeddings", str(words), "--bundle"]) == 0
+    assert sorted(path.name for path in words.iterdir()) == ["skscat.safetensors", "sksdog.safetensors"]
+    assert load_file(words / "sksdog.safetensors").keys() == {"sksdog"}
+    pictures = []
+    for index, chosen in enumerate((concepts, ["--lora", str(bundle)], concepts[:4])):
+        out, prompt = tmp_path / f"{index}.png", "a (sksdog:1.3) and a skscat"
+        command = ["generate", "--base", str(base_folder), *chosen, "--prompt", prompt, "--steps", "2", "--size", "64"]
+        assert main([*command, "--out", str(out)]) == 0
+        pictures.append(Image.open(out).tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    told = capsys.readouterr().out
+    assert told.count("The prompt names 'skscat', whose concept 'cat' is not selected: only its word acts.") == 1
+
+
 COMPOSE_MISTAKES = {
     "strength that is no number": (["--concept", "dog:high"], "not a number"),
     "strength beyond float32": (["--concept", "dog:1e39"], "too large"),
@@ -67,6 +85,7 @@ COMPOSE_MISTAKES = {
     "not a safetensors output": (["--concept", "dog", "--out", "x.ckpt"], "safetensors"),
     "output that is a folder": (["--concept", "dog", "--out", "{empty}.safetensors"], "it is a folder"),
     "fusion without a base": (["--concept", "dog", "--fusion", "loraclr"], "needs the activations of the base model"),
+    "words into the bank": (["--concept", "dog", "--embeddings", "{bank}/embeddings"], "lies in the bank"),
     "unknown fusion": (["--concept", "dog", "--fusion", "magic"], "invalid choice"),
 }
 GENERATE_MISTAKES = {

@@ -99,21 +99,31 @@ class PackedWeights:
         return (model,)
 
 
+def plain_layer(layer: torch.nn.Linear) -> None:
+    layer.__class__ = comfy.ops.fp8_ops.Linear
+
+
+def scaled_layer(layer: torch.nn.Linear) -> None:
+    layer.__class__ = comfy.ops.scaled_fp8_ops(fp8_matrix_mult=True).Linear
+    layer.scale_weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+
+
 class EightBitProducts:
     """Layers as a host makes them on a graphics card that multiplies in eight bits, where a user asks for that.
 
-    It does so in layers that are not in training mode.  This version leaves the UNet in it, but some nodes do not.
+    Some multiply so in layers that are not in training mode.  The host leaves the UNet in it, but some nodes do not.
     """
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    KINDS = ("plain", "scaled") if hasattr(comfy.ops, "scaled_fp8_ops") else ("plain",)
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "kind": (cls.KINDS,)}})
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "make"
     CATEGORY = "tests"
 
-    def make(self, model):
+    def make(self, model, kind):
         for part in model.model.diffusion_model.modules():
             if isinstance(part, comfy.ops.manual_cast.Linear):
-                part.__class__ = comfy.ops.fp8_ops.Linear
+                (scaled_layer if kind == "scaled" else plain_layer)(part)
                 part.reset_parameters()
         model.model.diffusion_model.eval()
         return (model,)

@@ -34,6 +34,7 @@ def test_a_renaming_and_a_removal_queued_again_say_that_they_are_done(host, bank
             act(host, bank, kind, **inputs)
 
 
+@pytest.mark.smoke
 def test_a_concept_is_not_added_twice_to_one_model(host, bank):
     def twice(first: str, second: str) -> dict:
         nodes = composed(first, "repeats")

@@ -143,6 +143,7 @@ def test_the_titles_of_groups_and_nodes_are_not_covered(name):
             assert outside or (inside and top - y >= 1.4 * group["font_size"])
 
 
+@pytest.mark.smoke
 def test_train_one_learns_and_shows_the_difference(host, pictures):
     outputs = host.run(shrunk(read_api("train-one"), "one"))
     shown = {image["type"] for own in outputs.values() for image in own.get("images", [])}

@@ -1,6 +1,7 @@
 """Training runs that diverge or explode, and base models that are not finite: never stored, and said by name."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -69,6 +70,13 @@ def test_a_base_that_overflows_only_later_in_the_first_step_is_said_to_be_that(d
         objective.gradients([torch.zeros(2, 1)], [torch.ones(2, 1)])
     with pytest.raises(TrainingDiverged, match="lower lr_coefficients and lr_basis, or use dtype float32"):
         objective.gradients([torch.ones(2, 1)], [torch.ones(2, 1)])
+
+
+@pytest.mark.parametrize("layers", ["cross-kv", "all"])
+def test_protected_prompts_that_are_not_finite_end_in_a_sentence(denoiser, bank, layers):
+    data = dataclasses.replace(random_concept(1), protected=torch.full((3, 7, 32), math.nan))
+    with pytest.raises(UserError, match="The base model gives NaN in float32"):
+        learn(denoiser, bank, "a", data, layers=layers)
 
 
 def test_images_that_were_encoded_to_nan_are_not_blamed_on_the_base(denoiser, bank):
