@@ -22,6 +22,7 @@ from ..errors import UserError
 
 DEFAULT_STRENGTH = 1 / 3
 _HALVINGS = 8  # more than any UNet has
+_ROUNDING = 1e-6  # of an edge that a host computes from pixels
 
 
 class Box(NamedTuple):
@@ -241,5 +242,5 @@ def _covered(first: float, last: float, feather: float, cells: int) -> Tensor:
             area = area + (distance - feather / 2).clamp_min(0)
         return area.diff() * cells
 
-    inside = torch.ones(cells, dtype=torch.float64) if first <= 0 else beyond(first)
-    return (inside if last >= 1 else inside - beyond(last)).clamp(0, 1)
+    inside = torch.ones(cells, dtype=torch.float64) if first <= _ROUNDING else beyond(first)
+    return (inside if last >= 1 - _ROUNDING else inside - beyond(last)).clamp(0, 1)

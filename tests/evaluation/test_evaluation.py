@@ -157,11 +157,11 @@ def test_own_words_draw_anew_and_a_later_concept_changes_nothing(trained, tmp_pa
 def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, tmp_path, monkeypatch):
     drawn, generate = [], protocol.generate
 
-    def interrupted(base, prompt, adapters, settings):
+    def interrupted(base, prompt, adapters, settings, words):
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(list(range(settings.seed, settings.seed + settings.count)))
-        return generate(base, prompt, adapters, settings)
+        return generate(base, prompt, adapters, settings, words)
 
     monkeypatch.setattr(protocol, "generate", interrupted)
     assert _evaluate(trained, tmp_path, *_wanted(trained), "--images", "9") == 130
@@ -174,9 +174,9 @@ def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, t
 def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(trained, tmp_path, monkeypatch):
     drawn, scored, generate, similarity = [], [], protocol.generate, protocol.similarity
 
-    def drawing(base, prompt, adapters, settings):
+    def drawing(base, prompt, adapters, settings, words):
         drawn.extend(range(settings.seed, settings.seed + settings.count))
-        return generate(base, prompt, adapters, settings)
+        return generate(base, prompt, adapters, settings, words)
 
     def scoring(metric, *rest):
         scored.append(metric.name)
