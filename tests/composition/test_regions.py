@@ -298,3 +298,29 @@ def test_what_cannot_be_confined_and_what_does_nothing_is_reported(base):
     everywhere, nothing = sorted(confine(parts, ("", "a sksdog"), count_words, 8).notes, reverse=True)
     assert nothing == "No prompt names 'skscat' in its first 8 tokens: the concept 'cat' does nothing."
     assert "32 layers of 'dog'" in everywhere and "'cat'" not in everywhere
+
+
+def test_a_region_has_the_negative_and_the_concepts_that_it_names(base):
+    parts = [concept(base.layers, "dog", 1), concept(base.layers, "cat", 2)]
+    whole = "a sksdog left of a skscat"
+    regions = [
+        Region(whole, Box(0, 0, 0.5, 1), concepts=(("dog", 0.5),), negative="skscat"),
+        Region("a skscat", Box(0.5, 0, 1, 1)),
+    ]
+    made = confine(parts, ("blurry", whole), count_words, 9, regions=regions)
+    assert made.texts == [("blurry", whole), ("skscat", whole), ("blurry", "a skscat")]
+    dog, cat = made.text.unbind(-1)
+    assert dog[1].unique().tolist() == [0.5] and dog[2].unique().tolist() == [0]
+    assert cat[1].unique().tolist() == [0] and cat[2].unique().tolist() == pytest.approx([0.8])
+    assert dog[0].tolist() == [[0] * 9, pytest.approx([0, 0, 0.8, *[0] * 6])]
+    assert made.everywhere.tolist() == [0, 0] and made.notes == []
+    own = confine(parts, ("blurry", whole), count_words, 9, regions=regions, own_words_in_regions=True)
+    assert own.text[2, 1, :, 1].tolist() == pytest.approx([0, 0, 0.8, *[0] * 6])
+    assert own.text[2, 0].abs().max() == 0
+
+
+def test_regions_draw_in_half_precision(base_folder):
+    half = load_base(str(base_folder), "cpu", "bfloat16")
+    parts = [concept(half.layers, "dog", 1, "all")]
+    draw = regional(half, "a sksdog", parts, [Region("a (sksdog:1.2)", Box(0, 0, 0.5, 1), feather=0.2)])
+    assert len(draw(SETTINGS)) == 2
