@@ -13,7 +13,7 @@ from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
-from .bank import BankType
+from .bank import BankType, clip_for
 from .host import CLIP, ModelPatcher, interface, texts
 from .host import model as host_model
 from .host.prompt import model_file
@@ -50,7 +50,9 @@ class ComposeConcepts(io.ComfyNode):
                     "loraclr and custom-diffusion suit independently trained LoRAs, are slow, and need clip.",
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="The base model's CLIP, for the fusions that encode trigger words."
+                    "clip",
+                    optional=True,
+                    tooltip="The base model's CLIP, for the output clip and for the fusions that encode trigger words.",
                 ),
             ],
             outputs=[
@@ -59,6 +61,11 @@ class ComposeConcepts(io.ComfyNode):
                     "trigger_words", display_name="trigger words", tooltip="The words to use in the prompt."
                 ),
                 io.String.Output("report", display_name="report", tooltip="How far the selected concepts overlap."),
+                io.Clip.Output(
+                    "clip_out",
+                    display_name="clip",
+                    tooltip="The connected CLIP that knows the words of the selected concepts, for prompts.",
+                ),
             ],
         )
 
@@ -77,6 +84,7 @@ class ComposeConcepts(io.ComfyNode):
         selection = parse_selections(concepts, names) or [(name, 1.0) for name in names]
         selected = [bank.concept(name) for name, _ in selection]
         host_model.check_not_attached(model, selected)
+        knowing = clip_for(bank, selected, clip, "Compose Concepts")
         weights = [strength for _, strength in selection]
         weights = weights if chosen.reads_base else chosen.weigh(weights)
         stacks = concatenate(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
@@ -87,7 +95,7 @@ class ComposeConcepts(io.ComfyNode):
         patched, size = host_model.apply_adapters(model, adapters, selected), _megabytes(adapters)
         cost = f"Composed in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
         words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
-        return io.NodeOutput(patched, words, report, ui=interface.node_text(cls, f"{words}\n{report}"))
+        return io.NodeOutput(patched, words, report, knowing, ui=interface.node_text(cls, f"{words}\n{report}"))
 
 
 def _check_clip(clip: CLIP | None, fusion: str) -> None:

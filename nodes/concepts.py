@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
+from ..seqlora_core.composition.lora_files import check_free, save_words
 from .bank import BankType
 from .host import folders, interface
 
@@ -35,14 +36,15 @@ class _ConceptNode(io.ComfyNode):
 
 
 class ExportConcept(_ConceptNode):
-    """Copies a concept's LoRA file into models/loras."""
+    """Copies a concept's LoRA file into models/loras, and its learned word into models/embeddings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(
             "SeqLoRAExportConcept",
             "Export Concept",
-            "Saves one concept to models/loras as a LoRA file that every SD1.5 LoRA loader reads.",
+            "Saves one concept to models/loras as a LoRA file that every SD1.5 LoRA loader reads, and its learned "
+            "word to models/embeddings.",
             ["save lora", "save concept"],
             [
                 io.String.Input(
@@ -65,8 +67,14 @@ class ExportConcept(_ConceptNode):
 
     @classmethod
     def execute(cls, bank: Bank, concept_name: str, file_name: str) -> io.NodeOutput:
-        path = bank.refresh().export(concept_name, folders.lora_path(file_name or bank.concept(concept_name).name))
-        return io.NodeOutput(path.name, ui=interface.node_text(cls, f"Wrote {path}"))
+        concept = bank.refresh().concept(concept_name)
+        words, folder = bank.words([concept]), folders.embedding_folder()
+        check_free(words, folder)
+        path = bank.export(concept_name, folders.lora_path(file_name or concept.name))
+        lines = [f"Wrote {path}"]
+        for word, written in zip(words, save_words(words, folder), strict=True):
+            lines += [f"Wrote {written}", f"With stock nodes, write embedding:{written.stem} in prompts for {word!r}."]
+        return io.NodeOutput(path.name, ui=interface.node_text(cls, "\n".join(lines)))
 
 
 class RemoveConcept(_ConceptNode):

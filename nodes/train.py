@@ -1,31 +1,47 @@
 """SeqLoRA Train Concept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..seqlora_core.bank import Bank, Concept
+from ..seqlora_core.bank import Bank, Concept, ConceptSpec
 from ..seqlora_core.data.captions import caption_prompts, describe_missing_token
 from ..seqlora_core.data.dataset import EncodedConcept
 from ..seqlora_core.data.listing import counted
 from ..seqlora_core.data.prompts import describe_cut_prompts
+from ..seqlora_core.data.words import Words, named_words
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.plots import loss_curve
+from ..seqlora_core.training.config import WITHOUT_WORD, ResolvedConfig
 from ..seqlora_core.training.methods import resolve
-from ..seqlora_core.training.plan import already_trained, describe_full_layers, full_layers, next_version
+from ..seqlora_core.training.plan import (
+    already_trained,
+    describe_full_layers,
+    full_layers,
+    next_version,
+    trained_subject,
+)
 from ..seqlora_core.training.trainer import train_concept
 from .bank import BankType
 from .cache_keys import values_fingerprint
 from .host import CLIP, VAE, ModelPatcher, console, encoders, folders, interface
 from .host import model as host_model
 from .host.prompt import model_file
+from .host.text_encoder import HostTextEncoder
 from .host.texts import check_texts, count_tokens
+from .host.words import knowing_words, known_words
 from .image_tensors import to_image, to_pillow
 from .train_inputs import TrainInputs, train_inputs
+
+_NO_WORD = (
+    "was already in the bank; nothing was trained. It is of an earlier version and has no learned word: prompts call "
+    "it by its token and class word. To learn one, set on_existing to 'replace'"
+)
 
 
 class TrainConcept(io.ComfyNode):
@@ -49,6 +65,9 @@ class TrainConcept(io.ComfyNode):
                 io.Model.Output("model_out", display_name="model", tooltip="The model with this concept only."),
                 io.LossMap.Output("losses", display_name="losses", tooltip="The loss per step, for Plot Loss Graph."),
                 io.Image.Output("plot", display_name="plot", tooltip="A plot of the loss over the training steps."),
+                io.Clip.Output(
+                    "clip_out", display_name="clip", tooltip="The CLIP that knows the concept's word, for prompts."
+                ),
             ],
         )
 
@@ -81,8 +100,9 @@ class TrainConcept(io.ComfyNode):
         with host_model.outside_inference_mode(), monitor.watching():
             monitor.stage("checking the images and models")  # the node still shows the result of the run before
             bank, concept, outcome = _train(cls, model, clip, vae, batches, masks, inputs, monitor)
-            notes = [*_describe_data(inputs, sum(map(len, batches)), clip), *monitor.messages]
-            return _outputs(cls, model, bank, concept, outcome, notes)
+            knowing = knowing_words(clip, bank.words([concept]))
+            notes = [*_describe_data(inputs, sum(map(len, batches)), knowing), *monitor.messages]
+            return _outputs(cls, model, knowing, bank, concept, outcome, notes)
 
 
 def _train(
@@ -101,14 +121,22 @@ def _train(
     images = to_pillow(batches)
     if not images:
         raise UserError("There is no image on the input images: connect at least one image of the subject.")
-    prompts = caption_prompts(inputs.captions, spec.subject, len(images))
+    prompts = caption_prompts(inputs.captions, trained_subject(spec, config), len(images))
     latent_masks = encoders.latent_masks(masks, images, config.resolution)
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
     changes = [encoders.identify_encoders(clip, vae), host_model.other_patches(model, clip)]
-    source = values_fingerprint([batches, masks, prompts, changes])
+
+    def fingerprint_of(prompts: list[tuple[str, ...]]) -> str:
+        named = _words_in(clip, prompts, spec.token)
+        return values_fingerprint([batches, masks, prompts, changes, *named])
+
+    source = fingerprint_of(prompts)
+    if (rare := _of_rare_word(bank, spec, config, inputs, fingerprint_of, len(images))) is not None:
+        return bank, rare, _NO_WORD
     if inputs.on_existing == "new version":
         spec = next_version(bank, spec, config, source)
-    if (done := already_trained(bank, spec, config, source)) is not None:
+    done = already_trained(bank, spec, config, source)
+    if done is not None and bool(done.embedding) == config.learns_word:
         return bank, done, "was already in the bank, unchanged; nothing was trained"
     if inputs.on_existing == "error":
         bank.require_free(
@@ -117,20 +145,44 @@ def _train(
             "another concept_name, or set on_existing to 'replace' or 'new version'",
         )
     check_texts(clip, prompts[0][0])
-    denoiser = host_model.HostDenoiser(model)
+    denoiser, text_encoder = host_model.HostDenoiser(model), HostTextEncoder(clip, model)
     with ExitStack() as in_memory:
 
-        def encode(protected: Sequence[str]) -> EncodedConcept:
+        def encode(protected: Sequence[str], words: Words) -> EncodedConcept:
             """Encode images and prompts, then load the UNet: loaded earlier, the VAE and CLIP would push it out."""
-            pair = encoders.Encoders(model, clip, vae)
+            pair = encoders.Encoders(model, clip, vae, words)
             examples, embeddings = pair.encode(images, latent_masks, prompts, protected, config, monitor)
             monitor.stage("loading the model")
             in_memory.enter_context(denoiser.loaded())
             return EncodedConcept(examples, protected=embeddings, source=source)
 
         options = inputs.options(thumbnail=images[0])
-        concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested)
+        concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested, text_encoder)
     return bank, concept, "learned"
+
+
+def _words_in(clip: CLIP, prompts: list[tuple[str, ...]], token: str) -> list[object]:
+    """The learned words of CLIP that prompts name, and their vectors; the concept's own is learned anew."""
+    words = known_words(clip)
+    named = named_words((prompt for own in prompts for prompt in own), list(words))
+    return [[word, words[word]] for word in named if word.casefold() != token.casefold()]
+
+
+def _of_rare_word(
+    bank: Bank,
+    spec: ConceptSpec,
+    config: ResolvedConfig,
+    inputs: TrainInputs,
+    fingerprint_of: Callable[[list[tuple[str, ...]]], str],
+    images: int,
+) -> Concept | None:
+    """The concept of a version that learned no words, if nothing but that is different; one that is replaced is not."""
+    if not config.learns_word or inputs.on_existing == "replace":
+        return None
+    without = replace(config, **WITHOUT_WORD)
+    source = fingerprint_of(caption_prompts(inputs.captions, trained_subject(spec, without), images))
+    found = already_trained(bank, spec, without, source)
+    return found if found is not None and "token_vectors" not in found.settings else None
 
 
 def _describe_data(inputs: TrainInputs, images: int, clip: CLIP) -> list[str]:
@@ -144,7 +196,13 @@ def _describe_data(inputs: TrainInputs, images: int, clip: CLIP) -> list[str]:
 
 
 def _outputs(
-    node: type[TrainConcept], model: ModelPatcher, bank: Bank, concept: Concept, outcome: str, notes: list[str]
+    node: type[TrainConcept],
+    model: ModelPatcher,
+    clip: CLIP,
+    bank: Bank,
+    concept: Concept,
+    outcome: str,
+    notes: list[str],
 ) -> io.NodeOutput:
     curve = concept.metrics["loss_curve"]
     patched = host_model.apply_adapters(model, bank.load([concept])[concept.name], [concept])
@@ -159,4 +217,5 @@ def _outputs(
     lines += dict.fromkeys(notes)
     if off := host_model.patches_off_in_training(model):
         lines.append(f"Off while training, because they change the model while sampling only: {', '.join(off)}.")
-    return io.NodeOutput(bank, concept.name, patched, losses, plot, ui=interface.node_text(node, "\n".join(lines)))
+    shown = interface.node_text(node, "\n".join(lines))
+    return io.NodeOutput(bank, concept.name, patched, losses, plot, clip, ui=shown)

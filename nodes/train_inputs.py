@@ -11,7 +11,7 @@ from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.spec import ConceptSpec
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.sd15 import SD15
-from ..seqlora_core.training.config import OLD_NAMES, OLD_VALUES, TrainingConfig
+from ..seqlora_core.training.config import OLD_NAMES, OLD_VALUES, TOKEN_VECTORS, TrainingConfig
 from ..seqlora_core.training.trainer import RunOptions
 from .bank import BankType
 from .host import folders, interface
@@ -48,6 +48,9 @@ class TrainInputs:
     gradient_checkpointing: bool = TrainingConfig.gradient_checkpointing
     preview_every: int = 100
     train_on: str = "auto"
+    token_vectors: int = 0  # before there were learned words, all graphs trained without
+    token_share: float = TrainingConfig.token_share
+    lr_token: float = TrainingConfig.lr_token
 
     @classmethod
     def from_lists(cls, lists: Mapping[str, Sequence[object]]) -> "TrainInputs":
@@ -101,7 +104,7 @@ class TrainInputs:
 
 def train_inputs() -> list[io.Input]:
     """All inputs of the node."""
-    return [*_graph_inputs(), *_concept_inputs(), *_optional_inputs(), *_advanced_inputs()]
+    return [*_graph_inputs(), *_concept_inputs(), *_optional_inputs(), *_advanced_inputs(), *_word_inputs()]
 
 
 def _graph_inputs() -> list[io.Input]:
@@ -185,6 +188,15 @@ def _advanced_inputs() -> list[io.Input]:
             tooltip="Training steps between two preview images on the node; 0 turns previews off.",
         ),
         _advanced(io.Combo.Input, "train_on"),
+    ]
+
+
+def _word_inputs() -> list[io.Input]:
+    """At the end, although not all are advanced: saved graphs hold the values of inputs by their order."""
+    return [
+        io.Int.Input("token_vectors", optional=True, **_described("token_vectors", default=TOKEN_VECTORS, unset=False)),
+        _advanced(io.Float.Input, "token_share", step=0.01, round=False),
+        _advanced(io.Float.Input, "lr_token", display_name="lr token", min=0.0, max=10.0, step=0.01, round=False),
     ]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...seqlora_core.data.dataset import Example
 from ...seqlora_core.data.images import fit
 from ...seqlora_core.data.listing import counted
+from ...seqlora_core.data.words import NO_WORDS, Words
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.model.sd15 import SD15
@@ -68,10 +69,14 @@ def latent_masks(masks: list[Tensor], images: list[Image.Image], resolution: int
 
 
 class Encoders:
-    """The graph's CLIP and VAE, as a training run on MODEL uses them."""
+    """The graph's CLIP and VAE, as a training run on MODEL uses them.
 
-    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE) -> None:
-        self._texts, self._images = TextEncoder(clip), ImageEncoder(model, vae)
+    Args:
+        words: learned words that prompts may name, besides those that CLIP knows.
+    """
+
+    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE, words: Words = NO_WORDS) -> None:
+        self._texts, self._images = TextEncoder(clip).knowing(words), ImageEncoder(model, vae)
 
     def encode(
         self,
@@ -102,7 +107,7 @@ class Encoders:
         embeddings = dict(zip(every, self._texts.encode(every, stage.reached), strict=True))
         latents = self._images.encode(squares, config.seed, lambda done: stage.reached(new_prompts + done))
         examples = [
-            Example(latent, torch.stack([embeddings[prompt] for prompt in own]), mask=mask)
+            Example(latent, torch.stack([embeddings[prompt] for prompt in own]), mask=mask, texts=tuple(own))
             for latent, own, mask in zip(latents, prompts, masks or [None] * len(images), strict=True)
         ]
         return examples, torch.stack([embeddings[prompt] for prompt in protected]) if protected else None

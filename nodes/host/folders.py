@@ -108,6 +108,11 @@ def lora_path(name: str) -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / f"{stem}.safetensors"
 
 
+def embedding_folder() -> Path:
+    """The folder in which prompts look for `embedding:NAME`."""
+    return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+
 def written_lora_cache_key(name: str | None) -> str:
     """As `bank_cache_key`, for the file at `lora_path`."""
     path = None if name is None else lora_path(name)

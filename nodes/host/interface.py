@@ -10,6 +10,7 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
@@ -33,6 +34,11 @@ def node_text(node: type[io.ComfyNode], text: str, shown: str | None = None) -> 
     """
     _show(node.hidden.unique_id, text if shown is None else shown)
     return ui.PreviewText(text)
+
+
+def not_given(output: str, advice: str) -> ExecutionBlocker:
+    """An output without a value: only the nodes that need it fail, with this sentence."""
+    return ExecutionBlocker(f"There is no {output} on this output: {advice}.")
 
 
 def advanced(kind: type[io.Input], name: str, **fields) -> io.Input:

@@ -79,7 +79,7 @@ def identify(model: ModelPatcher, name: str) -> tuple[BaseIdentity, dict[str, La
 def unpatched_weights(model: ModelPatcher) -> dict[str, Tensor]:
     """The weights [out, in] of all adaptable layers as they were loaded, by canonical name."""
     weights, names = as_loaded(model, _UNET), module_names(model.model.diffusion_model)
-    return {layer: _autograd_view(weights[f"{_UNET}{name}.weight"]) for layer, name in names.items()}
+    return {layer: autograd_view(weights[f"{_UNET}{name}.weight"]) for layer, name in names.items()}
 
 
 def as_loaded(patcher: ModelPatcher, prefix: str | None = None) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class HostDenoiser:
         with torch.inference_mode():  # as for sampling; otherwise the host would find other tensors than it made
             model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=not paged)
         try:
-            with _flagged_as_training(), _without_fast_products(), _lent_weights(self.unet):
+            with _flagged_as_training(), without_fast_products(), lent_weights(self.unet):
                 yield
         finally:
             model_management.soft_empty_cache()
@@ -173,7 +173,7 @@ def _flagged_as_training() -> Iterator[None]:
 
 
 @contextmanager
-def _without_fast_products() -> Iterator[None]:
+def without_fast_products() -> Iterator[None]:
     """Make layers that multiply in eight bits cast their weights instead, as they do with inputs that do not fit.
 
     Such a product has no derivative, and it changes the layer's input in place, which other layers have saved.  Some
@@ -188,7 +188,7 @@ def _without_fast_products() -> Iterator[None]:
 
 
 @contextmanager
-def _lent_weights(module: nn.Module) -> Iterator[None]:
+def lent_weights(module: nn.Module) -> Iterator[None]:
     """Replace weights that a backward pass cannot save, or would compute gradients for, by ordinary ones.
 
     The replacements share the memory of the originals, which are put back afterwards.
@@ -197,7 +197,7 @@ def _lent_weights(module: nn.Module) -> Iterator[None]:
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and (view := _autograd_view(tensor)) is not tensor:
+                if tensor is not None and (view := autograd_view(tensor)) is not tensor:
                     lent.append((tensors, name, tensor, view))
     try:
         for tensors, name, tensor, view in lent:
@@ -208,7 +208,7 @@ def _lent_weights(module: nn.Module) -> Iterator[None]:
             tensors[name] = tensor
 
 
-def _autograd_view(tensor: Tensor) -> Tensor:
+def autograd_view(tensor: Tensor) -> Tensor:
     """The tensor, or one in the same memory that can be sliced and saved for a backward pass, and gets no gradient.
 
     Weights made in inference mode have no version counter, not even after they were moved to a device outside it, as

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...seqlora_core.composition.fusion import FusionSettings
 from ...seqlora_core.composition.fusion.activation_source import ModelSource
 from ...seqlora_core.composition.selection import SelectedConcept
+from ...seqlora_core.data.words import NO_WORDS, Words
 from ...seqlora_core.model.activations import LayerInputs, capture_inputs
 from ...seqlora_core.model.adapters import attach
 from ...seqlora_core.model.sampling import ddim
@@ -17,7 +18,7 @@ from ...seqlora_core.model.sd15 import SD15, find_layers
 from ...seqlora_core.randomness import named_generator
 from . import CLIP, ModelPatcher
 from .model import HostDenoiser, unpatched_weights
-from .texts import TextEncoder, count_tokens
+from .texts import TextEncoder
 
 
 class HostSource(ModelSource):
@@ -28,7 +29,7 @@ class HostSource(ModelSource):
     """
 
     def __init__(self, model: ModelPatcher, clip: CLIP, settings: FusionSettings, resolution: int) -> None:
-        self._model, self._clip, self._settings = model, clip, settings
+        self._model, self._settings = model, settings
         self._texts = TextEncoder(clip)
         side = resolution // SD15.vae_scale_factor
         self._latents = (1, SD15.latent_channels, side, side)
@@ -37,16 +38,16 @@ class HostSource(ModelSource):
     def between(self) -> None:
         model_management.throw_exception_if_processing_interrupted()
 
-    def encode_words(self, words: str, after: str = "") -> Tensor:
-        prompt = f"{after} {words}".strip()
-        first = count_tokens(self._clip, after) - 1  # the start token, and those of `after`
-        return self._texts.encode([prompt])[0][first : count_tokens(self._clip, prompt)]
+    def encode_words(self, words: str, after: str = "", learned: Words = NO_WORDS) -> Tensor:
+        texts, prompt = self._texts.knowing(learned), f"{after} {words}".strip()
+        first = texts.count_tokens(after) - 1  # the start token, and those of `after`
+        return texts.encode([prompt])[0][first : texts.count_tokens(prompt)]
 
     def inputs_while_sampling(
         self, prompt: str, part: SelectedConcept, layers: Collection[str]
     ) -> Mapping[str, LayerInputs]:
         denoiser, settings = self._denoiser, self._settings
-        text = self._texts.encode([prompt])
+        text = self._texts.knowing(part.words).encode([prompt])
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
             self.between()

@@ -1,11 +1,13 @@
 """Prompts, encoded by the host's CLIP: many in one pass, each once, and kept for the next node."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 
 import comfy.model_management as model_management
 import torch
 from torch import Tensor
 
+from ...seqlora_core.data.words import Words
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.hashing import fingerprint
 from ...seqlora_core.model.sd15 import SD15
@@ -13,6 +15,7 @@ from ..cache_keys import values_fingerprint
 from . import CLIP
 from .kept import KEPT, used_to_encode
 from .model import as_loaded
+from .words import teach
 
 _PROMPTS_PER_PASS = 8  # Cancel waits for a pass, which takes seconds on a CPU
 _INCOMPARABLE = ("object_patches", "weight_wrapper_patches", "hook_patches", "forced_hooks")  # of a patcher
@@ -50,6 +53,17 @@ class TextEncoder:
 
     def __init__(self, clip: CLIP) -> None:
         self._clip, self._identity = clip, _identify(clip)
+
+    def knowing(self, words: Words) -> "TextEncoder":
+        """This encoder, to which prompts can name these words as well."""
+        encoder = copy.copy(self)
+        encoder._clip = copy.copy(self._clip)
+        teach(encoder._clip, words)
+        return encoder
+
+    def count_tokens(self, prompt: str) -> int:
+        """See `count_tokens`."""
+        return count_tokens(self._clip, prompt)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """The prompts that are yet to be encoded, without repeats."""

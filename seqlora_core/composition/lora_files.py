@@ -53,15 +53,29 @@ def save_words(words: Words, folder: Path) -> list[Path]:
     Raises:
         UserError: a file cannot be written.
     """
-    paths: list[Path] = []
-    for word, vectors in words.items():
-        paths.append(folder / f"{slug(word, [path.stem for path in paths])}.safetensors")
+    files = _word_files(words, folder)
+    for path, content in files.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(paths[-1], embedding_file.serialize(word, vectors))
+            write_atomically(path, content)
         except OSError as error:
-            raise UserError(f"Cannot write {paths[-1]}: {error.strerror}.") from error
-    return paths
+            raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    return list(files)
+
+
+def check_free(words: Words, folder: Path) -> None:
+    """Raise UserError where `save_words` would write over a file that is not the same."""
+    for path, content in _word_files(words, folder).items():
+        if path.exists() and not (path.is_file() and path.read_bytes() == content):
+            raise UserError(f"{path} exists and is another file: delete or move it first.")
+
+
+def _word_files(words: Words, folder: Path) -> dict[Path, bytes]:
+    files: dict[Path, bytes] = {}
+    for word, vectors in words.items():
+        path = folder / f"{slug(word, [path.stem for path in files])}.safetensors"
+        files[path] = embedding_file.serialize(word, vectors)
+    return files
 
 
 def load_words(path: Path) -> dict[str, Tensor]:

@@ -126,7 +126,10 @@ class WordTraining:
     def encoded(self) -> EncodedConcept:
         """The concept's data, its prompts encoded with the word as it is now."""
         vectors = self.state.vectors
-        return self._data.with_prompts(lambda texts: torch.cat([self.encode([text], vectors).cpu() for text in texts]))
+        with self.encoder.loaded():
+            return self._data.with_prompts(
+                lambda texts: torch.cat([self.encode([text], vectors).cpu() for text in texts])
+            )
 
     def step(self) -> None:
         """One step of the vectors.

@@ -123,7 +123,7 @@ def test_ctrl_c_saves_a_checkpoint_and_a_killed_training_resumes(base_folder, pi
         assert process.returncode == status, stderr
         assert "Traceback" not in stderr
         if sent == signal.SIGINT:
-            assert re.search(r"Stopped at step \d+ of 24; the same command with --resume continues\.", stderr)
+            assert re.search(r"Stopped at step \d+ of 32; the same command with --resume continues\.", stderr)
         assert not (json.loads((bank / "bank.json").read_text("utf-8"))["concepts"])
     unbroken = train_command(base_folder, tmp_path / "other", pictures, "dog", "--steps", "24")
     torch.set_num_threads(1)
