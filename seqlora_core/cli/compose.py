@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ..bank import Bank
 from ..composition.concatenation import compose
+from ..composition.confined_sampling import confine_on, generate_confined
 from ..composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..composition.fusion.base_source import BaseSource
 from ..composition.lora_files import check_fits, load_composed, load_words, save_composed, save_words
-from ..composition.selection import describe_missing_concepts, parse_selection, select
+from ..composition.selection import check_words_selected, describe_missing_concepts, parse_selection, select
 from ..data.words import NO_WORDS
 from ..devices import best_dtype, resolve_device
 from ..errors import UserError
@@ -16,8 +17,19 @@ from ..files import check_writable
 from ..model.adapters import sum_adapters
 from ..model.sampling import SamplingSettings, generate
 from ..training.config import DTYPES
-from .options import BaseOptions, add_bank, add_base, add_concepts, add_device, add_probing, add_sampling, count
+from .options import (
+    BaseOptions,
+    add_bank,
+    add_base,
+    add_concepts,
+    add_device,
+    add_own_words,
+    add_probing,
+    add_sampling,
+    count,
+)
 from .output import check_output, check_png, save_image
+from .regions import add_regions, read_regions
 
 
 def add_compose(commands: argparse._SubParsersAction) -> None:
@@ -94,6 +106,8 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--prompt", required=True, help="what the image shows, with the words of the concepts")
     command.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image should not show")
     command.add_argument("--out", required=True, metavar="PNG", help="image file to write")
+    add_own_words(command)
+    add_regions(command)
     add_sampling(command)
     command.add_argument(
         "--dtype",
@@ -108,8 +122,15 @@ def _generate(args: argparse.Namespace) -> None:
     selection = [parse_selection(text) for text in args.concept]
     if selection and not args.bank:
         raise UserError("--concept names a concept of a bank: give --bank too.")
+    if args.own_words and not selection:
+        raise UserError("--own-words confines concepts of a bank: give --concept too.")
+    regions = read_regions(args)
     bank = Bank.open(args.bank) if args.bank else None
-    selected = compose(bank, selection) if selection else {}
+    if bank and regions:
+        check_words_selected(bank, selection, [region.prompt for region in regions])
+    confined = bool(args.own_words or regions)
+    parts = select(bank, selection) if selection and confined else []
+    selected = compose(bank, selection) if selection and not confined else {}
     file, words = (load_composed(Path(args.lora)), load_words(Path(args.lora))) if args.lora else ({}, {})
     words = {**words, **(bank.words() if bank else {})}
     out = check_png(args.out, args.bank, args.base, args.lora)
@@ -126,6 +147,11 @@ def _generate(args: argparse.Namespace) -> None:
     if bank:
         for note in describe_missing_concepts(bank, selection, [args.prompt, args.negative_prompt]):
             print(note)
-    (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings, words)
+    if confined:
+        confinement = confine_on(base, args.prompt, parts, settings, words, regions, args.own_words)
+        print(*confinement.notes, sep="\n", end="\n" if confinement.notes else "")
+        (image,) = generate_confined(base, confinement, settings, words, file)
+    else:
+        (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings, words)
     save_image(image, out)
     print(f"Wrote {out}.")

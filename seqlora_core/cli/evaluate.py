@@ -8,6 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..bank import Bank
+from ..composition.confinement import describe_unconfined
+from ..composition.selection import select
 from ..data.prompts import SUBJECT_TEMPLATE
 from ..data.reference_folder import read_folder
 from ..devices import resolve_device
@@ -20,7 +22,7 @@ from ..files import check_writable
 from ..mini import mini_concepts
 from ..model.sampling import SamplingSettings
 from ..monitor import Monitor
-from .options import BaseOptions, add_bank, add_base, add_device, add_sampling, count
+from .options import BaseOptions, add_bank, add_base, add_device, add_own_words, add_sampling, count
 from .output import check_output
 from .terminal import TerminalMonitor
 
@@ -56,6 +58,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
         default=SUBJECT_TEMPLATE,
         help=f"prompt with {{}} in place of the concept (default: {SUBJECT_TEMPLATE})",
     )
+    add_own_words(command)
     add_sampling(command)
     command.set_defaults(run=_run)
 
@@ -65,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
     if not bank.concepts:
         raise UserError("The bank has no concept yet: train one first.")
     sampling = SamplingSettings(steps=args.steps, guidance=args.guidance, seed=args.seed, count=args.images)
-    settings = EvaluationSettings(args.prompt, sampling)
+    settings = EvaluationSettings(args.prompt, sampling, args.own_words)
     out, monitor = check_output(args.out, args.bank, args.base, args.references), TerminalMonitor()
     check_writable(out / "report.json")
     metrics = load_metrics(args.metric, args.base, resolve_device(args.device))
@@ -73,6 +76,10 @@ def _run(args: argparse.Namespace) -> None:
     base = BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank)
     size = args.size if args.size is not None else base.native_size
     settings = replace(settings, sampling=replace(sampling, size=size))
+    if args.own_words:
+        parts = select(bank, [(concept.name, 1.0) for concept in bank.concepts])
+        for note in describe_unconfined(parts):
+            monitor.message(note)
     evaluation = Evaluation(base, bank, references, metrics, settings, out, monitor)
     rows = write_report(evaluation, evaluation.run(args.trajectory))
     print(to_markdown(rows), end="")

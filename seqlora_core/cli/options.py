@@ -142,6 +142,16 @@ def add_sampling(options: Options) -> None:
     )
 
 
+def add_own_words(options: Options) -> None:
+    """Add --own-words, which confines concepts to their words."""
+    options.add_argument(
+        "--own-words",
+        action="store_true",
+        help="let each concept act only on its own word in the prompt (its token, or TOKEN CLASS if none was learned); "
+        "its layers that receive image features act everywhere",
+    )
+
+
 # Types of values.  argparse names a type by its function: "invalid count value: 'many'".
 
 
@@ -166,6 +176,14 @@ def number(text: str) -> float:
     value = float(text)
     if not abs(value) <= _LARGEST_NUMBER:  # NaN, too
         raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """Read a number between 0 and 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
     return value
 
 

@@ -149,6 +149,23 @@ def describe_missing_concepts(bank: Bank, selection: Sequence[tuple[str, float]]
     ]
 
 
+def check_words_selected(bank: Bank, selection: Sequence[tuple[str, float]], prompts: Sequence[str]) -> None:
+    """Check that regional prompts name no concept of the bank that is not selected.
+
+    Raises:
+        UserError: one does.
+    """
+    chosen = [bank.concept(name) for name, _ in selection]
+    own = [concept.subject for concept in chosen]
+    others = {concept.subject: concept.name for concept in bank.concepts if concept.subject not in own}
+    for word in named_words(prompts, [*own, *others]):
+        if word in others:
+            raise UserError(
+                f"A region names {word!r}, whose concept {others[word]!r} is not selected: select it, too, or leave "
+                "the word out."
+            )
+
+
 def trigger_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> str:
     """Return the words for the selected concepts in a prompt: "sksdog, skscat cat"."""
     concepts = [bank.concept(name) for name, _ in selection]

@@ -5,7 +5,7 @@ was learned, its final score that of the last stage, and its forgetting is the d
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from ..bank import Bank, Concept
 from ..bank.names import slug
 from ..composition.concatenation import compose
+from ..composition.confined_sampling import confine_on, generate_confined
+from ..composition.selection import select
 from ..data.prompts import SUBJECT_TEMPLATE
 from ..errors import UserError
 from ..files import write_atomically
 from ..hashing import digest, images_fingerprint
-from ..model.adapters import Adapter
 from ..model.base import Base
 from ..model.sampling import SamplingSettings, generate
 from ..monitor import Monitor
@@ -27,6 +28,7 @@ from .metrics import Metric, similarity, target
 
 # Images per batch: 16 of 512 px exceed the memory of most cards, and an interruption loses a whole batch.
 _BATCH_SIZE = 4
+Sampler = Callable[[SamplingSettings], list[Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class EvaluationSettings:
     Attributes:
         prompt: a template with {} in the place of the concept's token and class word.
         sampling: how the images are sampled; `count` is the number of images per concept and stage.
+        own_words: whether each concept acts only on its own word (see `composition.own_words`).
 
     Raises:
         UserError: the prompt does not contain {} exactly once.
@@ -43,6 +46,7 @@ class EvaluationSettings:
 
     prompt: str = SUBJECT_TEMPLATE
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(count=16))
+    own_words: bool = False
 
     def __post_init__(self) -> None:
         rest = self.prompt.replace("{}", "", 1)
@@ -104,9 +108,9 @@ class Evaluation:
         paths = {seed: folder / f"{seed}.png" for seed in range(first, first + count)}
         missing = [seed for seed, path in paths.items() if not path.is_file()]
         if missing:
-            adapters = compose(self.bank, [(other.name, 1.0) for other in learned])
+            sample = self._sampler([(other.name, 1.0) for other in learned], self._prompt(concept))
             for seeds in _batches(missing):
-                for seed, image in zip(seeds, self._sample(adapters, self._prompt(concept), seeds), strict=True):
+                for seed, image in zip(seeds, sample(self._batch(seeds)), strict=True):
                     _save(image, paths[seed])
         return [_read(path) for path in paths.values()]
 
@@ -142,6 +146,7 @@ class Evaluation:
         checksums += [concept.embedding_sha256] if concept.embedding else []
         facts = [self._rendering, checksums, self._prompt(concept), sampling.steps, sampling.guidance, sampling.size]
         facts += [sampling.negative_prompt] if sampling.negative_prompt else []
+        facts += ["own words"] if self.settings.own_words else []
         return self.folder / "pictures" / slug(concept.name) / digest(facts)[:16]
 
     def _score_key(self, metric: Metric, concept: Concept) -> str:
@@ -150,9 +155,17 @@ class Evaluation:
         facts = [metric.weights, compared, self.settings.sampling.seed, self.settings.sampling.count]
         return f"{metric.name} {digest(facts)[:16]}"
 
-    def _sample(self, adapters: Mapping[str, Adapter], prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
-        settings = replace(self.settings.sampling, seed=seeds[0], count=len(seeds))
-        return generate(self.base, prompt, adapters, settings, self._words)
+    def _batch(self, seeds: Sequence[int]) -> SamplingSettings:
+        return replace(self.settings.sampling, seed=seeds[0], count=len(seeds))
+
+    def _sampler(self, selection: Sequence[tuple[str, float]], prompt: str) -> Sampler:
+        """Compose concepts, once for all batches of a prompt."""
+        if not self.settings.own_words:
+            adapters = compose(self.bank, selection)
+            return lambda batch: generate(self.base, prompt, adapters, batch, self._words)
+        parts = select(self.bank, selection)
+        confinement = confine_on(self.base, prompt, parts, self.settings.sampling, self._words)
+        return lambda batch: generate_confined(self.base, confinement, batch, self._words)
 
 
 def _batches(seeds: Sequence[int]) -> list[list[int]]:

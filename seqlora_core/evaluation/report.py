@@ -29,7 +29,11 @@ def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
     document = {
         "bank": str(evaluation.bank.folder),
         "base": evaluation.base.identity.name,
-        "drawing": {"prompt": evaluation.settings.prompt, **dataclasses.asdict(evaluation.settings.sampling)},
+        "drawing": {
+            "prompt": evaluation.settings.prompt,
+            "own_words": evaluation.settings.own_words,
+            **dataclasses.asdict(evaluation.settings.sampling),
+        },
         "rows": [dataclasses.asdict(row) for row in rows],
         "trajectory": curves,
     }

@@ -69,11 +69,20 @@ def update_norm(adapter: Adapter) -> float:
     return float(((A.mT @ A) * (B.mT @ B)).sum().clamp_min(0).sqrt())
 
 
+Scale = Callable[[str, Tensor], Tensor]  # (layer, x B [rows, tokens, r]) -> x B, scaled where an adapter acts less
+
+
+def unscaled(layer: str, down: Tensor) -> Tensor:
+    """The `Scale` of adapters that act on every token alike."""
+    return down
+
+
 @contextmanager
 def attach(
     layers: Mapping[str, nn.Module],
     adapters: Mapping[str, Adapter],
     row_weights: Callable[[], Tensor | None] = lambda: None,
+    scale: Scale = unscaled,
 ) -> Iterator[None]:
     """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
 
@@ -84,6 +93,7 @@ def attach(
         layers: by canonical name.
         adapters: by canonical name; looked up at every call, so replacing an entry takes effect at once.
         row_weights: called at every call of a layer; returns a factor per row of the batch, [b], or None for 1.
+        scale: called at every call of a layer that has an adapter; scales its directions token by token.
     """
 
     def hook_for(name: str):
@@ -96,6 +106,7 @@ def attach(
             weights = row_weights()
             if weights is not None:
                 down = down * weights.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
+            down = scale(name, down)
             return output + F.linear(down, adapter.up.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
 
         return add_adapter

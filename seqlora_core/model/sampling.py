@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.words import NO_WORDS, Words
 from ..errors import UserError
 from .activations import LayerInputs, capture_inputs
-from .adapters import Adapter, attach
+from .adapters import Adapter, Scale, attach, unscaled
 from .base import Base
 from .sd15 import SD15, find_layers
 
@@ -68,13 +68,14 @@ def generate(
     adapters: Mapping[str, Adapter] | None = None,
     settings: SamplingSettings = SamplingSettings(),
     words: Words = NO_WORDS,
+    scale: Scale = unscaled,
 ) -> list[Image.Image]:
     """Sample images of a prompt, which may weight parts like "(sksdog:1.2)", with the base's own diffusers pipeline.
 
     Args:
         adapters: a composed sum (see `composition.concatenation.compose`), or None for the plain base.
-
         words: the vectors of learned words, which the prompts may name.
+        scale: scales the adapters token by token (see `adapters.attach`).
 
     Raises:
         UserError: the size does not fit the base, or the image is not finite.
@@ -86,6 +87,7 @@ def generate(
         words,
         adapters,
         range(settings.seed, settings.seed + settings.count),
+        scale,
         num_inference_steps=settings.steps,
         height=settings.size,
         width=settings.size,
@@ -134,6 +136,7 @@ def _run_pipeline(
     words: Words,
     adapters: Mapping[str, Adapter] | None,
     seeds: Sequence[int],
+    scale: Scale = unscaled,
     **settings,
 ) -> Any:
     """The pipeline's images in the form that `output_type` asks for.
@@ -149,7 +152,7 @@ def _run_pipeline(
     layers = find_layers(base.pipeline.unet)
     on_device = {name: adapter.to(base.device) for name, adapter in (adapters or {}).items()}
     base.pipeline.set_progress_bar_config(disable=True)
-    with attach(layers, on_device), _autocast(base.pipeline.unet, base.device):
+    with attach(layers, on_device, scale=scale), _autocast(base.pipeline.unet, base.device):
         # The noise comes from the CPU, so that a seed gives the same image on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         prompt, negative = (base.text_encoder.encode_weighted(text, words)[None].to(base.device) for text in prompts)

@@ -45,6 +45,22 @@ def test_a_composed_file_acts_as_the_concepts_it_was_made_of(base_folder, two_co
     assert differences[0] <= 1 < differences[1]
 
 
+def test_generate_confines_concepts_and_says_what_it_cannot_confine(base_folder, two_concepts, tmp_path, capsys):
+    command = ["generate", "--base", str(base_folder), "--bank", str(two_concepts), "--steps", "2", "--size", "64"]
+    command += ["--concept", "dog:3", "--concept", "cat:3", "--prompt", "a sksdog"]
+    region = ["--region", "0,0,0.5,1.5=a skscat", "--region-strength", "1", "--feather", "0.1"]
+    pictures, printed = [], []
+    for index, options in enumerate(([], ["--own-words"], region)):
+        out = tmp_path / f"{index}.png"
+        assert main([*command, *options, "--out", str(out)]) == 0
+        pictures.append(Image.open(out).tobytes())
+        printed.append(capsys.readouterr().out)
+    assert len(set(pictures)) == 3
+    assert "No prompt names 'skscat' in its first 77 tokens: the concept 'cat' does nothing." in printed[1]
+    assert "act everywhere, not on their word alone: 32 layers of 'dog'." in printed[1]
+    assert "is cut to 0,0,0.5,1." in printed[2] and "does nothing" not in printed[2]
+
+
 def test_a_bundle_draws_what_the_bank_does_with_the_concepts_words(base_folder, two_concepts, tmp_path, capsys):
     bundle, words = tmp_path / "sum.safetensors", tmp_path / "words"
     concepts = ["--bank", str(two_concepts), "--concept", "dog", "--concept", "cat"]
@@ -78,6 +94,11 @@ GENERATE_MISTAKES = {
     "seed too large": (["--seed", str(2**64)], "--seed"),
     "guidance that is no number": (["--concept", "dog", "--guidance", "nan"], "--guidance: must be a finite number"),
     "not a PNG output": (["--concept", "dog", "--out", "x.jpg"], ".png file"),
+    "own words of nothing": (["--own-words"], "give --concept too"),
+    "no region for its setting": (["--region-strength", "0.5"], "--region-strength is a setting of regions"),
+    "region without a box": (["--region", "a sksdog"], "is not LEFT,TOP,RIGHT,BOTTOM=PROMPT"),
+    "share above 1": (["--region", "0,0,1,1=x", "--region-start", "2"], "must be between 0 and 1"),
+    "word that is not loaded": (["--region", "0,0,1,1=a sksdog"], "whose concept 'dog' is not selected"),
 }
 
 

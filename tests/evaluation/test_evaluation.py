@@ -142,14 +142,26 @@ def test_the_protocol_is_the_paper_s_unless_something_else_is_asked_for():
     assert (settings.prompt, settings.sampling.count) == ("photo of a {}", 16)
 
 
+def test_own_words_draw_anew_and_a_later_concept_changes_nothing(trained, tmp_path):
+    wanted = [*_wanted(trained), "--images", "1"]
+    assert _evaluate(trained, tmp_path, *wanted) == 0
+    plain = set(tmp_path.rglob("pictures/**/*.png"))
+    assert _evaluate(trained, tmp_path, *wanted, "--own-words") == 0
+    confined = set(tmp_path.rglob("pictures/**/*.png")) - plain
+    assert len(confined) == len(plain) == 3  # the dog alone and beside the cat, and the cat
+    alone, beside = (Image.open(path).tobytes() for path in confined if path.parent.parent.name == "dog")
+    assert max(abs(a - b) for a, b in zip(alone, beside, strict=True)) <= 1
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["drawing"]["own_words"] is True
+
+
 def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, tmp_path, monkeypatch):
     drawn, generate = [], protocol.generate
 
-    def interrupted(base, prompt, adapters, settings):
+    def interrupted(base, prompt, adapters, settings, words):
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(list(range(settings.seed, settings.seed + settings.count)))
-        return generate(base, prompt, adapters, settings)
+        return generate(base, prompt, adapters, settings, words)
 
     monkeypatch.setattr(protocol, "generate", interrupted)
     assert _evaluate(trained, tmp_path, *_wanted(trained), "--images", "9") == 130
@@ -162,9 +174,9 @@ def test_an_interrupted_evaluation_keeps_every_picture_that_was_drawn(trained, t
 def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(trained, tmp_path, monkeypatch):
     drawn, scored, generate, similarity = [], [], protocol.generate, protocol.similarity
 
-    def drawing(base, prompt, adapters, settings):
+    def drawing(base, prompt, adapters, settings, words):
         drawn.extend(range(settings.seed, settings.seed + settings.count))
-        return generate(base, prompt, adapters, settings)
+        return generate(base, prompt, adapters, settings, words)
 
     def scoring(metric, *rest):
         scored.append(metric.name)
