@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from comfy_server import host_checkout, host_python, start
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"
@@ -18,20 +19,33 @@ def not_installed() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def base_directory(tmp_path_factory) -> Path:
+def photos(tmp_path_factory) -> Path:
+    """A folder of photos per subject; drawings, where the shared photos are not."""
+    if PHOTOS.is_dir():
+        return PHOTOS
+    folder = tmp_path_factory.mktemp("drawings")
+    for subject, colour in (("dog", "sienna"), ("cat", "black"), ("backpack", "crimson")):
+        (folder / subject).mkdir()
+        for number in range(5):
+            image = Image.new("RGB", (160, 200 + 8 * number), ("khaki", "skyblue", "seagreen")[number % 3])
+            ImageDraw.Draw(image).ellipse((20 + 4 * number, 40, 120, 170), fill=colour)
+            image.save(folder / subject / f"{number:02}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_directory(tmp_path_factory, photos) -> Path:
     """The host's folders: the pack copied in (as an installer does), a checkpoint, photos."""
     if not (host_checkout() / "main.py").is_file() or not host_python().is_file():
         pytest.skip(f"no ComfyUI at {host_checkout()} with the interpreter {host_python()}")
-    if not PHOTOS.is_dir():
-        pytest.skip(f"the shared photos are not at {PHOTOS}")
     folder = tmp_path_factory.mktemp("comfy")
     pack = folder / "custom_nodes" / "seqlora"
     shutil.copytree(ROOT, pack, ignore=shutil.ignore_patterns(".git", *not_installed()))
     shutil.copy(Path(__file__).parent / "stand_ins.py", pack.parent)
     for subject in ("dog", "cat", "backpack"):
         (folder / "input").mkdir(exist_ok=True)
-        shutil.copy(PHOTOS / subject / "00.jpg", folder / "input" / f"{subject}.jpg")
-    shutil.copytree(PHOTOS / "cat", folder / "input" / "cat photos")
+        shutil.copy(photos / subject / "00.jpg", folder / "input" / f"{subject}.jpg")
+    shutil.copytree(photos / "cat", folder / "input" / "cat photos")
     (folder / "models" / "loras").mkdir(parents=True)
     checkpoint = folder / "models" / "checkpoints" / "small.safetensors"
     controlnet = folder / "models" / "controlnet" / "small.safetensors"
@@ -50,10 +64,10 @@ def host(base_directory):
 
 
 @pytest.fixture(scope="session")
-def pictures(host) -> None:
+def pictures(host, photos) -> None:
     """The folders that the example workflows name, with two pictures each."""
     for subject in ("dog", "cat", "backpack"):
         folder = host.folder / "input" / subject
         folder.mkdir()
-        for file in sorted((PHOTOS / subject).glob("*.jpg"))[:2]:
+        for file in sorted((photos / subject).glob("*.jpg"))[:2]:
             shutil.copy(file, folder)
