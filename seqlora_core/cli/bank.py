@@ -140,14 +140,13 @@ def add_import(commands: argparse._SubParsersAction) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+    bank = Bank.open(args.bank) if Bank.exists(args.bank) or args.base is None else None
+    base = BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank) if args.base else None
+    if bank is None:
+        bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     path, embedding = Path(args.file), Path(args.embedding) if args.embedding else None
     word = word_in(embedding or path) or (word_in(path) if embedding else "")
     spec = concept_spec(args.name, args.token or word or None, args.class_word)
-    base = BaseOptions(args.base, args.device, args.tokenizer).load() if args.base else None
-    if Bank.exists(args.bank) or base is None:
-        bank = Bank.open(args.bank)
-    else:
-        bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     concept = import_lora(
         bank,
         path,
