@@ -44,6 +44,7 @@ _BEGINNINGS = (
 _FOLDER_FILES_SHOWN = 3
 _MAX_DIMENSIONS = 8
 _MAX_KEY = 1000  # characters
+_KEY_SHOWN = 100  # of them in a message
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class TensorFile(Mapping[str, Tensor]):
             return torch.empty(entry.shape, dtype=entry.dtype)
         tensor = torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
         if entry.dtype.is_floating_point and not _is_finite(tensor):
-            raise UserError(f"{self.source} holds numbers that are not finite in {key}: download it again.")
+            raise UserError(f"{self.source} holds numbers that are not finite in {key[:_KEY_SHOWN]}: download it again.")
         return tensor
 
     @contextmanager
@@ -196,13 +197,13 @@ def _read_header(file: BinaryIO, total: int, source: str) -> tuple[dict[str, _En
 def _entry(key: str, value: Mapping, source: str) -> _Entry:
     name, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
     if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 2**48 for n in (*shape, start, stop)):
-        raise _damage(source, f"{key} has an impossible shape or place")
+        raise _damage(source, f"{key[:_KEY_SHOWN]} has an impossible shape or place")
     if name not in _DTYPES:
         raise UserError(
-            f"{source} holds numbers of the type {str(name)[:20]!r} in {key}: choose a float16 or float32 file."
+            f"{source} holds numbers of the type {str(name)[:20]!r} in {key[:_KEY_SHOWN]}: choose a float16 or float32 file."
         )
     if math.prod(shape) * _DTYPES[name].itemsize != stop - start:
-        raise _damage(source, f"the shape of {key} does not fit its bytes")
+        raise _damage(source, f"the shape of {key[:_KEY_SHOWN]} does not fit its bytes")
     return _Entry(_DTYPES[name], tuple(shape), start, stop - start)
 
 

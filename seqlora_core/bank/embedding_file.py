@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..data.prompts import shorten
 from ..data.words import Words
 from ..errors import UserError
 from ..tensor_file import TensorFile
@@ -73,5 +74,5 @@ def _checked(tensor: Tensor, source: str, key: str) -> Tensor:
     vectors = torch.atleast_2d(tensor)
     fits = vectors.ndim == 2 and 1 <= len(vectors) <= MAX_VECTORS and 1 <= vectors.shape[1] <= _MAX_WIDTH
     if not (fits and vectors.is_floating_point()):
-        raise UserError(f"{source} holds no vectors of a word in {key!r} but a tensor {list(tensor.shape)}.")
+        raise UserError(f"{source} holds no vectors of a word in {shorten(key)} but a tensor {list(tensor.shape)}.")
     return vectors.float()

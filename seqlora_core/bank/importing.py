@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import subspace
+from ..data.prompts import shorten
 from ..errors import UserError
 from ..hashing import sha256
 from ..model.adapters import Adapter, update_norm
@@ -16,6 +17,7 @@ from .inspection import OVERLAP_LIMIT, overlaps_with
 from .spec import ConceptSpec
 
 METHOD = "import"
+_LONGEST_WORD = 100  # characters; a longer name in a file is nothing that people type
 
 
 def import_lora(
@@ -95,10 +97,9 @@ def import_lora(
 def word_in(path: Path) -> str:
     """Return the name of the only learned word in a file, a LoRA or a textual inversion; empty if there is not one."""
     file = foreign_lora.open_file(path)
-    if embedding_file.is_embedding(file):
-        return embedding_file.read(path)[0]
-    words = list(embedding_file.bundled_words(file))
-    return words[0] if len(words) == 1 else ""
+    single = embedding_file.is_embedding(file)
+    words = [embedding_file.read(path)[0]] if single else list(embedding_file.bundled_words(file))
+    return words[0] if len(words) == 1 and len(words[0]) <= _LONGEST_WORD else ""
 
 
 def _read_word(path: Path, embedding: Path | None, spec: ConceptSpec, monitor: Monitor) -> Tensor | None:
@@ -110,9 +111,10 @@ def _read_word(path: Path, embedding: Path | None, spec: ConceptSpec, monitor: M
     found = {word: vectors for word, vectors in words.items() if word.casefold() == spec.token.casefold()}
     left_out = [word for word in words if word not in found]
     if left_out:
+        shown = ", ".join(map(shorten, left_out))
         monitor.message(
-            f"{path.name} carries the learned words {', '.join(left_out)}, which are left out: a concept has only the "
-            f"word of its token, {spec.token!r}."
+            f"{path.name} carries the learned words {shown}, which are left out: a concept has only the word of its "
+            f"token, {spec.token!r}."
         )
     return next(iter(found.values()), None)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..data.prompts import shorten
 from ..data.words import NO_WORDS, Words
 from ..errors import UserError
 from ..model.adapters import Adapter
@@ -65,11 +66,11 @@ def from_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Adapter]:
     keys = [key for key in tensors if not is_bundled(key)]  # the words in it are read by `embedding_file`
     unknown = next((key for key in keys if key.split(".", 1)[-1] not in _PARTS), None)
     if unknown is not None:
-        raise UserError(f"The LoRA holds {unknown!r}, which is not part of a plain LoRA.")
+        raise UserError(f"The LoRA holds {shorten(unknown)}, which is not part of a plain LoRA.")
     for prefix in dict.fromkeys(key.split(".")[0] for key in sorted(keys)):
         layer = canonical_name(prefix)
         if layer is None:
-            raise UserError(f"The LoRA holds {prefix!r}, which is not an SD1.5 attention layer.")
+            raise UserError(f"The LoRA holds {shorten(prefix)}, which is not an SD1.5 attention layer.")
         try:
             up, down = tensors[f"{prefix}.lora_up.weight"], tensors[f"{prefix}.lora_down.weight"]
         except KeyError as error:

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_bank import concept
 
-from seqlora_core.bank import Bank, embedding_file
-from seqlora_core.bank.importing import import_lora
+from seqlora_core.bank import Bank, embedding_file, lora_file
+from seqlora_core.bank.importing import import_lora, word_in
 from seqlora_core.bank.inspection import inspect
 from seqlora_core.bank.spec import ConceptSpec
 from seqlora_core.cli.main import main
@@ -122,3 +122,17 @@ def test_what_is_no_word_is_refused_in_a_sentence(tmp_path, tensors):
     save_file(tensors, tmp_path / "word.safetensors")
     with pytest.raises(UserError, match="word"):
         embedding_file.read(tmp_path / "word.safetensors")
+
+
+def test_a_key_of_a_thousand_letters_does_not_make_a_sentence_of_a_page(empty_bank, tmp_path):
+    path = tmp_path / "word.safetensors"
+    for tensors in ({"a" * 999: torch.zeros(80, 6)}, {"a" * 999: VECTORS, "b": VECTORS + 1}):
+        save_file(tensors, path)
+        with pytest.raises(UserError) as caught:
+            embedding_file.deserialize(path.read_bytes(), "x")
+        assert len(str(caught.value)) < 300
+        with pytest.raises(UserError) as caught:
+            lora_file.read(path)
+        assert len(str(caught.value)) < 500
+    save_file({"a" * 999: VECTORS}, path)
+    assert word_in(path) == ""
