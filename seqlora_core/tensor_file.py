@@ -125,7 +125,9 @@ class TensorFile(Mapping[str, Tensor]):
             return torch.empty(entry.shape, dtype=entry.dtype)
         tensor = torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
         if entry.dtype.is_floating_point and not _is_finite(tensor):
-            raise UserError(f"{self.source} holds numbers that are not finite in {key[:_KEY_SHOWN]}: download it again.")
+            raise UserError(
+                f"{self.source} holds numbers that are not finite in {key[:_KEY_SHOWN]}: download it again."
+            )
         return tensor
 
     @contextmanager
@@ -200,7 +202,8 @@ def _entry(key: str, value: Mapping, source: str) -> _Entry:
         raise _damage(source, f"{key[:_KEY_SHOWN]} has an impossible shape or place")
     if name not in _DTYPES:
         raise UserError(
-            f"{source} holds numbers of the type {str(name)[:20]!r} in {key[:_KEY_SHOWN]}: choose a float16 or float32 file."
+            f"{source} holds numbers of the type {str(name)[:20]!r} in {key[:_KEY_SHOWN]}: choose a float16 or "
+            "float32 file."
         )
     if math.prod(shape) * _DTYPES[name].itemsize != stop - start:
         raise _damage(source, f"the shape of {key[:_KEY_SHOWN]} does not fit its bytes")
