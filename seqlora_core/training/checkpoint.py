@@ -22,7 +22,7 @@ from .config import OF_THE_MACHINE, ResolvedConfig
 VERSION = 3
 _METADATA_KEY = "seqlora.checkpoint"
 _MAX_BYTES = 2**33  # of rank 128 on all layers of SD1.5, a checkpoint takes less than 1 GB
-_LONGEST_SHOWN = 40  # hashes and lists of them tell people nothing
+_LONGEST_SHOWN = 100  # characters; hashes and lists of them tell people nothing
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Checkpoint:
         for name, value in new.items():
             if name not in OF_THE_MACHINE and old.get(name) != value:
                 shown = f"its {name} was {old.get(name)!r} and is now {value!r}"
-                return shown if len(repr(value)) <= _LONGEST_SHOWN else f"its {name} changed"
+                return shown if len(shown) <= _LONGEST_SHOWN else f"its {name} changed"
         return None
 
     def check_same_run(self, config: ResolvedConfig, identity: dict, path: Path) -> None:
