@@ -63,21 +63,10 @@ def read_concept_file(folder: Path, concept: Concept, manifest: Manifest) -> byt
     Raises:
         UserError: it is missing, a link, larger than a concept of its rank can be, or cannot be read.
     """
-    path = folder / PurePosixPath(concept.file)
     widths = sum(shape.width + shape.out for shape in manifest.layers.values())
-    try:
-        _check_folder(path.parent)
-        # Each of alpha's numbers has 4 bytes, too.
-        return storage.read_plain(
-            path, MAX_HEADER + 4 * min(concept.rank, MAX_RANK) * widths + 4 * len(manifest.layers)
-        )
-    except OSError as error:
-        raise UserError(
-            f"The file of concept {concept.name!r} cannot be read: {path} ({error.strerror}); put it back, or remove "
-            "the concept."
-        ) from error
-    except UserError as error:
-        raise UserError(f"The file of concept {concept.name!r} cannot be used: {error}") from error
+    # Each of alpha's numbers has 4 bytes, too.
+    most = MAX_HEADER + 4 * min(concept.rank, MAX_RANK) * widths + 4 * len(manifest.layers)
+    return _read(folder, concept.file, most, f"The file of concept {concept.name!r}")
 
 
 def read_embedding_file(folder: Path, concept: Concept) -> bytes:
@@ -86,17 +75,21 @@ def read_embedding_file(folder: Path, concept: Concept) -> bytes:
     Raises:
         UserError: it is missing, a link, larger than a word can be, or cannot be read.
     """
-    path = folder / PurePosixPath(concept.embedding)
+    return _read(folder, concept.embedding, MAX_EMBEDDING, f"The word of concept {concept.name!r}")
+
+
+def _read(folder: Path, relative: str, most: int, what: str) -> bytes:
+    """Read a file of a concept, of at most `most` bytes; an error begins with `what`."""
+    path = folder / PurePosixPath(relative)
     try:
         _check_folder(path.parent)
-        return storage.read_plain(path, MAX_EMBEDDING)
+        return storage.read_plain(path, most)
     except OSError as error:
         raise UserError(
-            f"The word of concept {concept.name!r} cannot be read: {path} ({error.strerror}); put it back, or remove "
-            "the concept."
+            f"{what} cannot be read: {path} ({error.strerror}); put it back, or remove the concept."
         ) from error
     except UserError as error:
-        raise UserError(f"The word of concept {concept.name!r} cannot be used: {error}") from error
+        raise UserError(f"{what} cannot be used: {error}") from error
 
 
 def read_thumbnail(folder: Path, concept: Concept) -> bytes:
