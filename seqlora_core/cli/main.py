@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: This needs the package {package}: python -m pip install -e ".[cli]"', file=sys.stderr)
         return 2
     except Cancelled as stop:
-        resumable = "; the same command with --resume continues" if hasattr(args, "resume") else ""
+        how = "" if getattr(args, "stream", None) else " with --resume"
+        resumable = f"; the same command{how} continues" if hasattr(args, "resume") else ""
         where = f" {stop}" if str(stop) else ""
         print(f"Stopped{where}{resumable}.", file=sys.stderr)
         return 130

@@ -78,14 +78,15 @@ def add_concepts(options: Options, required: bool) -> None:
     )
 
 
-def add_words(options: Options, token: str) -> None:
+def add_words(options: Options, token: str, required: bool = True) -> None:
     """Add --name, --class-word and --token, which describe a new concept.
 
     Args:
         token: the help of --token.
+        required: whether the command always needs the first two.
     """
-    options.add_argument("--name", required=True, help="name of the concept in the bank")
-    options.add_argument("--class-word", required=True, metavar="WORD", help="what the concept is, such as dog")
+    options.add_argument("--name", required=required, help="name of the concept in the bank")
+    options.add_argument("--class-word", required=required, metavar="WORD", help="what the concept is, such as dog")
     options.add_argument("--token", metavar="WORD", help=f"{token} (default: made from the name)")
 
 

@@ -65,9 +65,14 @@ def encode_concept(
 
     window = None if crop == "center" else resolution // base.vae_scale_factor
     kept = torch.stack([embeddings[prompt] for prompt in protected]) if protected else None
-    groups = [[(r.image, r.prompts, r.repeats) for r in group] for group in (references, prior)]
-    source = data_fingerprint(base.encoding_fingerprint(), *groups)
+    source = source_fingerprint(base, references, prior)
     return EncodedConcept(examples(references), examples(prior), window, kept, source)
+
+
+def source_fingerprint(base: Base, references: Sequence[Reference], prior: Sequence[Reference] = ()) -> str:
+    """The fingerprint by which training runs on these images recognize the same data, without encoding them."""
+    groups = [[(r.image, r.prompts, r.repeats) for r in group] for group in (references, prior)]
+    return data_fingerprint(base.encoding_fingerprint(), *groups)
 
 
 def cut_prompts(base: Base, references: Sequence[Reference]) -> list[str]:

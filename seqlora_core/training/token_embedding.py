@@ -6,7 +6,7 @@ neither on the bank nor on the order of its concepts, and is frozen while the fa
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -82,9 +82,8 @@ def first_vectors(encoder: TextEncoder, vocabulary: Vocabulary, spec: ConceptSpe
     return torch.cat([random, own.mean(0, keepdim=True)])
 
 
-def check_names_word(data: EncodedConcept, token: str) -> None:
-    """Raises UserError where no prompt of the concept names the word that is to be learned."""
-    texts = [text for example in data.examples for text in example.texts]
+def check_names_word(texts: Iterable[str], token: str) -> None:
+    """Raises UserError where none of the concept's prompts names the word that is to be learned."""
     if not named_words(texts, [token]):
         raise UserError(
             f"No caption contains the token {token!r}, so its word cannot be learned: put it into the captions, or set "

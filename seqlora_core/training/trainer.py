@@ -140,7 +140,7 @@ class _Run:
         self.Q = [Q.float().to(denoiser.device) for Q in plan.Q.values()]
         self.word: WordTraining | None = None
         if self.config.learns_word:
-            check_names_word(data, plan.spec.token)
+            check_names_word((text for example in data.examples for text in example.texts), plan.spec.token)
             self.word = WordTraining(denoiser, text_encoder, data, plan.spec, self.config, plan.words)
         self.progress = Progress(plan, monitor)
         self.path = bank.checkpoint_path(plan.spec.name)
