@@ -18,6 +18,7 @@ LAYERS = (  # from the bottom to the top: modules or packages, by the start of t
         "data.listing",
         "data.images",
         "data.reference_folder",
+        "data.stream",
     ),
     ("model",),
     ("data.dataset", "data.encoding"),

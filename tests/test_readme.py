@@ -4,6 +4,7 @@ Every `python -m seqlora_core` command in them runs as it is written there, at f
 """
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -132,6 +133,37 @@ def test_scripts_that_documents_name_start(script, monkeypatch, capsys):
         else:
             runpy.run_module(script, run_name="__main__", alter_sys=True)
     assert not stop.value.code and "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_two_commands_of_the_papers_table_1_run_on_the_tiny_base(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_base.save_single_file(Path("base.safetensors"))
+    entries = []
+    for index, name in enumerate(("scene_barn", "actionfigure_1", "pet_cat1")):
+        images, prompts = Path("customconcept101", "benchmark_dataset", name), Path("customconcept101", "prompts")
+        images.mkdir(parents=True)
+        prompts.mkdir(exist_ok=True)
+        Image.new("RGB", (128, 128), (60 * index, 100, 50)).save(images / "0.png")
+        (prompts / f"{name}.txt").write_text("photo of a {}.\n{} in the snow.\n", "utf-8")
+        folders = {"instance_data_dir": f"./benchmark_dataset/{name}", "class_data_dir": f"./regularization/{name}"}
+        words = {"instance_prompt": "photo of a <new1> thing", "class_prompt": "thing"}
+        entries.append({**words, **folders, "prompt_filename": f"prompts/{name}.txt"})
+    Path("customconcept101", "dataset.json").write_text(json.dumps(entries), "utf-8")
+    for save in (tiny_metrics.save_dino, tiny_metrics.save_dinov2, tiny_metrics.save_dinov3, tiny_metrics.save_clip):
+        save(Path(save.__name__.removeprefix("save_")))
+    train, evaluate = (shlex.split(line)[3:] for line in commands(BENCHMARKS / "README.md") if "table1" in line)
+    train[train.index("32")] = "2"
+    assert main([*train, "--steps", "2", "--resolution", "128"]) == 0, capsys.readouterr().err
+    metrics = [text for text in evaluate if text.partition("=")[0] in ("dreamsim", "hpsv2")]
+    assert len(metrics) == 2  # gigabytes; `test_extra_metrics` has them
+    for metric in metrics:
+        place = evaluate.index(metric)
+        del evaluate[place - 1 : place + 1]
+    assert main([*evaluate, "--steps", "2", "--size", "128", "--images", "1"]) == 0, capsys.readouterr().err
+    rows = json.loads(Path("table1-scores", "report.json").read_text("utf-8"))["rows"]
+    assert {row["metric"] for row in rows} == {"dino", "dinov2", "dinov3", "clip-i", "clip-t"}
+    assert {row["concept"] for row in rows} == {"scene_barn", "actionfigure_1", ""}
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from transformers import (
     CLIPProcessor,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -39,6 +41,13 @@ def save_dinov2(folder: Path) -> Path:
     sizes = {key: value for key, value in _VISION.items() if key != "intermediate_size"}
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
     BitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_dinov3(folder: Path) -> Path:
+    torch.manual_seed(0)
+    DINOv3ViTModel(DINOv3ViTConfig(**_VISION, num_register_tokens=4)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
 

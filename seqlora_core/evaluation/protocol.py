@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
 
 from PIL import Image
 from torch import Tensor
@@ -37,7 +39,7 @@ class EvaluationSettings:
 
     Attributes:
         prompt: a template with {} in the place of the concept's token and class word.
-        sampling: how the images are sampled; `count` is the number of images per concept and stage.
+        sampling: how the images are sampled; `count` is the number of images per concept, stage and prompt.
         own_words: whether each concept acts only on its own word (see `composition.own_words`).
 
     Raises:
@@ -70,6 +72,7 @@ class Evaluation:
     Args:
         references: the images that each concept should look like, by the concept's name.
         folder: receives images, scores and the report.
+        prompts: templates by the concept's name, whose scores are averaged; without any, that of the settings.
     """
 
     def __init__(
@@ -81,13 +84,14 @@ class Evaluation:
         settings: EvaluationSettings,
         folder: Path,
         monitor: Monitor,
+        prompts: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.base, self.bank, self.references, self.metrics = base, bank, references, metrics
-        self.settings, self.folder, self.monitor = settings, folder, monitor
+        self.settings, self.folder, self.monitor, self.prompts = settings, folder, monitor, prompts
         self._rendering = base.rendering_fingerprint()
         self._reference_hashes = {name: images_fingerprint(images) for name, images in references.items()}
         self._words = bank.words()
-        self._targets: dict[tuple[str, str], Tensor] = {}
+        self._targets: dict[tuple[str, ...], Tensor | str] = {}
 
     def run(self, trajectory: bool) -> list[Score]:
         """Score all concepts when learned and at the end; with `trajectory` also after all stages in between."""
@@ -102,56 +106,68 @@ class Evaluation:
         return scores
 
     def images(self, stage: int, concept: Concept) -> list[Image.Image]:
-        """Return the images of a concept from the sum of the first `stage` concepts; sample those that are missing."""
-        learned, folder = self.bank.concepts[:stage], self._folder(stage, concept)
+        """Return the images of a concept from the sum of the first `stage` concepts; sample those that are missing.
+
+        They are those of the concept's first prompt.
+        """
+        return self._images(stage, concept, self._templates(concept)[0])
+
+    def _images(self, stage: int, concept: Concept, template: str) -> list[Image.Image]:
+        learned, folder = self.bank.concepts[:stage], self._folder(stage, concept, template)
         first, count = self.settings.sampling.seed, self.settings.sampling.count
         paths = {seed: folder / f"{seed}.png" for seed in range(first, first + count)}
         missing = [seed for seed, path in paths.items() if not path.is_file()]
         if missing:
-            sample = self._sampler([(other.name, 1.0) for other in learned], self._prompt(concept))
+            sample = self._sampler([(other.name, 1.0) for other in learned], template.format(concept.subject))
             for seeds in _batches(missing):
                 for seed, image in zip(seeds, sample(self._batch(seeds)), strict=True):
                     _save(image, paths[seed])
         return [_read(path) for path in paths.values()]
 
     def _score(self, stage: int, concept: Concept) -> list[Score]:
-        images, file = self.images(stage, concept), self._folder(stage, concept) / "scores.json"
+        values: dict[str, list[float]] = {metric.name: [] for metric in self.metrics}
+        for template in self._templates(concept):
+            for name, value in self._score_prompt(stage, concept, template).items():
+                values[name].append(value)
+        return [Score(stage, concept.name, name, fmean(of_prompts)) for name, of_prompts in values.items()]
+
+    def _score_prompt(self, stage: int, concept: Concept, template: str) -> dict[str, float]:
+        images = self._images(stage, concept, template)
+        file = self._folder(stage, concept, template) / "scores.json"
         stored = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        scores = []
+        scores = {}
         for metric in self.metrics:
-            key = self._score_key(metric, concept)
+            key = self._score_key(metric, concept, template)
             if key not in stored:
-                stored[key] = similarity(metric, images, self._target(metric, concept))
+                stored[key] = similarity(metric, images, self._target(metric, concept, template))
                 write_atomically(file, json.dumps(stored, indent=1).encode())
-            scores.append(Score(stage, concept.name, metric.name, stored[key]))
+            scores[metric.name] = stored[key]
         return scores
 
-    def _target(self, metric: Metric, concept: Concept) -> Tensor:
-        key = metric.name, concept.name
+    def _target(self, metric: Metric, concept: Concept, template: str) -> Tensor | str:
+        key = (metric.name, concept.name, template) if metric.to_text else (metric.name, concept.name)
         if key not in self._targets:
-            self._targets[key] = target(metric, self.references[concept.name], self._class_prompt(concept))
+            prompt = template.format(concept.class_word)  # metrics of text do not know the concept's own word
+            self._targets[key] = target(metric, self.references[concept.name], prompt)
         return self._targets[key]
 
-    def _prompt(self, concept: Concept) -> str:
-        return self.settings.prompt.format(concept.subject)
+    def _templates(self, concept: Concept) -> Sequence[str]:
+        return self.prompts.get(concept.name) or [self.settings.prompt]
 
-    def _class_prompt(self, concept: Concept) -> str:
-        """The prompt without the token, which metrics of text do not know."""
-        return self.settings.prompt.format(concept.class_word)
-
-    def _folder(self, stage: int, concept: Concept) -> Path:
+    def _folder(self, stage: int, concept: Concept, template: str) -> Path:
         """The folder of a concept's images, named by everything that decides them."""
-        sampling = self.settings.sampling
+        sampling, prompt = self.settings.sampling, template.format(concept.subject)
         checksums = [learned.sha256 for learned in self.bank.concepts[:stage]]
         checksums += [concept.embedding_sha256] if concept.embedding else []
-        facts = [self._rendering, checksums, self._prompt(concept), sampling.steps, sampling.guidance, sampling.size]
+        facts = [self._rendering, checksums, prompt, sampling.steps, sampling.guidance, sampling.size]
         facts += [sampling.negative_prompt] if sampling.negative_prompt else []
         facts += ["own words"] if self.settings.own_words else []
         return self.folder / "pictures" / slug(concept.name) / digest(facts)[:16]
 
-    def _score_key(self, metric: Metric, concept: Concept) -> str:
+    def _score_key(self, metric: Metric, concept: Concept, template: str) -> str:
         """The name of a score of given images: everything that decides it."""
-        compared = self._class_prompt(concept) if metric.to_text else self._reference_hashes[concept.name]
+        text = template.format(concept.class_word)
+        compared = text if metric.to_text else self._reference_hashes[concept.name]
         facts = [metric.weights, compared, self.settings.sampling.seed, self.settings.sampling.count]
         return f"{metric.name} {digest(facts)[:16]}"
 

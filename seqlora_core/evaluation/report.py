@@ -32,6 +32,7 @@ def write_report(evaluation: Evaluation, scores: Sequence[Score]) -> list[Row]:
         "drawing": {
             "prompt": evaluation.settings.prompt,
             "own_words": evaluation.settings.own_words,
+            **({"prompts": dict(evaluation.prompts)} if evaluation.prompts else {}),
             **dataclasses.asdict(evaluation.settings.sampling),
         },
         "rows": [dataclasses.asdict(row) for row in rows],

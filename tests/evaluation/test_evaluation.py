@@ -61,15 +61,16 @@ CPU = torch.device("cpu")
 
 def test_every_metric_finds_a_picture_most_like_itself(tmp_path):
     clip, dino = tiny_metrics.save_clip(tmp_path / "clip"), tiny_metrics.save_dino(tmp_path / "dino")
-    dinov2 = tiny_metrics.save_dinov2(tmp_path / "dinov2")
-    requests = [f"dino={dino}", f"dinov2={dinov2}", f"clip-i={clip}", f"clip-t={clip}"]
+    dinov2, dinov3 = tiny_metrics.save_dinov2(tmp_path / "dinov2"), tiny_metrics.save_dinov3(tmp_path / "dinov3")
+    requests = [f"dino={dino}", f"dinov2={dinov2}", f"dinov3={dinov3}", f"clip-i={clip}", f"clip-t={clip}"]
     metrics = load_metrics(requests, "base.safetensors", CPU)
     red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
-    for metric in metrics[:3]:
+    *of_images, of_text = metrics
+    for metric in of_images:
         assert score(metric, [red], [red], "") == pytest.approx(1, abs=1e-5)
         assert score(metric, [red], [blue], "") < 1 - 1e-4
-    assert score(metrics[3], [red], [blue], "a dog") == score(metrics[3], [red], [red], "a dog")
-    assert score(metrics[3], [red], [red], "a dog") != score(metrics[3], [red], [red], "a cat")
+    assert score(of_text, [red], [blue], "a dog") == score(of_text, [red], [red], "a dog")
+    assert score(of_text, [red], [red], "a dog") != score(of_text, [red], [red], "a cat")
 
 
 def test_embeddings_are_those_that_transformers_itself_gives(tmp_path):
@@ -203,10 +204,36 @@ def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(traine
     assert made("--base", str(other / "base")) == ([0, 1] * 3, ["dino"] * 3)
 
 
+def test_the_prompts_of_a_list_are_drawn_for_its_concepts_and_averaged(trained, tmp_path):
+    (tmp_path / "dog.txt").write_text("photo of a {}.\n\ndog in the snow\n", "utf-8")  # one published file names it
+    (tmp_path / "cat.txt").write_text("a {} on a sofa\n{} oil painting\nthe {}\n", "utf-8")
+    entries = [
+        {"name": name, "images": str(trained / "references" / name), "class_word": name, "prompts": f"{name}.txt"}
+        for name in ("dog", "cat")
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(entries), "utf-8")
+    wanted = ["--stream", str(tmp_path / "list.json"), "--metric", f"clip-t={trained / 'clip'}", "--images", "1"]
+    assert _evaluate(trained, tmp_path / "out", *wanted) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["drawing"]["prompts"]["dog"] == ["photo of a {}.", "{} in the snow"]
+    assert len(list((tmp_path / "out").rglob("pictures/dog/*/0.png"))) == 2 * 2  # both prompts, after both stages
+    assert len(list((tmp_path / "out").rglob("pictures/cat/*/0.png"))) == 3
+    singles = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "out").rglob("pictures/cat/*/scores.json")]
+    final = next(row["final"] for row in report["rows"] if row["concept"] == "cat")
+    assert final == pytest.approx(sum(sum(scores.values()) for scores in singles) / 3)
+    assert _evaluate(trained, tmp_path / "first", *wanted, "--prompts-per-concept", "1") == 0
+    assert len(list((tmp_path / "first").rglob("pictures/*/*/0.png"))) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "Name a metric"),
+        (["--metric", "dino=DINO", "--prompts", "nowhere.txt"], "no file of prompts"),
+        (["--metric", "dino=DINO", "--prompts", "BAD"], "Line 2 of"),
+        (["--metric", "dino=DINO", "--prompt", "a {}", "--prompts", "BAD"], "only one of them"),
+        (["--metric", "dino=DINO", "--prompts-per-concept", "2"], "counts prompts of files"),
+        (["--metric", "dino=DINO", "--stream", "LIST"], "has no entry for the concept 'dog'"),
         (["--metric", "dino=DINO", "--metric", "dino=DINO"], "named twice"),
         (["--metric", "dino=CLIP"], "holds a model of the kind 'clip': dino needs one of vit"),
         (["--metric", "dinov2=DINO"], "dinov2 needs one of dinov2"),
@@ -219,7 +246,11 @@ def test_what_changes_a_picture_or_a_score_is_made_again_and_nothing_else(traine
 )
 def test_mistakes_are_told_before_anything_is_drawn(trained, tmp_path, capsys, arguments, words):
     capsys.readouterr()
-    for word, folder in (("DINO", trained / "dino"), ("CLIP", trained / "clip")):
+    (tmp_path / "bad.txt").write_text("a {}\n{0} and {1}\n", "utf-8")
+    (tmp_path / "list.json").write_text('[{"name": "horse", "images": "."}]', "utf-8")
+    places = {"DINO": trained / "dino", "CLIP": trained / "clip"}
+    places |= {"BAD": tmp_path / "bad.txt", "LIST": tmp_path / "list.json"}
+    for word, folder in places.items():
         arguments = [argument.replace(word, str(folder)) for argument in arguments]
     assert _evaluate(trained, tmp_path / "out", *arguments) == 2
     assert words in capsys.readouterr().err
