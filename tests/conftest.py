@@ -9,8 +9,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's co
 import hypothesis
 import pytest
 import tiny_base
+import torch
 
 from seqlora_core.bank import Bank, BaseIdentity
+from seqlora_core.devices import resolve_device
 from seqlora_core.hashing import fingerprint
 from seqlora_core.model.denoiser import DiffusersDenoiser
 from seqlora_core.model.sd15 import find_layers, layer_shapes, sd15_alphas_cumprod
@@ -29,10 +31,19 @@ def photos() -> Path:
     return PHOTOS
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device of the models that fixtures make (default: cpu)")
+
+
 @pytest.fixture(scope="session")
-def denoiser() -> DiffusersDenoiser:
+def device(request) -> torch.device:
+    return resolve_device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def denoiser(device) -> DiffusersDenoiser:
     """A UNet of two levels, 24 adapted layers of width 32 and 64, text width 32."""
-    return DiffusersDenoiser(tiny_base.make_unet((32, 64), 1, 32), sd15_alphas_cumprod())
+    return DiffusersDenoiser(tiny_base.make_unet((32, 64), 1, 32).to(device), sd15_alphas_cumprod())
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +70,7 @@ def base_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text_encoder(tmp_path_factory) -> CLIPTextEncoder:
+def text_encoder(tmp_path_factory, device) -> CLIPTextEncoder:
     """A text encoder of the width that the UNet in memory takes."""
     tokenizer = tiny_base.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    return CLIPTextEncoder(tokenizer, tiny_base.make_text_encoder(tokenizer, 32))
+    return CLIPTextEncoder(tokenizer, tiny_base.make_text_encoder(tokenizer, 32).to(device))

@@ -51,6 +51,9 @@ def add_demo(commands: argparse._SubParsersAction) -> None:
         "--concepts", type=options.count, default=4, metavar="N", help="concepts to learn (default: 4)"
     )
     command.add_argument("--seed", type=options.seed, default=0, metavar="N", help="random seed (default: 0)")
+    command.add_argument(
+        "--device", default="cpu", help="device to run on: cpu, cuda, cuda:1, mps (default: cpu, which is fast enough)"
+    )
     command.set_defaults(run=_run)
 
 
@@ -58,7 +61,7 @@ def _run(args: argparse.Namespace) -> None:
     out, monitor = Path(args.out), TerminalMonitor()
     quiet_libraries()
     with monitor.watching():
-        report = run_demo(out, args.concepts, args.seed, monitor)
+        report = run_demo(out, args.concepts, args.seed, monitor, args.device)
     for concept in report["concepts"]:
         scores = concept["identity"]
         print(
@@ -85,10 +88,13 @@ class Learned:
         return identity_similarity(to_tensor(self.images[stage]), to_tensor(self.concept.references)).mean().item()
 
 
-def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict = SETTINGS) -> dict:
+def run_demo(
+    out: Path, count: int, seed: int, monitor: Monitor, device: str = "cpu", settings: dict = SETTINGS
+) -> dict:
     """Trains `count` concepts in sequence and writes `grid.png`, `losses.png` and `report.json` into `out`.
 
     Args:
+        device: by name (see `devices.resolve_device`).
         settings: of the training runs, where they differ from the defaults (see `TrainingConfig`).
 
     Returns:
@@ -98,7 +104,7 @@ def run_demo(out: Path, count: int, seed: int, monitor: Monitor, settings: dict 
         UserError: the folder cannot be written, or holds a demo already.
     """
     started = time.monotonic()
-    base = load_base("mini", "cpu")
+    base = load_base("mini", device)
     chosen = _choose(count)
     bank = _new_bank(out, base)
     config = resolve(TrainingConfig(seed=seed, **settings), base.native_size, "float32")

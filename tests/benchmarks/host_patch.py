@@ -44,7 +44,6 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from filled_bank import fill  # noqa: E402
-from full_width import peak_memory  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from seqlora_core.bank import Bank, BaseIdentity  # noqa: E402
@@ -56,6 +55,17 @@ SD15 = {
     **{"use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None},
     **{"use_temporal_attention": False, "dtype": torch.float16},
 }
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def pack(module: str):
@@ -107,7 +117,7 @@ def measure(folder: Path, way: str) -> dict:
         composed = Moment.now()
         patched.patch_model(torch.device("cpu"))
         finished = Moment.now()
-    peak = peak_memory("cpu")
+    peak = peak_memory()
     save_file({key: comfy.utils.get_attr(patched.model, key) for key in patched.patches}, folder / f"{way}.safetensors")
     return {
         "nodes s": composed.processor - started.processor,
