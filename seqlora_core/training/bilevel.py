@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import subspace
 from .factor_optimizer import FactorOptimizer
-from .hypergradient.interface import Hypergradient, Objective
+from .hypergradient.interface import Hypergradient, Loss, Objective
 
 
 def bilevel_iteration(
@@ -16,7 +16,7 @@ def bilevel_iteration(
     Q: Sequence[Tensor],
     hypergradient: Hypergradient,
     inner_steps: int = 1,
-) -> float:
+) -> Loss:
     """Steps 1 to 4 of Algorithm 1 on one minibatch; returns L before them.
 
     Args:
@@ -38,7 +38,7 @@ def bilevel_iteration(
 
 def reusing_iteration(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
-) -> float:
+) -> Loss:
     """Like `bilevel_iteration` with the lookahead hypergradient, but reuse the lower steps and save their passes.
 
     (ours) Eq. 18 repeats the lower steps from the same A at the new B, with passes of its own.  Here the steps of eq. 8
@@ -55,7 +55,7 @@ def reusing_iteration(
 
 def alternating_iteration(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], inner_steps: int = 1
-) -> float:
+) -> Loss:
     """Take one step of the paper's "Continual Alternating": A at a fixed B, then B at a fixed A, projected.
 
     There is no coupling term.
@@ -69,7 +69,7 @@ def alternating_iteration(
 
 def _take_lower_steps(
     objective: Objective, lower: FactorOptimizer, B: Sequence[Tensor], count: int
-) -> tuple[float, list[Tensor]]:
+) -> tuple[Loss, list[Tensor]]:
     """Step A `count` times at a fixed B; return L and dL/dB before the first step."""
     before = None
     for _ in range(count):

@@ -80,7 +80,9 @@ def _minibatch(
     timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
     signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    tensors = (tensor.to(denoiser.device) for tensor in (noisy, timesteps, noise, text, mask))
+    # A card takes them while the program goes on; without this, each copy waits for all work before it.
+    free = denoiser.device.type == "cuda"
+    tensors = (tensor.to(denoiser.device, non_blocking=free) for tensor in (noisy, timesteps, noise, text, mask))
     return Minibatch(*tensors, weight, with_earlier, texts)
 
 

@@ -1,5 +1,6 @@
 """The denoising loss of one minibatch (eq. 2) as the objective `L(A, B)` of the bilevel iteration."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -50,6 +51,7 @@ class DenoisingObjective:
         self._layers = layers
         self._adapters: dict[str, Adapter] = {}  # holds the factors only while a pass lasts
         self._minibatches: Sequence[Minibatch] = ()
+        self._finite_passes: list[Tensor] = []  # one flag per gradient since `use`, not read yet
         self._ridge = ridge
         self._penalty = penalty
         self._earlier = earlier or EarlierConcepts()
@@ -66,7 +68,7 @@ class DenoisingObjective:
 
     def use(self, minibatches: Sequence[Minibatch]) -> None:
         """Define L by these minibatches until the next call."""
-        self._minibatches = minibatches
+        self._minibatches, self._finite_passes = minibatches, []
 
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         """Return L(A, B) over all minibatches, with its graph."""
@@ -78,21 +80,45 @@ class DenoisingObjective:
                     errors.append(self._error(minibatch))
             return sum(errors) + self._regularization(A, B)
 
-    def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
+    def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Compute L, dL/dA and dL/dB, with one minibatch's graph in memory at a time.
 
+        L stays on the device, and whether all is finite is known only to `read`.  In float16 it is looked at at once,
+        because the loss scale may have to be lowered.
+
         Raises:
-            TrainingDiverged: they are not finite.
-            UserError: they are not finite although A is 0, so that the base model alone is the cause.
+            TrainingDiverged: they are not finite (float16).
+            UserError: they are not finite although A is 0, so that the base model alone is the cause (float16).
         """
         loss, gradients = self._finite(
             lambda: self._scaled_gradients(A, B), lambda: any(a.any() for a in A), _FACTOR_STEPS
         )
         return loss, gradients[: len(A)], gradients[len(A) :]
 
+    def read(self, loss: Tensor | float, factors: Sequence[Tensor], moved: bool, step_sizes: str = _FACTOR_STEPS):
+        """Wait for the device, once per step: read a loss, and whether everything since `use` is finite.
+
+        Args:
+            factors: what the step has changed.
+            moved: whether steps were taken before this one, to which what is not finite may be due.
+            step_sizes: the settings to lower then.
+
+        Returns:
+            The loss, and whether it and the factors are finite.
+
+        Raises:
+            TrainingDiverged, UserError: a gradient was not finite (see `gradients`).
+        """
+        flags = [*self._finite_passes, _all_finite(factors)]
+        numbers = torch.stack([torch.as_tensor(loss, device=flags[0].device).float(), *(f.float() for f in flags)])
+        value, *passes, changed = numbers.tolist()
+        if not all(passes):
+            raise self._divergence(moved or bool(passes[0]), step_sizes)
+        return value, bool(changed) and math.isfinite(value)
+
     def word_gradient(
         self, vectors: Tensor, encode: Callable[[Sequence[str], Tensor], Tensor], moved: bool
-    ) -> tuple[float, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Compute L of the model as it is, without factors, and its gradient by a learned word's vectors.
 
         Args:
@@ -104,7 +130,7 @@ class DenoisingObjective:
             TrainingDiverged, UserError: as in `gradients`.
         """
 
-        def scaled() -> tuple[float, list[Tensor]]:
+        def scaled() -> tuple[Tensor, list[Tensor]]:
             variable = vectors.detach().requires_grad_()
             with torch.enable_grad():
                 return self._over_minibatches([variable], lambda minibatch: encode(minibatch.texts, variable))
@@ -113,8 +139,8 @@ class DenoisingObjective:
         return loss, gradient
 
     def _finite(
-        self, compute: Callable[[], tuple[float, list[Tensor]]], moved: Callable[[], bool], step_sizes: str
-    ) -> tuple[float, list[Tensor]]:
+        self, compute: Callable[[], tuple[Tensor, list[Tensor]]], moved: Callable[[], bool], step_sizes: str
+    ) -> tuple[Tensor, list[Tensor]]:
         """Compute a loss and its gradients, at a lower loss scale where they overflow.
 
         Args:
@@ -123,7 +149,11 @@ class DenoisingObjective:
         """
         while True:
             loss, gradients = compute()
-            if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+            finite = _all_finite(gradients)
+            if self._dtype != torch.float16:
+                self._finite_passes.append(finite)
+                return loss, gradients
+            if finite:
                 return loss, gradients
             if self.loss_scale <= 1:
                 raise self._divergence(moved(), step_sizes)
@@ -135,14 +165,14 @@ class DenoisingObjective:
         precision = "" if self._dtype == torch.float32 else ", or use dtype float32"
         return TrainingDiverged(f"The loss is no longer finite: lower {step_sizes}{precision}.")
 
-    def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+    def _scaled_gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         # Copies, so that the caller's factors never gain a gradient.
         A, B = ([factor.detach().requires_grad_() for factor in factors] for factors in (A, B))
         factors = [*A, *B]
         with torch.enable_grad():
             regularization = self._regularization(A, B)
             totals = list(torch.autograd.grad(regularization, factors))
-            loss = float(regularization.detach())
+            loss = regularization.detach()
             # Gradient checkpointing uses the factors again in the backward pass, so they stay attached until its end.
             with self._using(A, B):
                 error, parts = self._over_minibatches(factors)
@@ -150,13 +180,13 @@ class DenoisingObjective:
 
     def _over_minibatches(
         self, variables: Sequence[Tensor], encode: Callable[[Minibatch], Tensor] | None = None
-    ) -> tuple[float, list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """The error of all minibatches and its gradients by `variables`, with one graph in memory at a time.
 
         Args:
             encode: makes the text embeddings of a minibatch; None takes those that it has.
         """
-        totals, total = [torch.zeros_like(variable) for variable in variables], 0.0
+        totals, total = [torch.zeros_like(variable) for variable in variables], variables[0].new_zeros(())
         for minibatch in self._minibatches:
             if encode is not None:
                 minibatch = replace(minibatch, text=encode(minibatch))
@@ -166,7 +196,7 @@ class DenoisingObjective:
                 parts = torch.autograd.grad(error * self.loss_scale, variables) if error.requires_grad else ()
             for sum_of_parts, part in zip(totals, parts, strict=bool(parts)):
                 sum_of_parts += part / self.loss_scale
-            total += float(error.detach())
+            total = total + error.detach()
             self.passes += 1
         return total, totals
 
@@ -199,6 +229,11 @@ class DenoisingObjective:
             yield
         finally:
             self._adapters.clear()
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all are finite, as a flag on the device."""
+    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
 
 
 def base_is_not_finite(dtype: str) -> UserError:

@@ -142,7 +142,8 @@ class WordTraining:
         state.optimizer.step([gradient])
         vectors = state.optimizer.parameters[0].data
         vectors.copy_(torch.renorm(vectors, 2, 0, self._longest))
-        state.losses.append(loss)
+        value, finite = self.objective.read(loss, [vectors], moved=state.step > 0, step_sizes="lr_token")
+        state.losses.append(value)
         state.step += 1
-        if not vectors.isfinite().all():
+        if not finite:
             raise TrainingDiverged(f"The word is no longer finite after step {state.step}: lower lr_token.")

@@ -1,12 +1,10 @@
 """The training run of one concept: from encoded examples to a concept in the bank."""
 
-import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor, nn, zeros
 
@@ -199,8 +197,7 @@ class _Run:
         for _ in self._timed(state, self.plan.steps, lambda: self._save(state, objective)):
             with _undone_if_interrupted(state, objective):
                 objective.use(draw_minibatches(self.data, self.denoiser, self.config, state.step))
-                state.finish_step(self._iterate(objective, state))
-                _check_finite(state)
+                state.finish_step(_read(objective, self._iterate(objective, state), state))
             self.progress.report(self.plan.word_steps, state.step, state.losses[-1])
             if self._preview_is_due(step := self.plan.word_steps + state.step):
                 self._show(preview_latents(objective, self._factors(state), self.data, self.config.seed), step)
@@ -236,7 +233,7 @@ class _Run:
             raise TrainingExploded(f"{rise}, so the concept is not stored: lower lr_coefficients and lr_basis.")
         self.monitor.message(f"{rise}; the concept is stored all the same, as you asked.")
 
-    def _iterate(self, objective: DenoisingObjective, state: TrainingState) -> float:
+    def _iterate(self, objective: DenoisingObjective, state: TrainingState) -> Tensor | float:
         """One step: some iterations on the same minibatches; returns the loss before them."""
         losses = [
             self.plan.method.iterate(objective, state.lower, state.upper, self.Q, self.config)
@@ -392,10 +389,11 @@ def _undone_if_interrupted(state: TrainingState | WordState, objective: Denoisin
         raise
 
 
-def _check_finite(state: TrainingState) -> None:
-    """Raise TrainingDiverged where a step made factors that are not finite, so that no checkpoint ever holds them."""
-    factors = [*state.lower.parameters, *state.upper.parameters]
-    if not (math.isfinite(state.losses[-1]) and torch.stack([factor.isfinite().all() for factor in factors]).all()):
+def _read(objective: DenoisingObjective, loss: Tensor | float, state: TrainingState) -> float:
+    """Read a step's loss.  Raises TrainingDiverged where it is not finite, so that no checkpoint ever holds it."""
+    value, finite = objective.read(loss, [*state.lower.parameters, *state.upper.parameters], moved=state.step > 0)
+    if not finite:
         raise TrainingDiverged(
-            f"The factors are no longer finite after step {state.step}: lower lr_coefficients and lr_basis."
+            f"The factors are no longer finite after step {state.step + 1}: lower lr_coefficients and lr_basis."
         )
+    return value

@@ -107,7 +107,7 @@ def test_exact_hypergradient_is_the_numerical_derivative_of_phi(double_problem, 
             for _ in range(inner_steps):
                 _, g, _ = problem.objective.gradients(A, B)
                 A = [a - alpha * g_a for a, g_a in zip(A, g, strict=True)]
-            return problem.objective.gradients(A, B)[0]
+            return float(problem.objective.gradients(A, B)[0])
 
         _, gradient = exact(problem.objective, problem.A, problem.B, lambda g: [alpha] * len(g), inner_steps)
         for seed in range(3):

@@ -299,7 +299,7 @@ def test_accumulated_minibatches_give_the_gradient_of_all_of_them():
         for chosen in (batches[:1], batches[1:], batches):
             objective.use(chosen)
             loss, dL_dA, _ = objective.gradients(A, B)
-            losses.append(loss)
+            losses.append(float(loss))
             gradients.append(dL_dA[0])
     assert losses[2] == pytest.approx(losses[0] + losses[1])
     assert torch.allclose(gradients[2], gradients[0] + gradients[1], atol=1e-7)

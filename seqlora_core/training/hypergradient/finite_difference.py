@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from .interface import Objective, StepSizes
+from .interface import Loss, Objective, StepSizes
 from .lower_level import descend
 
 
 def finite_difference(
     objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
-) -> tuple[float, list[Tensor]]:
+) -> tuple[Loss, list[Tensor]]:
     """Compute eq. 15 with `d2L/dBdA [D v] ~ (dL/dB(A + e D v) - dL/dB(A - e D v)) / 2e`, with
     `v = dL/dA(A+, B)`.
 

@@ -5,6 +5,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+Loss = Tensor | float
+"""A loss that may still be on the device, where a step reads it only once (see `objective.read`)."""
+
 StepSizes = Callable[[Sequence[Tensor]], list[Tensor]]
 """Maps the gradients of A to the factors D of the lower step `A+ = A - D g`."""
 
@@ -21,7 +24,7 @@ class Objective(Protocol):
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         """Return L(A, B) as a scalar with its graph."""
 
-    def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[float, list[Tensor], list[Tensor]]:
+    def gradients(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> tuple[Loss, list[Tensor], list[Tensor]]:
         """Return L, dL/dA and dL/dB at (A, B), from one forward and backward pass."""
 
 
@@ -30,7 +33,7 @@ class Hypergradient(Protocol):
 
     def __call__(
         self, objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
-    ) -> tuple[float, list[Tensor]]:
+    ) -> tuple[Loss, list[Tensor]]:
         """Compute the hypergradient at (A, B).
 
         Args:

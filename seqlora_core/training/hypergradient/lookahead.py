@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from .interface import Objective, StepSizes
+from .interface import Loss, Objective, StepSizes
 from .lower_level import descend
 
 
 def lookahead(
     objective: Objective, A: list[Tensor], B: list[Tensor], step_sizes: StepSizes, inner_steps: int
-) -> tuple[float, list[Tensor]]:
+) -> tuple[Loss, list[Tensor]]:
     """Compute `dPhi/dB ~ 2 dL/dB(A+, B) - dL/dB(A, B)`.
 
     (ours) In eq. 15, `v = dL/dA(A+, B)` is close to the `g` that the lower step followed, and

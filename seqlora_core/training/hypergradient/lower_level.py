@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .interface import Objective, StepSizes
+from .interface import Loss, Objective, StepSizes
 
 
 class LowerPath(NamedTuple):
@@ -18,7 +18,7 @@ class LowerPath(NamedTuple):
     """
 
     A_plus: list[Tensor]
-    loss: float
+    loss: Loss
     dL_dB: list[Tensor]
     step_sizes: list[Tensor]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..bilevel import Objective, alternating_iteration
+from ..bilevel import Loss, Objective, alternating_iteration
 from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
 from .method import Method, published_defaults, start_in_complement
@@ -12,7 +12,7 @@ from .method import Method, published_defaults, start_in_complement
 
 def _iterate(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
-) -> float:
+) -> Loss:
     return alternating_iteration(objective, lower, upper, Q, config.inner_steps)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Generator, Tensor
 
 from ... import subspace
-from ..bilevel import Objective
+from ..bilevel import Loss, Objective
 from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
 from .method import Method, published_defaults
@@ -19,7 +19,7 @@ def _start(
 
 def _iterate(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
-) -> float:
+) -> Loss:
     A, B = ([factor.detach() for factor in optimizer.parameters] for optimizer in (lower, upper))
     loss, dL_dA, dL_dB = objective.gradients(A, B)
     lower.step(dL_dA)

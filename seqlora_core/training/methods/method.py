@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ... import subspace
-from ..bilevel import Objective
+from ..bilevel import Loss, Objective
 from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
 
 Start = Callable[[Tensor, ResolvedConfig, torch.Generator, Tensor | None, Tensor | None], Tensor]
-Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], ResolvedConfig], float]
+Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], ResolvedConfig], Loss]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def start_in_complement(
 
 def step_coefficients(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
-) -> float:
+) -> Loss:
     """One step of A with B frozen at its start; returns the loss before it."""
     B = [b.detach() for b in upper.parameters]
     loss, dL_dA, _ = objective.gradients([a.detach() for a in lower.parameters], B)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..bilevel import Objective, bilevel_iteration, reusing_iteration
+from ..bilevel import Loss, Objective, bilevel_iteration, reusing_iteration
 from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
 from ..hypergradient import HYPERGRADIENTS, PASSES
@@ -13,7 +13,7 @@ from .method import Method, start_in_complement
 
 def _iterate(
     objective: Objective, lower: FactorOptimizer, upper: FactorOptimizer, Q: Sequence[Tensor], config: ResolvedConfig
-) -> float:
+) -> Loss:
     if config.lower_step == "reuse":
         return reusing_iteration(objective, lower, upper, Q, config.inner_steps)
     hypergradient = HYPERGRADIENTS[config.hypergradient]
