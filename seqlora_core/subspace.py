@@ -174,15 +174,18 @@ def contrastive_directions(Q: Tensor, covariance: Tensor, protected: Tensor) -> 
         V [n, n - k], scaled so that a step along any column changes the protected outputs equally,
         `V^T (K + floor I) V = c I`; the first column has length 1.
     """
-    free = torch.linalg.svd(Q, full_matrices=True).U[:, Q.shape[1] :] if Q.shape[1] else torch.eye(len(Q)).double()
-    own, others = (free.mT @ S.cpu().double() @ free for S in (covariance, protected))
+    free = torch.linalg.svd(Q, full_matrices=True).U[:, Q.shape[1] :] if Q.shape[1] else None
+    own, others = (S.cpu().double() for S in (covariance, protected))
+    if free is not None:  # without, all directions are free, and products with the identity take half of the time
+        own, others = (free.mT @ S @ free for S in (own, others))
     mean = protected.cpu().double().trace().item() / len(Q)
     floor = CONTRAST_FLOOR * mean if mean > 0 else 1.0
     half = torch.linalg.cholesky(others + floor * torch.eye(len(others), dtype=torch.float64))
     whitened = torch.linalg.solve_triangular(half, own, upper=False)
     whitened = torch.linalg.solve_triangular(half, whitened.mT, upper=False)  # half^-1 own half^-T, symmetric
     eigenvectors = torch.linalg.eigh((whitened + whitened.mT) / 2).eigenvectors.flip(-1)
-    directions = free @ torch.linalg.solve_triangular(half.mT, eigenvectors, upper=True)
+    directions = torch.linalg.solve_triangular(half.mT, eigenvectors, upper=True)
+    directions = directions.contiguous() if free is None else free @ directions
     return directions / directions[:, 0].norm()
 
 

@@ -29,6 +29,9 @@ STEPS = 8  # forward passes per image
 # If only layers of the text are adapted: latents (latent px) that a UNet can halve three times, and as many per batch
 # as have half the area of a 512 px image.
 SMALL, MANY = (8, 8), 32
+# Else, at least so many per batch: they take less memory than one image that is trained on, since nothing is kept for a
+# backward pass, and the batch takes about half the time.
+TOGETHER = 4
 
 
 class InterferencePenalty:
@@ -85,14 +88,14 @@ def watch_protected(
         prompts: [K, tokens, d] text embeddings.
         size: height and width in latent px, if any of the layers receives image features.
         seed: of the noise.
-        batch: images per batch, in the same case.
+        batch: images per batch of the training run, in the same case; here they are at least `TOGETHER`.
         between: called before each batch with the number of prompts that are done; may raise to cancel.
     """
     device, channels = denoiser.device, denoiser.architecture.latent_channels
     groups = {name: input_group(name) for name in layers}
     # Keys and values of the text receive the same in every pass and at every size, so the cheapest pass is enough.
     text_only = set(groups.values()) == {TEXT_GROUP}
-    steps, size, batch = (1, SMALL, MANY) if text_only else (STEPS, size, batch)
+    steps, size, batch = (1, SMALL, MANY) if text_only else (STEPS, size, max(batch, TOGETHER))
 
     def sample() -> None:
         generator = named_generator(seed, "earlier")

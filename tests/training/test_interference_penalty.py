@@ -35,6 +35,16 @@ def interference(denoiser, data, own: dict) -> float:
     return (after - before).square().mean().item()
 
 
+def test_protected_prompts_are_measured_alike_in_batches_of_any_size(denoiser):
+    layers, prompts = find_layers(denoiser.unet), with_prompts(1, 5).protected
+    few, many = (
+        watch_protected(denoiser, layers, prompts, (8, 8), 0, batch, lambda done: None) for batch in (1, len(prompts))
+    )
+    assert few.energies == pytest.approx(many.energies, rel=1e-4)
+    for layer in layers:
+        assert torch.allclose(few.covariances[layer], many.covariances[layer], rtol=1e-3, atol=1e-5)
+
+
 def test_the_term_is_for_every_prompt_the_energy_of_the_interference_beside_that_of_the_layer():
     generator = torch.Generator().manual_seed(0)
     layer, seen = nn.Linear(6, 5), []
