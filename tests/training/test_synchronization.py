@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import StopAfter, captioned, learn, spec
+from training_runs import StopAfter, captioned, learn, resolved, spec
 
 from seqlora_core.training import minibatches
+from seqlora_core.training.trainer import train_concept
 
 READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero")
 # The optimizer's step counts and the random numbers of minibatches are on the CPU on every machine.
@@ -69,3 +70,13 @@ def test_a_step_reads_from_the_device_only_once(denoiser, bank, text_encoder, mo
         learn(denoiser, bank, "a", data, monitor=monitor, layers="cross-kv", steps=6, **settings)
     of_steps = [later - earlier for earlier, later in pairwise(monitor.counts)]
     assert of_steps == [1] * 5
+
+
+def test_a_step_of_the_word_reads_from_the_device_only_once(denoiser, bank, text_encoder, monkeypatch):
+    reads = Reads(monkeypatch)
+    monitor, own = CountedSteps(reads), spec("a")
+    config = resolved(token_vectors=2, token_share=0.9, layers="cross-kv", steps=6)
+    with reads:
+        train_concept(denoiser, captioned(text_encoder, own), bank, own, config, monitor, text_encoder=text_encoder)
+    of_steps = [later - earlier for earlier, later in pairwise(monitor.counts)][:6]
+    assert of_steps == [1] * 6
