@@ -10,6 +10,7 @@ from .host.folders import register_model_folder
 from .image_folder import LoadImageFolder
 from .importing import ImportLora
 from .inspect_bank import InspectBank
+from .regions import ComposeRegions, RegionNode
 from .train import TrainConcept
 
 register_model_folder()
@@ -24,6 +25,8 @@ class SeqLoRAExtension(ComfyExtension):
             TrainConcept,
             BasisBankLoader,
             ComposeConcepts,
+            RegionNode,
+            ComposeRegions,
             LoadImageFolder,
             InspectBank,
             ImportLora,

@@ -1,0 +1,422 @@
+"""Draw with confined concepts and regions in the host, next to other nodes, and print what comes of it as JSON.
+
+python use_regions.py COMFYUI_DIR BASE_DIRECTORY
+"""
+
+import copy
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+COMFYUI, BASE = sys.argv[1:]
+sys.path[:0] = [COMFYUI, str(Path(BASE) / "custom_nodes")]
+sys.argv[1:] = [
+    "--cpu",
+    "--fp32-unet",
+    "--base-directory",
+    BASE,
+]  # the host reads its own options from here when it is imported
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as model_management  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+import utils.install_util  # noqa: E402, F401  (before the host's nodes put another `utils` on the path)
+from comfy.patcher_extension import WrappersMP  # noqa: E402
+from comfy_extras.nodes_freelunch import FreeU  # noqa: E402
+from comfy_extras.nodes_hypertile import HyperTile  # noqa: E402
+from seqlora.nodes.compose import ComposeConcepts  # noqa: E402
+from seqlora.nodes.host import model as host_model  # noqa: E402
+from seqlora.nodes.regions import ComposeRegions, RegionNode  # noqa: E402
+from seqlora.seqlora_core.bank import Bank, NewConcept  # noqa: E402
+from seqlora.seqlora_core.composition.regions import Box, Region  # noqa: E402
+from seqlora.seqlora_core.errors import UserError  # noqa: E402
+from seqlora.seqlora_core.model.adapters import Adapter  # noqa: E402
+from seqlora.seqlora_core.model.sd15 import find_layers, in_preset, module_names  # noqa: E402
+
+import nodes as stock  # noqa: E402
+
+CHECKPOINT = Path(BASE) / "models" / "checkpoints" / "small.safetensors"
+WHOLE = Box(0, 0, 1, 1)
+PROMPT, NEGATIVE = "a sksdog and a (skscat cat:1.2) on grass", "blurry, a skscat cat"
+LONG = f"{'very old, ' * 50} {PROMPT}"
+PRESETS = {"dog": "cross-kv", "cat": "cross-kv", "bird": "all"}
+Patch = Callable[[object], object]
+
+
+def load() -> tuple:
+    model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), output_vae=False, output_clip=True)
+    encoder = clip.cond_stage_model.clip_l
+    del encoder.transformer.text_model.encoder.layers[2:]  # which would take minutes
+    encoder.num_layers = 2
+    return model, clip
+
+
+def fill(model) -> Bank:
+    """A bank of three concepts that change images visibly; the dog has a learned word."""
+    folder = Path(BASE) / "region banks" / "pets"
+    shutil.rmtree(folder, ignore_errors=True)
+    base, shapes = host_model.identify(model, "small")
+    bank, generator = Bank.open_or_create(folder, base, shapes), torch.Generator().manual_seed(0)
+    for name, preset in PRESETS.items():
+        adapters = {
+            layer: Adapter(
+                torch.randn(shape.out, 2, generator=generator) / 4,
+                torch.randn(2, shape.width, generator=generator) / shape.width**0.5,
+            )
+            for layer, shape in shapes.items()
+            if in_preset(layer, preset)
+        }
+        word = torch.randn(2, 768, generator=generator) if name == "dog" else None
+        bank.add(NewConcept(name, f"sks{name}", name, rank=2, method="plain", adapters=adapters, word=word))
+    return bank
+
+
+for node in (ComposeConcepts, ComposeRegions):
+    node.hidden = SimpleNamespace(prompt=None, unique_id=None)  # which the host sets for a queued graph
+model, clip = load()
+bank = fill(model)
+
+
+def regional(regions=(), prompt: str = "other", negative: str = "nothing", concepts: str = "", given=None) -> tuple:
+    """MODEL, positive, negative, trigger words and report of Compose Regions."""
+    return ComposeRegions.execute(given or model, bank, clip, prompt, negative, regions, concepts).args
+
+
+def encode(clip, prompt: str) -> list:
+    return stock.CLIPTextEncode().encode(clip, prompt)[0]
+
+
+def composed(acts_on: str = "everything", prompt: str = PROMPT, negative: str = NEGATIVE, given=None) -> tuple:
+    """MODEL, positive and negative of Compose Concepts and CLIP Text Encode."""
+    patched, _, _, knowing = ComposeConcepts.execute(
+        given or model, bank, "dog:0.8, cat, bird:0.5", clip=clip, acts_on=acts_on
+    ).args
+    return patched, encode(knowing, prompt), encode(knowing, negative)
+
+
+def draw(patched, positive, negative, size=(13, 9), batch: int = 2, steps: int = 1, denoise: float = 1.0) -> dict:
+    """What the UNet predicts of the noise in each step, as {"positive": ..., "negative": ...}, and its evaluations."""
+    caught, evaluations, m = {"positive": [], "negative": []}, [], patched.clone()
+
+    def catch(args):
+        for name, denoised in zip(caught, args["conds_out"], strict=True):
+            caught[name].append((args["input"] - denoised) / args["sigma"].view(-1, 1, 1, 1))
+        return args["conds_out"]
+
+    def counted(executor, *args, **kwargs):
+        evaluations.append(args[0].shape[0])
+        return executor(*args, **kwargs)
+
+    m.set_model_sampler_pre_cfg_function(catch, disable_cfg1_optimization=True)
+    m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "tests", counted)
+    latent = torch.zeros(batch, 4, *size)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)  # HyperTile draws its tiles
+    settings = {"denoise": denoise, "disable_pbar": True}
+    comfy.sample.sample(m, noise, steps, 7.0, "euler", "normal", positive, negative, latent, **settings)
+    return {**{name: torch.stack(own) for name, own in caught.items()}, "evaluations": evaluations}
+
+
+def difference(one: dict, other: dict, swapped: bool = False) -> float:
+    names = ("positive", "negative")
+    pairs = zip(reversed(names) if swapped else names, names, strict=True)
+    return max((one[own] - other[name]).abs().max().item() for own, name in pairs)
+
+
+def whole(prompt: str = PROMPT, negative: str = NEGATIVE, **changes) -> Region:
+    concepts = (("dog", 0.8), ("cat", 1.0), ("bird", 0.5))
+    return Region(prompt, WHOLE, negative, concepts, 1.0, **changes)
+
+
+def against_stock(
+    patch: Patch = lambda m: m, on_prompts=lambda *sides: sides, prompt: str = PROMPT, **settings
+) -> float:
+    """How far a region over the whole canvas is from the stock patch, when another node changes both alike."""
+    patched, *sides = regional([whole(prompt)])[:3]
+    ours = draw(patch(patched), *on_prompts(*sides), **settings)
+    patched, *sides = composed(prompt=prompt)
+    return difference(ours, draw(patch(patched), *on_prompts(*sides), **settings))
+
+
+def ip_adapter(patched):
+    """Adds something to the output of every cross-attention, as IPAdapter does."""
+    patched = patched.clone()
+
+    def attend(q, k, v, options):
+        out = comfy.ldm.modules.attention.optimized_attention(q, k, v, options["n_heads"], transformer_options=options)
+        return out + 0.3 * torch.sin(q)
+
+    for block, number in (("input", 1), ("input", 3), ("middle", 0), ("output", 0), ("output", 2)):
+        for index in range(2):
+            patched.set_model_attn2_replace(attend, block, number, index)
+    return patched
+
+
+def other_attention(patched):
+    """Another kernel for attention, by the host's own option."""
+    patched = patched.clone()
+    kernel = comfy.ldm.modules.attention.attention_basic
+    patched.model_options["transformer_options"]["optimized_attention_override"] = lambda own, *args, **kwargs: (
+        2 * kernel(*args, **kwargs)
+    )
+    return patched
+
+
+def stock_lora(patched):
+    generator = torch.Generator().manual_seed(2)
+    names = module_names(patched.model.diffusion_model)
+    layers = find_layers(patched.model.diffusion_model)
+    patched = patched.clone()
+    patched.add_patches(
+        {
+            f"diffusion_model.{names[layer]}.weight": (
+                "diff",
+                (0.02 * torch.randn(module.weight.shape, generator=generator),),
+            )
+            for layer, module in layers.items()
+        }
+    )
+    return patched
+
+
+def controlled(*sides) -> tuple:
+    net = stock.ControlNetLoader().load_controlnet("small.safetensors")[0]
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    return stock.ControlNetApplyAdvanced().apply_controlnet(*sides, net, image, 1.0, 0.0, 1.0)
+
+
+def deep_cloned(patched):
+    """As the host clones a MODEL for another graphics card."""
+    model_management.unload_all_models()
+    clone = patched.clone()
+    clone.model, clone.backup = copy.deepcopy(patched.model), {}
+    return clone
+
+
+def with_low_memory() -> float:
+    """With weights that the host casts layer by layer, because the model does not fit."""
+    model.unpatch_model(model.offload_device)
+    load_models = model_management.load_models_gpu
+
+    def load_partly(models, *args, **kwargs):
+        for own in models:
+            own.model.current_weight_patches_uuid = None
+            own.patch_model(own.load_device, lowvram_model_memory=2**20)
+
+    patched, *sides = composed()
+    expected = draw(patched, *sides)
+    model_management.unload_all_models()
+    patched, *sides = regional([whole()])[:3]
+    model_management.load_models_gpu = load_partly
+    try:
+        cast = draw(patched, *sides)
+    finally:
+        model_management.load_models_gpu = load_models
+        patched.unpatch_model(patched.offload_device)
+    return difference(cast, expected)
+
+
+def own_rows_of_keys() -> dict:
+    """Which rows of the keys of one layer own words change, and whether by the whole patch."""
+    layer = next(name for name in find_layers(model.model.diffusion_model) if name.endswith("attn2.to_k"))
+
+    def keys(patched, positive) -> torch.Tensor:
+        seen, patched = [], patched.clone()
+        hooked = patched.model.diffusion_model.get_submodule(module_names(patched.model.diffusion_model)[layer])
+
+        # At the end of the layer's own hooks: it is put where the wrapper's are there already.
+        def watch(executor, *args, **kwargs):
+            handle = hooked.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                handle.remove()
+
+        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watching", watch)
+        draw(patched, positive, positive, batch=1)
+        return seen[0][0]
+
+    results = {}
+    for name, prompt, first in (("short", PROMPT, [2, 3]), ("long", LONG, None)):
+        patched, positive, _ = composed("own words", prompt=prompt)
+        own = keys(patched, positive)
+        plain = keys(model, positive_of(prompt))
+        summed = keys(*composed(prompt=prompt)[:2])
+        changed = ((own - plain).abs().amax(-1) > 1e-4).nonzero().flatten().tolist()
+        results[name] = {"changed": changed, "tokens": own.shape[0]}
+        if first:
+            # The dog's two vectors are changed by the dog alone, by a part of what the sum of all changes.
+            results[name]["nothing of the others"] = ((own - plain)[first] - (summed - plain)[first]).abs().max().item()
+    return results
+
+
+def positive_of(prompt: str) -> list:
+    return encode(ComposeConcepts.execute(model, bank, "", clip=clip).args[3], prompt)
+
+
+def error_of(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def region_node(prompt: str = "a sksdog", **changes) -> tuple:
+    box = {"left": 0.0, "top": 0.0, "right": 0.5, "bottom": 1.0}
+    settings = {**box, "strength": 0.5, "start": 0.0, "end": 1.0, "feather": 0.0, **changes}
+    return RegionNode.execute(prompt, **settings).args[0]
+
+
+def report_of(regions, **settings) -> str:
+    return regional(regions, **settings)[4]
+
+
+def answers() -> dict[str, str]:
+    two = [*region_node(), *region_node("a skscat cat", left=0.25, right=1.0)]
+    own, positive, negative = composed("own words")
+    average = stock.ConditioningAverage().addWeighted(positive, negative, 0.5)[0]
+    combined = [*positive, *stock.ConditioningSetTimestepRange().set_range(positive, 0.0, 0.5)[0], *average]
+    zero = stock.ConditioningZeroOut().zero_out(positive)[0]
+    joined = stock.ConditioningConcat().concat(positive, negative)[0]
+    mixed, regional_positive, regional_negative = regional(two)[:3]
+    return {
+        "beyond": report_of(region_node(left=-0.5)),
+        "overlap": error_of(lambda: draw(mixed, regional_positive, regional_negative)),
+        "outside": error_of(lambda: region_node(left=1.5, right=2.0)),
+        "empty box": error_of(lambda: region_node(right=0.0)),
+        "no prompt": error_of(lambda: region_node("  ")),
+        "empty mask": error_of(lambda: region_node(mask=torch.zeros(1, 8, 8))),
+        "two masks": error_of(lambda: region_node(mask=torch.ones(2, 8, 8))),
+        "two boxes": error_of(lambda: region_node(bounding_box=[[{"x": 0}, {"x": 1}]])),
+        "times": error_of(lambda: region_node(start=0.5, end=0.5)),
+        "unknown": error_of(lambda: regional(region_node(concepts="horse"))),
+        "not loaded": error_of(lambda: regional(region_node(concepts="cat"), concepts="dog")),
+        "word not loaded": error_of(lambda: regional(region_node("a skscat cat"), concepts="dog")),
+        "unnamed": report_of((), prompt="a sksdog", concepts="dog, cat"),
+        "not encoded for it": error_of(lambda: draw(own, encode(clip, PROMPT), negative)),
+        "encoded for others": error_of(lambda: draw(own, regional_positive, negative)),
+        "joined": error_of(lambda: draw(own, joined, negative)),
+        "other nodes": error_of(lambda: draw(own, combined, zero)),
+        "twice": error_of(lambda: regional(two, given=own)),
+        "twice in Compose Concepts": error_of(lambda: composed("own words", given=own)),
+        "attached": error_of(lambda: regional(two, given=composed()[0])),
+        "training": error_of(lambda: host_model.check_no_concepts_attached(own)),
+        "fusion": error_of(
+            lambda: ComposeConcepts.execute(model, bank, "", fusion="loraclr", clip=clip, acts_on="own words")
+        ),
+        "no clip": error_of(lambda: ComposeConcepts.execute(model, bank, "", acts_on="own words")),
+        "tiled": error_of(lambda: draw(HyperTile.execute(mixed_bird(), 32, 2, 0, False)[0], *mixed_bird_sides())),
+    }
+
+
+def mixed_bird():
+    return regional(region_node("a sksbird bird"))[0]
+
+
+def mixed_bird_sides() -> tuple:
+    return regional(region_node("a sksbird bird"))[1:3]
+
+
+def survives() -> dict[str, float]:
+    """Whether what other nodes make of the CLIP still notes own words: the difference to no concepts at all."""
+    _, _, _, knowing = ComposeConcepts.execute(model, bank, "dog, cat", clip=clip, acts_on="own words").args
+    skipped = knowing.clone()
+    skipped.clip_layer(-2)
+    kinds = {"cloned": knowing.clone(), "skipping": skipped}
+    return {
+        name: encode(own, PROMPT)[0][1]["model_conds"]["seqlora_rows"].cond.sum().item() for name, own in kinds.items()
+    }
+
+
+def evaluations() -> dict[str, list[int]]:
+    """The rows of each evaluation of the UNet in two steps."""
+    two = [*region_node(), *region_node("a skscat cat", left=0.5, right=1.0, negative="ugly")]
+    long = [*two, *region_node(LONG, top=0.5)]
+    counts = {"plain": draw(model, encode(clip, PROMPT), encode(clip, NEGATIVE), steps=2)["evaluations"]}
+    counts["regions"] = draw(*regional(two)[:3], steps=2)["evaluations"]
+    counts["long regions"] = draw(*regional(long)[:3], steps=2)["evaluations"]
+    counts["long prompt"] = draw(*regional(two, prompt=LONG)[:3], steps=2)["evaluations"]
+    return counts
+
+
+def places() -> dict[str, float]:
+    """How much a region changes the prediction inside and outside of it, in the steps in which it acts."""
+    region = Region("a sksbird bird", Box(0, 0, 0.5, 1), concepts=(("bird", 1.0),), strength=1.0, start=0.5)
+    _, attended = None, {}
+    unet = model.model.diffusion_model
+    layer = next(name for name in module_names(unet).values() if name.endswith("attn2.to_out.0"))
+    project = unet.get_submodule(layer)
+
+    def inputs(regions) -> list[torch.Tensor]:
+        seen = []
+        hook = project.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
+        draw(*regional(regions)[:3], size=(8, 8), batch=1, steps=4)
+        hook.remove()
+        return seen
+
+    on, off = inputs([region]), inputs([dataclasses.replace(region, strength=0.0)])
+    change = [(a - b).abs().amax((0, -1)).unflatten(0, (8, 8)) for a, b in zip(on, off, strict=True)]
+    first = next(step for step, own in enumerate(change) if own.max() > 0)
+    attended["before"] = max(own.max().item() for own in change[:first])
+    attended["first step"] = first
+    attended["inside"], attended["outside"] = change[first][:, :4].max().item(), change[first][:, 4:].max().item()
+    return attended
+
+
+def state() -> list:
+    encoder = clip.cond_stage_model
+    hooks = [
+        sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in root.modules())
+        for root in (model.model, encoder)
+    ]
+    weights = [own.double().sum().item() for root in (model.model, encoder) for own in root.parameters()]
+    options = [sorted(model.patches), repr(model.model_options), repr(model.wrappers), sorted(vars(clip))]
+    return [hooks, weights, options, type(clip).__name__, id(clip.tokenizer), sorted(model.attachments)]
+
+
+@torch.inference_mode()
+def main() -> None:
+    before = state()
+    unpatched = draw(model, encode(clip, PROMPT), encode(clip, NEGATIVE))
+    stock_patch = composed()
+    hires = {"size": (16, 12), "denoise": 0.5, "steps": 2}
+    patched, positive, negative = regional([whole()])[:3]
+    swapped = difference(draw(patched, negative, positive), draw(*stock_patch), swapped=True)
+    results = {
+        "acts": difference(draw(*stock_patch), unpatched),
+        "against stock": {
+            "plain": against_stock(),
+            "swapped": swapped,
+            "one image": against_stock(batch=1, size=(8, 8)),
+            "long": against_stock(prompt=LONG),
+            "second pass": against_stock(**hires),
+            "IPAdapter": against_stock(ip_adapter),
+            "FreeU": against_stock(lambda m: FreeU().patch(m, 1.3, 1.4, 0.9, 0.2)[0]),
+            "other attention": against_stock(other_attention),
+            "LoRA": against_stock(stock_lora),
+            "ControlNet": against_stock(on_prompts=controlled),
+            "deep clone": against_stock(deep_cloned),
+            "low memory": with_low_memory(),
+        },
+        "evaluations": evaluations(),
+        "own rows": own_rows_of_keys(),
+        "answers": answers(),
+        "survives": survives(),
+        "places": places(),
+    }
+    results["untouched"] = state() == before
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
