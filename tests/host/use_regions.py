@@ -5,6 +5,7 @@ python use_regions.py COMFYUI_DIR BASE_DIRECTORY
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 import sys
@@ -38,6 +39,7 @@ from seqlora.nodes.host import model as host_model  # noqa: E402
 from seqlora.nodes.regions import ComposeRegions, RegionNode  # noqa: E402
 from seqlora.seqlora_core.bank import Bank, NewConcept  # noqa: E402
 from seqlora.seqlora_core.composition.regions import Box, Region  # noqa: E402
+from seqlora.seqlora_core.composition.selection import parse_selections  # noqa: E402
 from seqlora.seqlora_core.errors import UserError  # noqa: E402
 from seqlora.seqlora_core.model.adapters import Adapter  # noqa: E402
 from seqlora.seqlora_core.model.sd15 import find_layers, in_preset, module_names  # noqa: E402
@@ -48,6 +50,7 @@ CHECKPOINT = Path(BASE) / "models" / "checkpoints" / "small.safetensors"
 WHOLE = Box(0, 0, 1, 1)
 PROMPT, NEGATIVE = "a sksdog and a (skscat cat:1.2) on grass", "blurry, a skscat cat"
 LONG = f"{'very old, ' * 50} {PROMPT}"
+CONCEPTS = "dog:0.8, cat, bird:0.5"
 PRESETS = {"dog": "cross-kv", "cat": "cross-kv", "bird": "all"}
 Patch = Callable[[object], object]
 
@@ -83,6 +86,8 @@ def fill(model) -> Bank:
 for node in (ComposeConcepts, ComposeRegions):
     node.hidden = SimpleNamespace(prompt=None, unique_id=None)  # which the host sets for a queued graph
 model, clip = load()
+identified = host_model.identify(model, "small")
+host_model.identify = lambda *args: identified  # hashing all weights each time would take longer than the rest
 bank = fill(model)
 
 
@@ -95,15 +100,14 @@ def encode(clip, prompt: str) -> list:
     return stock.CLIPTextEncode().encode(clip, prompt)[0]
 
 
-def composed(acts_on: str = "everything", prompt: str = PROMPT, negative: str = NEGATIVE, given=None) -> tuple:
+@functools.cache
+def composed(acts_on: str = "everything", prompt: str = PROMPT, concepts: str = CONCEPTS, given=None) -> tuple:
     """MODEL, positive and negative of Compose Concepts and CLIP Text Encode."""
-    patched, _, _, knowing = ComposeConcepts.execute(
-        given or model, bank, "dog:0.8, cat, bird:0.5", clip=clip, acts_on=acts_on
-    ).args
-    return patched, encode(knowing, prompt), encode(knowing, negative)
+    patched, _, _, knowing = ComposeConcepts.execute(given or model, bank, concepts, clip=clip, acts_on=acts_on).args
+    return patched, encode(knowing, prompt), encode(knowing, NEGATIVE)
 
 
-def draw(patched, positive, negative, size=(13, 9), batch: int = 2, steps: int = 1, denoise: float = 1.0) -> dict:
+def draw(patched, positive, negative, size=(9, 5), batch: int = 2, steps: int = 1, denoise: float = 1.0) -> dict:
     """What the UNet predicts of the noise in each step, as {"positive": ..., "negative": ...}, and its evaluations."""
     caught, evaluations, m = {"positive": [], "negative": []}, [], patched.clone()
 
@@ -132,18 +136,26 @@ def difference(one: dict, other: dict, swapped: bool = False) -> float:
     return max((one[own] - other[name]).abs().max().item() for own, name in pairs)
 
 
-def whole(prompt: str = PROMPT, negative: str = NEGATIVE, **changes) -> Region:
-    concepts = (("dog", 0.8), ("cat", 1.0), ("bird", 0.5))
-    return Region(prompt, WHOLE, negative, concepts, 1.0, **changes)
+def whole(prompt: str = PROMPT, concepts: str = CONCEPTS) -> Region:
+    return Region(prompt, WHOLE, NEGATIVE, tuple(parse_selections(concepts)), strength=1.0)
 
 
 def against_stock(
-    patch: Patch = lambda m: m, on_prompts=lambda *sides: sides, prompt: str = PROMPT, **settings
+    patch: Patch = lambda m: m,
+    on_prompts: Callable = lambda *sides: sides,
+    prompt: str = PROMPT,
+    concepts: str = CONCEPTS,
+    shared: dict | None = None,
+    **settings,
 ) -> float:
-    """How far a region over the whole canvas is from the stock patch, when another node changes both alike."""
-    patched, *sides = regional([whole(prompt)])[:3]
+    """How far a region over the whole canvas is from the stock patch, when another node changes both alike.
+
+    Args:
+        shared: the global prompts, where they matter.
+    """
+    patched, *sides = regional([whole(prompt, concepts)], **(shared or {}))[:3]
     ours = draw(patch(patched), *on_prompts(*sides), **settings)
-    patched, *sides = composed(prompt=prompt)
+    patched, *sides = composed(prompt=prompt, concepts=concepts)
     return difference(ours, draw(patch(patched), *on_prompts(*sides), **settings))
 
 
@@ -159,6 +171,10 @@ def ip_adapter(patched):
         for index in range(2):
             patched.set_model_attn2_replace(attend, block, number, index)
     return patched
+
+
+def tiled(patched):
+    return HyperTile.execute(patched, 64, 2, 0, False)[0]
 
 
 def other_attention(patched):
@@ -225,42 +241,38 @@ def with_low_memory() -> float:
     return difference(cast, expected)
 
 
+def watched(layer: str, patched, positive, **settings) -> torch.Tensor:
+    """What a layer puts out in the first evaluation, with everything that was added to it."""
+    seen, patched = [], patched.clone()
+    unet = patched.model.diffusion_model
+    module = unet.get_submodule(next(name for name in module_names(unet).values() if name.endswith(layer)))
+
+    def watch(executor, *args, **kwargs):
+        handle = module.register_forward_hook(lambda own, inputs, output: seen.append(output.clone()))
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            handle.remove()
+
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watching", watch)
+    draw(patched, positive, positive, batch=1, **settings)
+    return seen[0][0]
+
+
 def own_rows_of_keys() -> dict:
-    """Which rows of the keys of one layer own words change, and whether by the whole patch."""
-    layer = next(name for name in find_layers(model.model.diffusion_model) if name.endswith("attn2.to_k"))
-
-    def keys(patched, positive) -> torch.Tensor:
-        seen, patched = [], patched.clone()
-        hooked = patched.model.diffusion_model.get_submodule(module_names(patched.model.diffusion_model)[layer])
-
-        # At the end of the layer's own hooks: it is put where the wrapper's are there already.
-        def watch(executor, *args, **kwargs):
-            handle = hooked.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
-            try:
-                return executor(*args, **kwargs)
-            finally:
-                handle.remove()
-
-        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watching", watch)
-        draw(patched, positive, positive, batch=1)
-        return seen[0][0]
-
+    """The rows of the keys that own words change, and how far they are from those of each concept alone."""
     results = {}
-    for name, prompt, first in (("short", PROMPT, [2, 3]), ("long", LONG, None)):
-        patched, positive, _ = composed("own words", prompt=prompt)
-        own = keys(patched, positive)
-        plain = keys(model, positive_of(prompt))
-        summed = keys(*composed(prompt=prompt)[:2])
-        changed = ((own - plain).abs().amax(-1) > 1e-4).nonzero().flatten().tolist()
-        results[name] = {"changed": changed, "tokens": own.shape[0]}
-        if first:
-            # The dog's two vectors are changed by the dog alone, by a part of what the sum of all changes.
-            results[name]["nothing of the others"] = ((own - plain)[first] - (summed - plain)[first]).abs().max().item()
+    for name, prompt in (("short", PROMPT), ("long", LONG)):
+        own = watched("attn2.to_k", *composed("own words", prompt=prompt)[:2])
+        plain = watched("attn2.to_k", *composed(prompt=prompt, concepts="dog:0, cat:0")[:2])
+        alone = [
+            watched("attn2.to_k", *composed(prompt=prompt, concepts=own)[:2])
+            for own in ("dog:0.8, cat:0", "dog:0, cat")
+        ]
+        rows = ((own - plain).abs().amax(-1) > 1e-4).nonzero().flatten().tolist()
+        nearer = torch.stack([(own[rows] - other[rows]).abs().amax(-1) for other in alone]).amin(0)
+        results[name] = {"rows": rows, "tokens": own.shape[0], "from alone": nearer.max().item()}
     return results
-
-
-def positive_of(prompt: str) -> list:
-    return encode(ComposeConcepts.execute(model, bank, "", clip=clip).args[3], prompt)
 
 
 def error_of(attempt: Callable[[], object]) -> str:
@@ -288,6 +300,7 @@ def answers() -> dict[str, str]:
     combined = [*positive, *stock.ConditioningSetTimestepRange().set_range(positive, 0.0, 0.5)[0], *average]
     zero = stock.ConditioningZeroOut().zero_out(positive)[0]
     joined = stock.ConditioningConcat().concat(positive, negative)[0]
+    birds = regional(region_node("a sksbird bird"))
     mixed, regional_positive, regional_negative = regional(two)[:3]
     return {
         "beyond": report_of(region_node(left=-0.5)),
@@ -315,16 +328,8 @@ def answers() -> dict[str, str]:
             lambda: ComposeConcepts.execute(model, bank, "", fusion="loraclr", clip=clip, acts_on="own words")
         ),
         "no clip": error_of(lambda: ComposeConcepts.execute(model, bank, "", acts_on="own words")),
-        "tiled": error_of(lambda: draw(HyperTile.execute(mixed_bird(), 32, 2, 0, False)[0], *mixed_bird_sides())),
+        "tiled": error_of(lambda: draw(tiled(birds[0]), *birds[1:3], size=(16, 16))),
     }
-
-
-def mixed_bird():
-    return regional(region_node("a sksbird bird"))[0]
-
-
-def mixed_bird_sides() -> tuple:
-    return regional(region_node("a sksbird bird"))[1:3]
 
 
 def survives() -> dict[str, float]:
@@ -350,27 +355,32 @@ def evaluations() -> dict[str, list[int]]:
 
 
 def places() -> dict[str, float]:
-    """How much a region changes the prediction inside and outside of it, in the steps in which it acts."""
-    region = Region("a sksbird bird", Box(0, 0, 0.5, 1), concepts=(("bird", 1.0),), strength=1.0, start=0.5)
-    _, attended = None, {}
-    unet = model.model.diffusion_model
-    layer = next(name for name in module_names(unet).values() if name.endswith("attn2.to_out.0"))
-    project = unet.get_submodule(layer)
+    """How much a region of the left half changes the keys' and the image layers' part of each half."""
 
-    def inputs(regions) -> list[torch.Tensor]:
-        seen = []
-        hook = project.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
-        draw(*regional(regions)[:3], size=(8, 8), batch=1, steps=4)
-        hook.remove()
-        return seen
+    def output(layer: str, name: str, **changes) -> torch.Tensor:
+        region = Region(f"a sks{name} {name}", Box(0, 0, 0.5, 1), concepts=((name, 1.0),), **changes)
+        return watched(layer, *regional([region])[:2], size=(8, 8))
 
-    on, off = inputs([region]), inputs([dataclasses.replace(region, strength=0.0)])
-    change = [(a - b).abs().amax((0, -1)).unflatten(0, (8, 8)) for a, b in zip(on, off, strict=True)]
-    first = next(step for step, own in enumerate(change) if own.max() > 0)
-    attended["before"] = max(own.max().item() for own in change[:first])
-    attended["first step"] = first
-    attended["inside"], attended["outside"] = change[first][:, :4].max().item(), change[first][:, 4:].max().item()
-    return attended
+    results = {}
+    for layer, name in (("attn2.to_out.0", "dog"), ("attn1.to_q", "bird")):
+        change = (output(layer, name, strength=1.0) - output(layer, name, strength=0.0)).abs().amax(-1)
+        change = change.unflatten(0, (8, 8))
+        results[name] = [change[:, :4].max().item(), change[:, 4:].max().item()]
+    return results
+
+
+def times() -> dict[str, list[bool]]:
+    """Whether a region acts in each of four steps, up to the first difference in the image."""
+
+    def predicted(**changes) -> torch.Tensor:
+        region = dataclasses.replace(Region("a sksdog", WHOLE, strength=1.0), **changes)
+        return draw(*regional([region])[:3], batch=1, size=(8, 8), steps=4)["positive"]
+
+    def same(one: torch.Tensor, other: torch.Tensor) -> list[bool]:
+        return [torch.equal(*pair) for pair in zip(one, other, strict=True)]
+
+    late, early = predicted(start=0.4), predicted(end=0.4)
+    return {"late": same(late, predicted(strength=0.0)), "early": same(early, predicted())}
 
 
 def state() -> list:
@@ -389,7 +399,6 @@ def main() -> None:
     before = state()
     unpatched = draw(model, encode(clip, PROMPT), encode(clip, NEGATIVE))
     stock_patch = composed()
-    hires = {"size": (16, 12), "denoise": 0.5, "steps": 2}
     patched, positive, negative = regional([whole()])[:3]
     swapped = difference(draw(patched, negative, positive), draw(*stock_patch), swapped=True)
     results = {
@@ -399,12 +408,14 @@ def main() -> None:
             "swapped": swapped,
             "one image": against_stock(batch=1, size=(8, 8)),
             "long": against_stock(prompt=LONG),
-            "second pass": against_stock(**hires),
+            "second pass": against_stock(size=(16, 12), denoise=0.5),
             "IPAdapter": against_stock(ip_adapter),
             "FreeU": against_stock(lambda m: FreeU().patch(m, 1.3, 1.4, 0.9, 0.2)[0]),
             "other attention": against_stock(other_attention),
             "LoRA": against_stock(stock_lora),
-            "ControlNet": against_stock(on_prompts=controlled),
+            "HyperTile": against_stock(tiled, concepts="dog:0.8, cat", size=(16, 16)),
+            # Its own layers attend to the global prompt.
+            "ControlNet": against_stock(on_prompts=controlled, shared={"prompt": PROMPT, "negative": NEGATIVE}),
             "deep clone": against_stock(deep_cloned),
             "low memory": with_low_memory(),
         },
@@ -413,6 +424,7 @@ def main() -> None:
         "answers": answers(),
         "survives": survives(),
         "places": places(),
+        "times": times(),
     }
     results["untouched"] = state() == before
     print(json.dumps(results))
