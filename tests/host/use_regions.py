@@ -213,6 +213,8 @@ def controlled(*sides) -> tuple:
 def deep_cloned(patched):
     """As the host clones a MODEL for another graphics card."""
     model_management.unload_all_models()
+    if hasattr(patched, "deepclone_multigpu"):
+        return patched.deepclone_multigpu(patched.load_device)
     clone = patched.clone()
     clone.model, clone.backup = copy.deepcopy(patched.model), {}
     return clone
