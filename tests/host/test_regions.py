@@ -74,6 +74,10 @@ def test_a_region_acts_in_its_place_and_time_alone(used):
     assert used["times"] == {"late": [True, True, False, False], "early": [True, True, False, False]}
 
 
+def test_own_words_are_those_that_the_command_line_finds(used):
+    assert used["unlike the core's"] == []
+
+
 def test_own_words_are_noted_behind_clones_and_clip_skip(used):
     assert used["survives"] == {"cloned": 6, "skipping": 6}
 

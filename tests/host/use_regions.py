@@ -35,9 +35,14 @@ from comfy.patcher_extension import WrappersMP  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU  # noqa: E402
 from comfy_extras.nodes_hypertile import HyperTile  # noqa: E402
 from seqlora.nodes.compose import ComposeConcepts  # noqa: E402
+from seqlora.nodes.compose_regions import ComposeRegions  # noqa: E402
 from seqlora.nodes.host import model as host_model  # noqa: E402
-from seqlora.nodes.regions import ComposeRegions, RegionNode  # noqa: E402
+from seqlora.nodes.host.own_words import own_rows  # noqa: E402
+from seqlora.nodes.host.texts import count_tokens  # noqa: E402
+from seqlora.nodes.host.words import known_words  # noqa: E402
+from seqlora.nodes.region import RegionNode  # noqa: E402
 from seqlora.seqlora_core.bank import Bank, NewConcept  # noqa: E402
+from seqlora.seqlora_core.composition.own_words import own_word_rows  # noqa: E402
 from seqlora.seqlora_core.composition.regions import Box, Region  # noqa: E402
 from seqlora.seqlora_core.composition.selection import parse_selections  # noqa: E402
 from seqlora.seqlora_core.errors import UserError  # noqa: E402
@@ -49,6 +54,10 @@ import nodes as stock  # noqa: E402
 CHECKPOINT = Path(BASE) / "models" / "checkpoints" / "small.safetensors"
 WHOLE = Box(0, 0, 1, 1)
 PROMPT, NEGATIVE = "a sksdog and a (skscat cat:1.2) on grass", "blurry, a skscat cat"
+PROMPTS = [
+    *("", "a dog", "a sksdog", "SKSDOG, SksCat Cat", "(sksdog:1.3), (a skscat) cat", "sksbird bird skscat cat sksdog"),
+    *("dogs and cats", "a (sksbird:0.5) bird.", "sksdog-like, [skscat cat]"),
+]
 LONG = f"{'very old, ' * 50} {PROMPT}"
 CONCEPTS = "dog:0.8, cat, bird:0.5"
 PRESETS = {"dog": "cross-kv", "cat": "cross-kv", "bird": "all"}
@@ -334,6 +343,19 @@ def answers() -> dict[str, str]:
     }
 
 
+def rows_unlike_the_core_s() -> list[str]:
+    """Prompts in which the host's tokens have other own words than the core finds in the text."""
+    knowing = ComposeConcepts.execute(model, bank, "", clip=clip).args[3]
+    subjects, words = [concept.subject for concept in bank.concepts], known_words(knowing)
+    unlike = []
+    for prompt in PROMPTS:
+        found = own_rows(knowing, knowing.tokenize(prompt), subjects)
+        count = functools.partial(count_tokens, knowing)
+        expected = own_word_rows([prompt], subjects, count, len(found), words)[:, 0].mT
+        unlike += [] if torch.equal(found, expected) and found.any() == ("sks" in prompt.lower()) else [prompt]
+    return unlike
+
+
 def survives() -> dict[str, float]:
     """Whether what other nodes make of the CLIP still notes own words: the difference to no concepts at all."""
     _, _, _, knowing = ComposeConcepts.execute(model, bank, "dog, cat", clip=clip, acts_on="own words").args
@@ -425,6 +447,7 @@ def main() -> None:
         "own rows": own_rows_of_keys(),
         "answers": answers(),
         "survives": survives(),
+        "unlike the core's": rows_unlike_the_core_s(),
         "places": places(),
         "times": times(),
     }
