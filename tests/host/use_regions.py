@@ -55,8 +55,8 @@ CHECKPOINT = Path(BASE) / "models" / "checkpoints" / "small.safetensors"
 WHOLE = Box(0, 0, 1, 1)
 PROMPT, NEGATIVE = "a sksdog and a (skscat cat:1.2) on grass", "blurry, a skscat cat"
 PROMPTS = [
-    *("", "a dog", "a sksdog", "SKSDOG, SksCat Cat", "(sksdog:1.3), (a skscat) cat", "sksbird bird skscat cat sksdog"),
-    *("dogs and cats", "a (sksbird:0.5) bird.", "sksdog-like, [skscat cat]"),
+    *("", "a dog", "a sksdog", "SKSDOG, SksCat Cat", "(sksdog:1.3), a (skscat:1.1) cat", "dogs and cats"),
+    *("sksbird bird skscat cat sksdog", "a (sksbird:0.5) bird.", "sksdog-like, [skscat cat]"),
 ]
 LONG = f"{'very old, ' * 50} {PROMPT}"
 CONCEPTS = "dog:0.8, cat, bird:0.5"
