@@ -29,7 +29,7 @@ def mark_own_rows(
     marked = data.with_own_rows(lambda texts: own_word_rows(texts, [subject], count, tokens, words)[0])
     if not any(example.own_rows.any() for example in marked.examples):
         raise UserError(
-            f"No caption contains {subject!r} in its first {tokens} tokens, and with acts_on own-words the concept acts "
+            f"No caption contains {subject!r} in its first {tokens} tokens, and with acts_on own-words a concept acts "
             "on nothing else: put it into the captions, or set acts_on to everything."
         )
     return marked
