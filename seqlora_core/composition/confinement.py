@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..data.own_words import own_word_rows
 from ..data.prompts import shorten
 from ..errors import UserError
 from ..model.adapters import Adapter, sum_adapters
-from ..model.sd15 import SD15
-from .own_words import own_word_rows
+from ..model.sd15 import receives_text
 from .regions import Region, describe_cut_boxes
 from .selection import SelectedConcept
 
@@ -81,11 +81,6 @@ class Confinement:
     def image_factors(self, layer: str, weights: Tensor) -> Tensor:
         """Return M of a layer that receives image features, [N, sum of ranks]; for `weights` see `place_factors`."""
         return self.place_factors(weights)[:, self.owners[layer]]
-
-
-def receives_text(layer: str) -> bool:
-    """Return whether a layer receives the text embeddings, so that own words confine it; others get image features."""
-    return SD15.text_layer.fullmatch(layer) is not None
 
 
 def confine(
