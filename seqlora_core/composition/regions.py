@@ -217,7 +217,7 @@ def attend_in_regions(
         regional: keys and values of each region.
         weights: [R, N], the share of each region in each token (see `region_weights`).
     """
-    return blend(attend(*own), [attend(*keys_values) for keys_values in regional], weights)
+    return blend(attend(*own), (attend(*keys_values) for keys_values in regional), weights)
 
 
 def blend(output: Tensor, regional: Iterable[Tensor], weights: Tensor) -> Tensor:

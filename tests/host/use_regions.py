@@ -42,9 +42,9 @@ from seqlora.nodes.host.texts import count_tokens  # noqa: E402
 from seqlora.nodes.host.words import known_words  # noqa: E402
 from seqlora.nodes.region import RegionNode  # noqa: E402
 from seqlora.seqlora_core.bank import Bank, NewConcept  # noqa: E402
-from seqlora.seqlora_core.composition.own_words import own_word_rows  # noqa: E402
 from seqlora.seqlora_core.composition.regions import Box, Region  # noqa: E402
 from seqlora.seqlora_core.composition.selection import parse_selections  # noqa: E402
+from seqlora.seqlora_core.data.own_words import own_word_rows  # noqa: E402
 from seqlora.seqlora_core.errors import UserError  # noqa: E402
 from seqlora.seqlora_core.model.adapters import Adapter  # noqa: E402
 from seqlora.seqlora_core.model.sd15 import find_layers, in_preset, module_names  # noqa: E402
