@@ -14,6 +14,7 @@ from ..seqlora_core.composition.selection import SelectedConcept, parse_selectio
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.model.sd15 import SD15
+from ..seqlora_core.training.config import EVERYTHING, OWN_WORDS
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from .bank import BankType, clip_for
 from .host import CLIP, ModelPatcher, confined, interface, texts
@@ -21,8 +22,6 @@ from .host import model as host_model
 from .host.own_words import OwnWords, noting
 from .host.prompt import model_file
 from .host.source import HostSource
-
-_EVERYTHING, _OWN_WORDS = "everything", "own words"
 
 
 class ComposeConcepts(io.ComfyNode):
@@ -62,10 +61,10 @@ class ComposeConcepts(io.ComfyNode):
                 interface.advanced(
                     io.Combo.Input,
                     "acts_on",
-                    options=[_EVERYTHING, _OWN_WORDS],
-                    default=_EVERYTHING,
+                    options=[EVERYTHING, OWN_WORDS],
+                    default=EVERYTHING,
                     optional=True,
-                    tooltip="own words: each concept acts only on its own word in prompts, which keeps several in one "
+                    tooltip="own-words: each concept acts only on its own word in prompts, which keeps several in one "
                     "image apart; encode all prompts with the output clip. It needs clip.",
                 ),
             ],
@@ -91,11 +90,11 @@ class ComposeConcepts(io.ComfyNode):
         concepts: str,
         fusion: str = "sum",
         clip: CLIP | None = None,
-        acts_on: str = _EVERYTHING,
+        acts_on: str = EVERYTHING,
     ) -> io.NodeOutput:
         bank.refresh()
         host_model.check_model(model)
-        chosen, own_words = FUSIONS[fusion], acts_on == _OWN_WORDS
+        chosen, own_words = FUSIONS[fusion], acts_on == OWN_WORDS
         if chosen.reads_base:
             _check_clip(clip, fusion)
         if own_words:
@@ -139,11 +138,11 @@ def _check_own_words(model: ModelPatcher, clip: CLIP | None, fusion: Fusion) -> 
     if fusion.reads_base:
         raise UserError(
             f"The fusion {fusion.name} changes concepts as a whole, so they cannot act on their own words: set fusion "
-            f"to sum, or acts_on to {_EVERYTHING}."
+            f"to sum, or acts_on to {EVERYTHING}."
         )
     if clip is None:
         raise UserError(
-            f"To act on {_OWN_WORDS}, concepts must find them in prompts: connect the base's CLIP to the input clip."
+            f"To act on {OWN_WORDS}, concepts must find them in prompts: connect the base's CLIP to the input clip."
         )
     texts.check_texts(clip, "")
     confined.check_not_confined(model)

@@ -26,6 +26,7 @@ _LARGEST_TOKEN_STEP = 10.0
 TOKEN_VECTORS = 2
 # What is stored of a run that learns no word, whatever else was asked for.
 WITHOUT_WORD = {"token_vectors": 0, "token_share": 0.0, "lr_token": 1.0}
+EVERYTHING, OWN_WORDS = "everything", "own-words"  # what concepts act on, in training and in compositions
 # Where concepts act on their own words alone, none changes what another one does.
 OF_OWN_WORDS = {"train_on": "bare", "interference_penalty": 0.0}
 # What settings and some of their values were called before; still read from records, flags and graphs.
@@ -146,10 +147,10 @@ class TrainingConfig:
         unset="alternate for seqlora, accumulated for alternating and inflora, else bare",
     )
     acts_on: str = _setting(
-        "everything",
+        EVERYTHING,
         "what the concept acts on: everything, or its own word's keys and values alone (own-words), to be composed "
         "likewise; then other concepts have no part in its training",
-        ("everything", "own-words"),
+        (EVERYTHING, OWN_WORDS),
     )
     column_sampling: str = _setting(
         "without-replacement",
@@ -189,7 +190,7 @@ class TrainingConfig:
             )
         if self.hypergradient == "exact" and self.method == "seqlora":
             self._check_exact()
-        if self.acts_on == "own-words":
+        if self.acts_on == OWN_WORDS:
             self._check_own_words()
 
     def _check_step_sizes(self) -> None:
@@ -259,7 +260,7 @@ class TrainingConfig:
             "resolution": native_size,
             "dtype": dtype,
             **method_defaults,
-            **(OF_OWN_WORDS if self.acts_on == "own-words" else {}),
+            **(OF_OWN_WORDS if self.acts_on == OWN_WORDS else {}),
         }
         values = {name: defaults[name] if value is None else value for name, value in self.as_dict().items()}
         return ResolvedConfig(**(values if values["token_vectors"] else {**values, **WITHOUT_WORD}))

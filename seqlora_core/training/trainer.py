@@ -22,7 +22,7 @@ from ..model.sd15 import find_layers
 from ..model.text_encoder import TextEncoder
 from ..monitor import Monitor, wait_for_others
 from .checkpoint import Checkpoint, Expected, resumable_checkpoint
-from .config import ResolvedConfig, TrainingConfig
+from .config import OWN_WORDS, ResolvedConfig, TrainingConfig
 from .earlier_concepts import EarlierConcepts
 from .initialization import Start, measure_start
 from .minibatches import draw_minibatches
@@ -99,7 +99,7 @@ def train_concept(
         TrainingDiverged: the loss or a factor is not finite; the last checkpoint is kept.
         TrainingExploded: the loss ended far above where it began; `options.store_anyway` stores it from the checkpoint.
     """
-    if text_encoder is None and (config.learns_word or config.acts_on == "own-words"):
+    if text_encoder is None and (config.learns_word or config.acts_on == OWN_WORDS):
         raise ValueError("A word is learned, and found in prompts, with a text encoder.")
     monitor, requested = monitor or Monitor(), requested or config
     layers = find_layers(denoiser.unet, config.layers)
@@ -161,7 +161,7 @@ class _Run:
         if self.word is not None:
             self._learn_word(self.word, saved)
             self.data = self.word.encoded()
-        if self.config.acts_on == "own-words":
+        if self.config.acts_on == OWN_WORDS:
             own = {} if self.word is None else {self.plan.spec.token: self.word.state.vectors}
             words = {**self.plan.words, **own}
             self.data = mark_own_rows(self.data, self.plan.spec, self.config, self.text_encoder, words)

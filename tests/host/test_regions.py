@@ -166,7 +166,7 @@ def test_stock_nodes_draw_own_words_behind_compose_concepts(host, trained):
         name: {"class_type": "CLIPTextEncode", "inputs": {"clip": ["compose", 3], "text": prompt}}
         for name, prompt in (("positive", "a sksdog dog"), ("negative", "blurry"))
     }
-    inputs = {"model": ["base", 0], "bank": ["bank", 0], "concepts": "", "clip": ["base", 1], "acts_on": "own words"}
+    inputs = {"model": ["base", 0], "bank": ["bank", 0], "concepts": "", "clip": ["base", 1], "acts_on": "own-words"}
     nodes["compose"] = {"class_type": "SeqLoRAComposeConcepts", "inputs": inputs}
     nodes["sample"]["inputs"] |= {"positive": ["positive", 0], "negative": ["negative", 0]}
     own = drawn(host, {**nodes, **prompts})
@@ -175,7 +175,7 @@ def test_stock_nodes_draw_own_words_behind_compose_concepts(host, trained):
     del inputs["acts_on"]
     assert np.abs(own - everything).max() > 0
     assert (drawn(host, {**nodes, **prompts}) == everything).all()
-    inputs["acts_on"] = "own words"
+    inputs["acts_on"] = "own-words"
     prompts["negative"]["inputs"]["clip"] = ["base", 1]
     with pytest.raises(NodeError, match="encode all prompts with the output clip of the Compose Concepts node"):
         host.run({**nodes, **prompts})

@@ -274,7 +274,7 @@ def own_rows_of_keys() -> dict:
     """The rows of the keys that own words change, and how far they are from those of each concept alone."""
     results = {}
     for name, prompt in (("short", PROMPT), ("long", LONG)):
-        own = watched("attn2.to_k", *composed("own words", prompt=prompt)[:2])
+        own = watched("attn2.to_k", *composed("own-words", prompt=prompt)[:2])
         plain = watched("attn2.to_k", *composed(prompt=prompt, concepts="dog:0, cat:0")[:2])
         alone = [
             watched("attn2.to_k", *composed(prompt=prompt, concepts=own)[:2])
@@ -306,7 +306,7 @@ def report_of(regions, **settings) -> str:
 
 def answers() -> dict[str, str]:
     two = [*region_node(), *region_node("a skscat cat", left=0.25, right=1.0)]
-    own, positive, negative = composed("own words")
+    own, positive, negative = composed("own-words")
     average = stock.ConditioningAverage().addWeighted(positive, negative, 0.5)[0]
     combined = [*positive, *stock.ConditioningSetTimestepRange().set_range(positive, 0.0, 0.5)[0], *average]
     zero = stock.ConditioningZeroOut().zero_out(positive)[0]
@@ -332,13 +332,13 @@ def answers() -> dict[str, str]:
         "joined": error_of(lambda: draw(own, joined, negative)),
         "other nodes": error_of(lambda: draw(own, combined, zero)),
         "twice": error_of(lambda: regional(two, given=own)),
-        "twice in Compose Concepts": error_of(lambda: composed("own words", given=own)),
+        "twice in Compose Concepts": error_of(lambda: composed("own-words", given=own)),
         "attached": error_of(lambda: regional(two, given=composed()[0])),
         "training": error_of(lambda: host_model.check_no_concepts_attached(own)),
         "fusion": error_of(
-            lambda: ComposeConcepts.execute(model, bank, "", fusion="loraclr", clip=clip, acts_on="own words")
+            lambda: ComposeConcepts.execute(model, bank, "", fusion="loraclr", clip=clip, acts_on="own-words")
         ),
-        "no clip": error_of(lambda: ComposeConcepts.execute(model, bank, "", acts_on="own words")),
+        "no clip": error_of(lambda: ComposeConcepts.execute(model, bank, "", acts_on="own-words")),
         "tiled": error_of(lambda: draw(tiled(birds[0]), *birds[1:3], size=(16, 16))),
     }
 
@@ -358,7 +358,7 @@ def rows_unlike_the_core_s() -> list[str]:
 
 def survives() -> dict[str, float]:
     """Whether what other nodes make of the CLIP still notes own words: the difference to no concepts at all."""
-    _, _, _, knowing = ComposeConcepts.execute(model, bank, "dog, cat", clip=clip, acts_on="own words").args
+    _, _, _, knowing = ComposeConcepts.execute(model, bank, "dog, cat", clip=clip, acts_on="own-words").args
     skipped = knowing.clone()
     skipped.clip_layer(-2)
     kinds = {"cloned": knowing.clone(), "skipping": skipped}
