@@ -4,12 +4,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bank import BasisBankLoader
 from .compose import ComposeConcepts
+from .compose_regions import ComposeRegions
 from .concepts import ExportConcept, RemoveConcept, RenameConcept
 from .host.console import shorten_user_errors
 from .host.folders import register_model_folder
 from .image_folder import LoadImageFolder
 from .importing import ImportLora
 from .inspect_bank import InspectBank
+from .region import RegionNode
 from .train import TrainConcept
 
 register_model_folder()
@@ -24,6 +26,8 @@ class SeqLoRAExtension(ComfyExtension):
             TrainConcept,
             BasisBankLoader,
             ComposeConcepts,
+            RegionNode,
+            ComposeRegions,
             LoadImageFolder,
             InspectBank,
             ImportLora,

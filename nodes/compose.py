@@ -2,20 +2,24 @@
 
 import time
 
+import torch
 from comfy_api.latest import io
 
-from ..seqlora_core.bank import Bank
+from ..seqlora_core.bank import Bank, Concept
 from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
 from ..seqlora_core.composition.concatenation import ConcatenatedFactors, concatenate
+from ..seqlora_core.composition.confinement import confine_to_own_words
 from ..seqlora_core.composition.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
-from ..seqlora_core.composition.selection import parse_selections, select, trigger_words
+from ..seqlora_core.composition.selection import SelectedConcept, parse_selections, select, trigger_words
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.model.sd15 import SD15
+from ..seqlora_core.training.config import EVERYTHING, OWN_WORDS
 from ..seqlora_core.training.plan import describe_full_layers, full_layers
 from .bank import BankType, clip_for
-from .host import CLIP, ModelPatcher, interface, texts
+from .host import CLIP, ModelPatcher, confined, interface, texts
 from .host import model as host_model
+from .host.own_words import OwnWords, noting
 from .host.prompt import model_file
 from .host.source import HostSource
 
@@ -54,6 +58,15 @@ class ComposeConcepts(io.ComfyNode):
                     optional=True,
                     tooltip="The base model's CLIP, for the output clip and for the fusions that encode trigger words.",
                 ),
+                interface.advanced(
+                    io.Combo.Input,
+                    "acts_on",
+                    options=[EVERYTHING, OWN_WORDS],
+                    default=EVERYTHING,
+                    optional=True,
+                    tooltip="own-words: each concept acts only on its own word in prompts, which keeps several in one "
+                    "image apart; encode all prompts with the output clip. It needs clip.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="model", tooltip="The model with the concepts."),
@@ -71,13 +84,21 @@ class ComposeConcepts(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, bank: Bank, concepts: str, fusion: str = "sum", clip: CLIP | None = None
+        cls,
+        model: ModelPatcher,
+        bank: Bank,
+        concepts: str,
+        fusion: str = "sum",
+        clip: CLIP | None = None,
+        acts_on: str = EVERYTHING,
     ) -> io.NodeOutput:
         bank.refresh()
         host_model.check_model(model)
-        chosen = FUSIONS[fusion]
+        chosen, own_words = FUSIONS[fusion], acts_on == OWN_WORDS
         if chosen.reads_base:
             _check_clip(clip, fusion)
+        if own_words:
+            _check_own_words(model, clip, chosen)
         bank.check_base(host_model.identify(model, model_file(cls))[0])
         started = time.monotonic()
         names = [concept.name for concept in bank.concepts]
@@ -87,14 +108,21 @@ class ComposeConcepts(io.ComfyNode):
         knowing = clip_for(bank, selected, clip, "Compose Concepts")
         weights = [strength for _, strength in selection]
         weights = weights if chosen.reads_base else chosen.weigh(weights)
-        stacks = concatenate(bank, [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)])
+        weighed = [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)]
+        stacks = concatenate(bank, weighed)
         adapters, memory = {layer: stacked.adapter for layer, stacked in stacks.items()}, ""
         if chosen.reads_base:
             fused = _fuse(chosen, bank, selection, model, clip)
             adapters, memory = fused.adapters, f" with {fused.peak_bytes / 2**20:.0f} MB"
-        patched, size = host_model.apply_adapters(model, adapters, selected), _megabytes(adapters)
-        cost = f"Composed in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB."
-        words, report = trigger_words(bank, selection), f"{_report(bank, selection, stacks)}\n{cost}"
+        lines = [_report(bank, selection, stacks)]
+        if own_words:
+            patched, knowing, notes = _confine_to_own_words(model, knowing, select(bank, weighed), selected)
+            lines += ["Each concept acts on its own word only.", *notes]
+        else:
+            patched = host_model.apply_adapters(model, adapters, selected)
+        size = _megabytes(adapters)
+        lines.append(f"Composed in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB.")
+        words, report = trigger_words(bank, selection), "\n".join(lines)
         return io.NodeOutput(patched, words, report, knowing, ui=interface.node_text(cls, f"{words}\n{report}"))
 
 
@@ -104,6 +132,32 @@ def _check_clip(clip: CLIP | None, fusion: str) -> None:
             f"The fusion {fusion} encodes the concepts' trigger words: connect the base's CLIP to the input clip."
         )
     texts.check_texts(clip, "")
+
+
+def _check_own_words(model: ModelPatcher, clip: CLIP | None, fusion: Fusion) -> None:
+    if fusion.reads_base:
+        raise UserError(
+            f"The fusion {fusion.name} changes concepts as a whole, so they cannot act on their own words: set fusion "
+            f"to sum, or acts_on to {EVERYTHING}."
+        )
+    if clip is None:
+        raise UserError(
+            f"To act on {OWN_WORDS}, concepts must find them in prompts: connect the base's CLIP to the input clip."
+        )
+    texts.check_texts(clip, "")
+    confined.check_not_confined(model)
+
+
+def _confine_to_own_words(
+    model: ModelPatcher, clip: CLIP, parts: list[SelectedConcept], concepts: list[Concept]
+) -> tuple[ModelPatcher, CLIP, list[str]]:
+    """MODEL with confined concepts, the CLIP to encode its prompts with, and what the user should know."""
+    confinement = confine_to_own_words(parts)
+    identity = confined.identify(confinement, concepts)
+    advice = "encode all prompts with the output clip of the Compose Concepts node that the model comes from"
+    words = OwnWords(identity, [part.subject for part in parts], torch.tensor([part.strength for part in parts]))
+    patched = confined.confine_model(model, confinement, concepts, identity, advice)
+    return patched, noting(clip, words), confinement.notes
 
 
 def _fuse(fusion: Fusion, bank: Bank, selection: list[tuple[str, float]], model: ModelPatcher, clip: CLIP) -> Fused:

@@ -14,6 +14,7 @@ LAYERS = (  # from the bottom to the top: modules or packages, by the start of t
         "data.formats",
         "data.prompts",
         "data.words",
+        "data.own_words",
         "data.captions",
         "data.listing",
         "data.images",

@@ -7,9 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from seqlora_core import mini
+from seqlora_core.bank import Bank, BaseIdentity
 from seqlora_core.cli.demo import run_demo
 from seqlora_core.cli.main import main
 from seqlora_core.data.images import to_tensor
+from seqlora_core.errors import UserError
 from seqlora_core.mini import mini_concepts
 from seqlora_core.mini.identity import identity_similarity, load_identity
 from seqlora_core.model.base import load_base
@@ -17,6 +19,8 @@ from seqlora_core.model.sampling import SamplingSettings, generate
 from seqlora_core.monitor import Monitor
 
 pytestmark = pytest.mark.skipif(not mini.BASE.is_dir(), reason="the mini base has not been made")
+
+FIRST = BaseIdentity("mini", "c9ff81c6fee218926cef896d3ce0902f")  # the weights that were shipped before
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,12 @@ def test_the_base_is_a_diffusers_folder_of_at_most_18_mb(base):
     pipeline = StableDiffusionPipeline.from_pretrained(mini.BASE, safety_checker=None, local_files_only=True)
     assert torch.equal(pipeline.unet.conv_in.weight.float(), base.pipeline.unet.conv_in.weight)
     assert sum(file.stat().st_size for file in mini.FOLDER.rglob("*") if file.is_file()) <= 18e6
+
+
+def test_a_bank_of_the_first_mini_base_is_refused_and_both_are_named(base, tmp_path):
+    bank = Bank.open_or_create(tmp_path / "bank", FIRST, base.layers)
+    with pytest.raises(UserError, match=r"base model mini \(.*not to mini 2 \("):
+        bank.check_base(base.identity)
 
 
 def test_the_text_encoder_has_the_names_that_every_version_of_transformers_reads(base):

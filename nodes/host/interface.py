@@ -48,6 +48,13 @@ def advanced(kind: type[io.Input], name: str, **fields) -> io.Input:
     return kind(name, **fields)
 
 
+def bounding_box(name: str, tooltip: str) -> io.Input:
+    """An optional socket for a box; on hosts that have no such type, only for nodes that bring it."""
+    if hasattr(io, "BoundingBox"):
+        return io.BoundingBox.Input(name, optional=True, tooltip=tooltip, force_input=True)
+    return io.Custom("BOUNDING_BOX").Input(name, optional=True, tooltip=tooltip)
+
+
 class NodeMonitor(Monitor):
     """Shows stages, steps, messages and preview images on the node; Cancel ends the training run at the next step.
 

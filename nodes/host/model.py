@@ -267,24 +267,36 @@ def patches_off_in_training(model: ModelPatcher) -> list[str]:
     return sorted({name.partition(".")[0] for name in names})
 
 
+def check_fits(model: ModelPatcher, adapters: Mapping[str, Adapter]) -> None:
+    """Raises UserError where a layer of the adapters is missing in a MODEL, or has another shape."""
+    shapes = layer_shapes(find_layers(model.model.diffusion_model))
+    for layer, adapter in adapters.items():
+        if shapes.get(layer) != LayerShape(*adapter.widths):
+            raise UserError(f"The model has no layer {layer} of the concept's shape: connect the bank's base model.")
+
+
+def note_concepts(model: ModelPatcher, concepts: Iterable[Concept]) -> None:
+    """Note on a MODEL that it carries these concepts."""
+    attached = model.get_attachment(_CONCEPTS) or {}
+    model.set_attachments(_CONCEPTS, {**attached, **{concept.id: concept.name for concept in concepts}})
+
+
 def apply_adapters(model: ModelPatcher, adapters: Mapping[str, Adapter], concepts: Iterable[Concept]) -> ModelPatcher:
     """A clone of MODEL with one patch per layer, on which these concepts are noted.
 
     Raises:
         UserError: a layer is missing, or has another shape.
     """
-    unet = model.model.diffusion_model
-    own, shapes = module_names(unet), layer_shapes(find_layers(unet))
-    patches = {}
-    for layer, adapter in adapters.items():
-        if shapes.get(layer) != LayerShape(*adapter.widths):
-            raise UserError(f"The model has no layer {layer} of the concept's shape: connect the bank's base model.")
-        patches[f"{_UNET}{own[layer]}.weight"] = LoRAAdapter(
+    check_fits(model, adapters)
+    own = module_names(model.model.diffusion_model)
+    patches = {
+        f"{_UNET}{own[layer]}.weight": LoRAAdapter(
             set(), (adapter.up, adapter.down.contiguous(), None, None, None, None)
         )
+        for layer, adapter in adapters.items()
+    }
     patched = model.clone()
-    attached = patched.get_attachment(_CONCEPTS) or {}
-    patched.set_attachments(_CONCEPTS, {**attached, **{concept.id: concept.name for concept in concepts}})
+    note_concepts(patched, concepts)
     applied = patched.add_patches(patches, 1.0)
     if len(applied) != len(patches):
         raise UserError(f"{len(patches) - len(applied)} layers of the model did not take the patch.")

@@ -14,6 +14,7 @@ from ...seqlora_core.model.sd15 import SD15
 from ...seqlora_core.model.text_encoder import Vocabulary, text_fingerprint
 from . import CLIP, ModelPatcher
 from .model import as_loaded, autograd_view, lent_weights, without_fast_products
+from .texts import count_tokens
 from .words import teach
 
 
@@ -47,6 +48,12 @@ class HostTextEncoder:
                 "before that node, or set token_vectors to 0."
             )
         return embeddings.float().reshape(len(prompts), -1, embeddings.shape[-1])[:, : SD15.prompt_tokens]
+
+    def count_tokens(self, prompt: str, words: Words) -> int:
+        """See `TextEncoder`."""
+        clip = copy.copy(self._clip)
+        teach(clip, words)
+        return count_tokens(clip, prompt)
 
     @contextmanager
     def loaded(self) -> Iterator[None]:

@@ -21,8 +21,10 @@ _PROMPTS_PER_PASS = 8  # Cancel waits for a pass, which takes seconds on a CPU
 _INCOMPARABLE = ("object_patches", "weight_wrapper_patches", "hook_patches", "forced_hooks")  # of a patcher
 
 
-def check_texts(clip: CLIP, prompt: str) -> None:
-    """Raises UserError where CLIP's embedding of a prompt has a width that the UNet does not take."""
+def check_texts(clip: CLIP | None, prompt: str) -> None:
+    """Raises UserError where the CLIP is missing, or embeds a prompt in a width that the UNet does not take."""
+    if clip is None:
+        raise UserError("No CLIP is on the input clip (some files have none): connect the one of an SD1.5 checkpoint.")
     width = TextEncoder(clip).encode([prompt]).shape[-1]
     if width != SD15.text_width:
         raise UserError(

@@ -39,7 +39,7 @@ class _KnowingTokenizer:
 
 def known_words(clip: CLIP) -> Words:
     """The words that a CLIP knows, with their vectors [k, 768]."""
-    own = getattr(_inner(clip.tokenizer), "tokenizer", None)
+    own = getattr(inner_tokenizer(clip.tokenizer), "tokenizer", None)
     return own.words if isinstance(own, _KnowingTokenizer) else NO_WORDS
 
 
@@ -62,7 +62,7 @@ def teach(clip: CLIP, words: Words) -> None:
     """
     if not words:
         return
-    inner = _inner(clip.tokenizer)
+    inner = inner_tokenizer(clip.tokenizer)
     widths = {vectors.shape[-1] for vectors in words.values()}
     if inner is None or widths != {getattr(inner, "embedding_size", None)}:
         raise UserError(
@@ -76,7 +76,7 @@ def teach(clip: CLIP, words: Words) -> None:
     clip.tokenizer = outer
 
 
-def _inner(tokenizer: object) -> object | None:
+def inner_tokenizer(tokenizer: object) -> object | None:
     """The only part of the host's tokenizer of a Stable Diffusion 1 CLIP; None for a CLIP of another kind."""
     return getattr(tokenizer, getattr(tokenizer, "clip", ""), None)
 

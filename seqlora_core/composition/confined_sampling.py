@@ -13,8 +13,8 @@ from ..data.words import NO_WORDS, Words
 from ..model.adapters import Adapter, attach
 from ..model.base import Base
 from ..model.sampling import SamplingSettings, generate
-from ..model.sd15 import find_layers
-from .confinement import Confinement, confine, receives_text
+from ..model.sd15 import find_layers, receives_text
+from .confinement import Confinement, confine
 from .regions import Canvas, Region, attend_in_regions, region_weights
 from .selection import SelectedConcept
 

@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..data.own_words import own_word_rows
 from ..data.prompts import shorten
 from ..errors import UserError
 from ..model.adapters import Adapter, sum_adapters
-from ..model.sd15 import SD15
-from .own_words import own_word_rows
+from ..model.sd15 import receives_text
 from .regions import Region, describe_cut_boxes
 from .selection import SelectedConcept
 
@@ -70,19 +70,17 @@ class Confinement:
         """Return M of a layer that receives the text: [2, tokens, sum of ranks], for negative prompt and prompt."""
         return self.text[text][..., self.owners[layer]]
 
-    def image_factors(self, layer: str, weights: Tensor) -> Tensor:
-        """Return M of a layer that receives image features, [N, sum of ranks].
+    def place_factors(self, weights: Tensor) -> Tensor:
+        """Return the factor of each concept at each place of the image, [N, C].
 
         Args:
             weights: [regions, N], the share of each region in each token (see `regions.region_weights`).
         """
-        places = self.everywhere + weights.mT @ self.regional.to(weights)  # [N, C]
-        return places[:, self.owners[layer]]
+        return self.everywhere.to(weights) + weights.mT @ self.regional.to(weights)
 
-
-def receives_text(layer: str) -> bool:
-    """Return whether a layer receives the text embeddings, so that own words confine it; others get image features."""
-    return SD15.text_layer.fullmatch(layer) is not None
+    def image_factors(self, layer: str, weights: Tensor) -> Tensor:
+        """Return M of a layer that receives image features, [N, sum of ranks]; for `weights` see `place_factors`."""
+        return self.place_factors(weights)[:, self.owners[layer]]
 
 
 def confine(
@@ -111,11 +109,36 @@ def confine(
     Raises:
         UserError: a region has a concept that is not selected.
     """
-    negative = prompts[0]
-    texts = [prompts, *((negative if r.negative is None else r.negative, r.prompt) for r in regions)]
+    texts = texts_of(prompts, regions)
     flat = [prompt for pair in texts for prompt in pair]
     rows = own_word_rows(flat, [part.subject for part in parts], count, tokens, words)  # [C, texts * 2, tokens]
-    rows = rows.unflatten(1, (len(texts), 2)).permute(1, 2, 3, 0)  # [texts, 2, tokens, C]
+    rows = rows.unflatten(1, (len(texts), 2)).permute(1, 2, 3, 0)
+    return confine_rows(parts, texts, rows, regions, own_words_in_regions, f" in its first {tokens} tokens")
+
+
+def texts_of(prompts: tuple[str, str], regions: Sequence[Region]) -> list[tuple[str, str]]:
+    """List the texts of a composition: the global negative prompt and prompt, and those of each region."""
+    return [prompts, *((prompts[0] if r.negative is None else r.negative, r.prompt) for r in regions)]
+
+
+def confine_rows(
+    parts: Sequence[SelectedConcept],
+    texts: Sequence[tuple[str, str]],
+    rows: Tensor,
+    regions: Sequence[Region] = (),
+    own_words_in_regions: bool = False,
+    where: str = "",
+) -> Confinement:
+    """Confine concepts as `confine` does, where the tokens of their own words are known.
+
+    Args:
+        texts: from `texts_of`.
+        rows: [texts, 2, tokens, C], 1 on the tokens of each concept's own word.
+        where: the part of a prompt that is encoded, for the report.
+
+    Raises:
+        UserError: a region has a concept that is not selected.
+    """
     named = rows.amax(2) > 0  # [texts, 2, C]
     strengths = torch.tensor([part.strength for part in parts])
     regional = _regional_strengths(regions, parts, named[1:, 1])
@@ -127,10 +150,24 @@ def confine(
     in_prompts = named[0].any(0) & ~in_regions
     notes = [
         *describe_cut_boxes(regions),
-        *_describe_unnamed(parts, in_prompts | in_regions, tokens),
+        *_describe_unnamed(parts, in_prompts | in_regions, where),
         *describe_unconfined([part for part, acts in zip(parts, in_prompts.tolist(), strict=True) if acts]),
     ]
     return Confinement(parts, texts, regions, text, strengths * in_prompts, regional, notes)
+
+
+def confine_to_own_words(parts: Sequence[SelectedConcept]) -> Confinement:
+    """Confine concepts to their own words in prompts that are encoded later; other layers act everywhere."""
+    strengths = torch.tensor([part.strength for part in parts])
+    return Confinement(
+        parts,
+        [],
+        [],
+        torch.zeros(0, 2, 0, len(parts)),
+        strengths,
+        torch.zeros(0, len(parts)),
+        describe_unconfined(parts),
+    )
 
 
 def _regional_strengths(regions: Sequence[Region], parts: Sequence[SelectedConcept], named: Tensor) -> Tensor:
@@ -156,9 +193,9 @@ def _regional_strengths(regions: Sequence[Region], parts: Sequence[SelectedConce
     return strengths
 
 
-def _describe_unnamed(parts: Sequence[SelectedConcept], acts: Tensor, tokens: int) -> list[str]:
+def _describe_unnamed(parts: Sequence[SelectedConcept], acts: Tensor, where: str) -> list[str]:
     return [
-        f"No prompt names {part.subject!r} in its first {tokens} tokens: the concept {part.name!r} does nothing."
+        f"No prompt names {part.subject!r}{where}: the concept {part.name!r} does nothing."
         for part, acting in zip(parts, acts.tolist(), strict=True)
         if not acting
     ]

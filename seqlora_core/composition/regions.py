@@ -8,7 +8,7 @@ once, so a region costs no evaluation of the UNet.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -217,11 +217,19 @@ def attend_in_regions(
         regional: keys and values of each region.
         weights: [R, N], the share of each region in each token (see `region_weights`).
     """
+    return blend(attend(*own), (attend(*keys_values) for keys_values in regional), weights)
+
+
+def blend(output: Tensor, regional: Iterable[Tensor], weights: Tensor) -> Tensor:
+    """Blend the attention outputs [rows, N, d] of the global prompt and the regions.
+
+    Args:
+        weights: [R, N], the share of each region in each token (see `region_weights`).
+    """
     weights = weights[..., None]  # [R, N, 1]
-    output = attend(*own)
     result = (1 - weights.sum(0)).to(output.dtype) * output
-    for weight, keys_values in zip(weights, regional, strict=True):
-        result = result + weight.to(output.dtype) * attend(*keys_values)
+    for weight, own in zip(weights, regional, strict=True):
+        result = result + weight.to(output.dtype) * own
     return result
 
 

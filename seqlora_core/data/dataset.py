@@ -20,7 +20,8 @@ class Example:
         prompts: [P, tokens, d] text embeddings; each step uses one at random.
         std: [4, h, w] standard deviation of the posterior, scaled likewise; None if steps should use the mean itself.
         mask: [1, h, w] in 0..1, the weight of each latent px in the loss; None weights all of them with 1.
-        texts: the P prompts themselves, for training runs that learn a word in them; empty if there is none to learn.
+        texts: the P prompts themselves, for training runs that look for a word in them; may be empty.
+        own_rows: [P, tokens], 1 for the rows of `prompts` on which the concept acts and 0 for others; None is all.
     """
 
     mean: Tensor
@@ -28,6 +29,7 @@ class Example:
     std: Tensor | None = None
     mask: Tensor | None = None
     texts: tuple[str, ...] = ()
+    own_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,18 @@ class EncodedConcept:
             for example in self.examples
         ]
         return replace(self, examples=examples, source=self.fingerprint())
+
+    def with_own_rows(self, mark: Callable[[Sequence[str]], Tensor]) -> "EncodedConcept":
+        """Mark the rows on which the concept acts, in all examples.
+
+        Args:
+            mark: (P texts) -> [P, tokens] of 0 and 1.
+        """
+
+        def marked(examples: Sequence[Example]) -> list[Example]:
+            return [replace(example, own_rows=mark(example.texts)) for example in examples]
+
+        return replace(self, examples=marked(self.examples), prior=marked(self.prior), source=self.fingerprint())
 
     def fingerprint(self) -> str:
         """Return the fingerprint by which training runs recognize the same data."""

@@ -13,6 +13,7 @@ from ..errors import UserError
 
 FOLDER = Path(__file__).parent
 BASE = FOLDER / "base"
+NAME = "mini 2"  # in banks; those of the first weights say "mini"
 
 
 def base_folder() -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .sd15 import SD15
+from .sd15 import SD15, receives_text
 
 TEXT_GROUP = "text"
 
@@ -49,7 +49,7 @@ def input_group(layer: str) -> str:
     match = SD15.self_attention.fullmatch(layer)
     if match:
         return match[1]
-    return TEXT_GROUP if SD15.text_layer.fullmatch(layer) else layer
+    return TEXT_GROUP if receives_text(layer) else layer
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ def load_base(base: str, device: str = "auto", dtype: str = "float32", tokenizer
     _check_finite(parts, f"{base} holds", "the file is damaged, so download it again")
     layers = find_layers(pipeline.unet)
     identity = BaseIdentity(
-        "mini" if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
+        mini.NAME if base == "mini" else path.stem, fingerprint({name: layer.weight for name, layer in layers.items()})
     )
     # The fingerprint needs the weights as published; a card that holds the final precision may not hold float32.
     whole = ((module, torch.float32) for module in (pipeline.vae, pipeline.text_encoder))

@@ -80,6 +80,11 @@ def find_layers(unet: nn.Module, preset: str = "all") -> dict[str, nn.Module]:
     return {canonical: modules[name] for name, canonical in names.items()}
 
 
+def receives_text(layer: str) -> bool:
+    """Return whether a layer receives the text embeddings; all others receive image features."""
+    return SD15.text_layer.fullmatch(layer) is not None
+
+
 def in_preset(layer: str, preset: str) -> bool:
     """Return whether a preset of `find_layers` includes the layer with that canonical name."""
     return re.fullmatch(rf".+\.{SD15.presets[preset]}", layer) is not None

@@ -53,6 +53,9 @@ class TextEncoder(Protocol):
             [N, tokens, d] float32, on the encoder's device.
         """
 
+    def count_tokens(self, prompt: str, words: Words) -> int:
+        """Count a prompt's tokens, with those that begin and end it."""
+
     def loaded(self) -> AbstractContextManager:
         """While the block lasts, keep the encoder where it computes; hosts free its memory afterwards."""
 
@@ -108,7 +111,6 @@ class CLIPTextEncoder:
         return torch.cat([self.encode(batch, words).cpu() for batch in batches or [[""]]])[: len(prompts)]
 
     def count_tokens(self, prompt: str, words: Words = NO_WORDS) -> int:
-        """Count a prompt's tokens, with those that begin and end it."""
         return 2 + sum(len(ids) if vectors is None else len(vectors) for ids, vectors in self._pieces(prompt, words))
 
     def loaded(self) -> AbstractContextManager:

@@ -26,6 +26,9 @@ _LARGEST_TOKEN_STEP = 10.0
 TOKEN_VECTORS = 2
 # What is stored of a run that learns no word, whatever else was asked for.
 WITHOUT_WORD = {"token_vectors": 0, "token_share": 0.0, "lr_token": 1.0}
+EVERYTHING, OWN_WORDS = "everything", "own-words"  # what concepts act on, in training and in compositions
+# Where concepts act on their own words alone, none changes what another one does.
+OF_OWN_WORDS = {"train_on": "bare", "interference_penalty": 0.0}
 # What settings and some of their values were called before; still read from records, flags and graphs.
 OLD_NAMES = {
     "alpha": "lr_coefficients",
@@ -143,6 +146,12 @@ class TrainingConfig:
         ("alternate", "accumulated", "bare"),
         unset="alternate for seqlora, accumulated for alternating and inflora, else bare",
     )
+    acts_on: str = _setting(
+        EVERYTHING,
+        "what the concept acts on: everything, or its own word's keys and values alone (own-words), to be composed "
+        "likewise; then other concepts have no part in its training",
+        (EVERYTHING, OWN_WORDS),
+    )
     column_sampling: str = _setting(
         "without-replacement",
         "how the method orthogonal draws the columns of its down matrix; independent is as published",
@@ -181,6 +190,8 @@ class TrainingConfig:
             )
         if self.hypergradient == "exact" and self.method == "seqlora":
             self._check_exact()
+        if self.acts_on == OWN_WORDS:
+            self._check_own_words()
 
     def _check_step_sizes(self) -> None:
         most = _LARGEST_STEP_SIZE[self.optimizer]
@@ -205,6 +216,15 @@ class TrainingConfig:
                 "The exact hypergradient differentiates twice, which gradient checkpointing does not allow: "
                 "choose lookahead, or switch gradient checkpointing off."
             )
+
+    def _check_own_words(self) -> None:
+        for name, value in OF_OWN_WORDS.items():
+            given = getattr(self, name)
+            if given not in (None, value):
+                raise UserError(
+                    f"With acts_on own-words other concepts have no part in the training run, so {name} must be "
+                    f"{value}, not {given}: leave it out, or set acts_on to everything."
+                )
 
     @property
     def learns_word(self) -> bool:
@@ -240,6 +260,7 @@ class TrainingConfig:
             "resolution": native_size,
             "dtype": dtype,
             **method_defaults,
+            **(OF_OWN_WORDS if self.acts_on == OWN_WORDS else {}),
         }
         values = {name: defaults[name] if value is None else value for name, value in self.as_dict().items()}
         return ResolvedConfig(**(values if values["token_vectors"] else {**values, **WITHOUT_WORD}))

@@ -24,6 +24,7 @@ class Minibatch:
     weight: float  # of its loss in the step's
     with_earlier: Tensor | None = None  # [b], which images see the earlier concepts; None is all
     texts: tuple[str, ...] = ()  # b prompts, where their examples know them
+    own_rows: Tensor | None = None  # [b, tokens], the rows of the text on which the concept acts; None is all
 
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Compute the weighted mean squared error over the latent values inside the mask, a scalar."""
@@ -76,6 +77,8 @@ def _minibatch(
     prompts = [_randint(len(pick.prompts), generator) for pick in picks]
     text = torch.stack([pick.prompts[index] for pick, index in zip(picks, prompts, strict=True)]).float()
     texts = tuple(pick.texts[index] for pick, index in zip(picks, prompts, strict=True) if pick.texts)
+    marked = [pick.own_rows[index] for pick, index in zip(picks, prompts, strict=True) if pick.own_rows is not None]
+    own_rows = torch.stack(marked).to(denoiser.device) if marked else None
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
     signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
@@ -83,7 +86,7 @@ def _minibatch(
     # A card takes them while the program goes on; without this, each copy waits for all work before it.
     free = denoiser.device.type == "cuda"
     tensors = (tensor.to(denoiser.device, non_blocking=free) for tensor in (noisy, timesteps, noise, text, mask))
-    return Minibatch(*tensors, weight, with_earlier, texts)
+    return Minibatch(*tensors, weight, with_earlier, texts, own_rows)
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:

@@ -13,6 +13,7 @@ from ..data.dataset import EncodedConcept
 from ..errors import TrainingDiverged, UserError
 from ..model.adapters import Adapter, attach
 from ..model.denoiser import Denoiser
+from ..model.sd15 import receives_text
 from .config import ResolvedConfig
 from .earlier_concepts import EarlierConcepts
 from .minibatches import Minibatch, draw_minibatches
@@ -55,6 +56,7 @@ class DenoisingObjective:
         self._ridge = ridge
         self._penalty = penalty
         self._earlier = earlier or EarlierConcepts()
+        self._own_rows: Tensor | None = None  # of the pass that runs
         self._dtype = getattr(torch, dtype)
         self.passes = 0
         self.loss_scale = FIRST_LOSS_SCALE if self._dtype == torch.float16 else 1.0
@@ -63,8 +65,14 @@ class DenoisingObjective:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """While the block lasts, passes see the factors that they are given."""
-        with attach(self._layers, self._adapters):
+        with attach(self._layers, self._adapters, scale=self._on_own_rows):
             yield
+
+    def _on_own_rows(self, layer: str, down: Tensor) -> Tensor:
+        """Scale what the adapter of a layer makes of each token (see `adapters.attach`)."""
+        if self._own_rows is None or not receives_text(layer):
+            return down
+        return down * self._own_rows.to(down.dtype)[..., None]
 
     def use(self, minibatches: Sequence[Minibatch]) -> None:
         """Define L by these minibatches until the next call."""
@@ -202,9 +210,16 @@ class DenoisingObjective:
 
     @torch.no_grad()
     def predict_noise(
-        self, A: Sequence[Tensor], B: Sequence[Tensor], noisy: Tensor, timesteps: Tensor, text: Tensor
+        self,
+        A: Sequence[Tensor],
+        B: Sequence[Tensor],
+        noisy: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        own_rows: Tensor | None = None,
     ) -> Tensor:
-        """Predict noise with these factors, in float32 (shapes as in `Denoiser.predict_noise`)."""
+        """Predict noise with these factors, in float32 (shapes as in `Denoiser.predict_noise` and `Minibatch`)."""
+        self._own_rows = own_rows
         with self._using(A, B):
             return self._predict(noisy, timesteps, text).float()
 
@@ -216,6 +231,7 @@ class DenoisingObjective:
             return self.denoiser.predict_noise(noisy, timesteps, text)
 
     def _error(self, minibatch: Minibatch) -> Tensor:
+        self._own_rows = minibatch.own_rows  # also for layers that gradient checkpointing runs again
         return minibatch.squared_error(self._predict(minibatch.noisy, minibatch.timesteps, minibatch.text))
 
     def _regularization(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:

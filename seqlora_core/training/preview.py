@@ -33,8 +33,9 @@ def preview_latents(
     example, device = data.examples[0], objective.denoiser.device
     noise = torch.randn(1, len(example.mean), *data.latent_size, generator=named_generator(seed, "preview")).to(device)
     text = example.prompts[:1].float().to(device)
+    own_rows = None if example.own_rows is None else example.own_rows[:1].to(device)
     return ddim(
-        lambda x, timesteps: objective.predict_noise(*factors, x, timesteps, text),
+        lambda x, timesteps: objective.predict_noise(*factors, x, timesteps, text, own_rows),
         objective.denoiser.alphas_cumprod,
         noise,
         STEPS,

@@ -20,11 +20,12 @@ from ..model.sd15 import find_layers
 from ..model.text_encoder import TextEncoder
 from ..monitor import Monitor, wait_for_others
 from .checkpoint import Checkpoint, Expected, resumable_checkpoint
-from .config import ResolvedConfig, TrainingConfig
+from .config import OWN_WORDS, ResolvedConfig, TrainingConfig
 from .earlier_concepts import EarlierConcepts
 from .initialization import Start, measure_start
 from .minibatches import draw_minibatches
 from .objective import DenoisingObjective, check_base_is_finite
+from .own_rows import mark_own_rows
 from .plan import TrainingPlan, describe_full_layers, make_plan
 from .preview import preview_latents
 from .progress import Progress, loss_curve, mean_of_tenth
@@ -82,21 +83,22 @@ def train_concept(
         encode: called once, after all checks have passed and while no other training run can change the bank, with the
             protected prompts and the vectors of the bank's learned words, which they name; returns the concept's images
             and these prompts, encoded.  The concept's own word is encoded again as it is learned.
-        text_encoder: where the word is learned; not needed with `config.token_vectors` 0.
+        text_encoder: where the word is learned and found in prompts; not needed with `config.token_vectors` 0 and
+            `config.acts_on` "everything".
         requested: what `config` was resolved from, stored for display.
 
     The concept's word is learned first, on the base model alone, then its factors with the word as it is (see
     `token_embedding`); `config.token_share` divides the passes.
 
     Raises:
-        ValueError: a word is to be learned without a text encoder.
+        ValueError: the text encoder is needed and not given.
         UserError: something to fix (see `make_plan`, `Checkpoint.check_same_run`); nothing was changed.
         Cancelled: the monitor asked for it; a checkpoint is saved.
         TrainingDiverged: the loss or a factor is not finite; the last checkpoint is kept.
         TrainingExploded: the loss ended far above where it began; `options.store_anyway` stores it from the checkpoint.
     """
-    if config.learns_word and text_encoder is None:
-        raise ValueError("A word is learned with a text encoder.")
+    if text_encoder is None and (config.learns_word or config.acts_on == OWN_WORDS):
+        raise ValueError("A word is learned, and found in prompts, with a text encoder.")
     monitor, requested = monitor or Monitor(), requested or config
     layers = find_layers(denoiser.unet, config.layers)
     plan = make_plan(bank.refresh(), spec, requested, config, layers, options.replace)
@@ -134,6 +136,7 @@ class _Run:
     ) -> None:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
         self.monitor, self.options, self.config = monitor, options, plan.config
+        self.text_encoder = text_encoder
         self.layers = {name: layers[name] for name in plan.Q}
         self.Q = [Q.float().to(denoiser.device) for Q in plan.Q.values()]
         self.word: WordTraining | None = None
@@ -156,6 +159,10 @@ class _Run:
         if self.word is not None:
             self._learn_word(self.word, saved)
             self.data = self.word.encoded()
+        if self.config.acts_on == OWN_WORDS:
+            own = {} if self.word is None else {self.plan.spec.token: self.word.state.vectors}
+            words = {**self.plan.words, **own}
+            self.data = mark_own_rows(self.data, self.plan.spec, self.config, self.text_encoder, words)
         earlier = EarlierConcepts(self.plan.earlier.values(), self.denoiser.device)
         with earlier.attached(self.denoiser.unet):
             resumed = saved if saved and saved.has_factors else None

@@ -76,7 +76,7 @@ def variant_config(settings: Mapping[str, str], seed: int, base: Base) -> Resolv
 
 def _kinds() -> dict[str, type]:
     numbers = dict.fromkeys(("token_share", "lr_token", "lr_coefficients", "lr_basis", "interference_penalty"), float)
-    return {"token_vectors": int, "method": str, "init": str, "train_on": str, **numbers}
+    return {"token_vectors": int, "method": str, "init": str, "train_on": str, "acts_on": str, **numbers}
 
 
 def measure(base: Base, concepts: list[MiniConcept], config: ResolvedConfig, folder: Path) -> dict:

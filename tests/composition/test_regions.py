@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from seqlora_core.composition.confined_sampling import confine_on, generate_confined
 from seqlora_core.composition.confinement import confine
-from seqlora_core.composition.own_words import own_word_rows
 from seqlora_core.composition.regions import Box, Canvas, Region, describe_cut_boxes, parse_region, region_weights
 from seqlora_core.composition.selection import SelectedConcept
+from seqlora_core.data.own_words import own_word_rows
 from seqlora_core.errors import UserError
 from seqlora_core.model.adapters import Adapter, attach, sum_adapters
 from seqlora_core.model.base import load_base

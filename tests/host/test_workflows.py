@@ -15,12 +15,15 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "workflows"
-NAMES = ["train-one", "train-three-and-compose", "compose-only", "regional"]
+NAMES = ["train-one", "train-three-and-compose", "compose-only", "regional", "regional-controlnet"]
+READING = ["compose-only", "regional", "regional-controlnet"]  # a bank
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"MarkdownNote", "Note"}
 SMALLEST = {
     "CheckpointLoaderSimple": {"ckpt_name": "small.safetensors"},
     "SeqLoRATrainConcept": {"steps": 2, "resolution": 64, "alpha": 0.02},
+    "ControlNetLoader": {"control_net_name": "small.safetensors"},
+    "LoadImage": {"image": "dog.jpg"},
     "EmptyLatentImage": {"width": 128, "height": 64},
     "KSampler": {
         "steps": 2,
@@ -158,12 +161,12 @@ def test_train_three_learns_one_after_another_and_composes(host, three):
     assert picture(host, three).shape == (64, 128, 3)
 
 
-@pytest.mark.parametrize("name", ["compose-only", "regional"])
+@pytest.mark.parametrize("name", READING)
 def test_a_workflow_that_reads_a_bank_runs_and_its_concepts_act(host, three, name):
     prompt = shrunk(read_api(name), "three")
     drawn = picture(host, host.run(prompt))
     for node in prompt.values():
-        if node["class_type"] == "SeqLoRAComposeConcepts":
+        if node["class_type"] in ("SeqLoRAComposeConcepts", "SeqLoRAComposeRegions"):
             node["inputs"]["concepts"] = "dog:0, cat:0"
     assert np.abs(drawn - picture(host, host.run(prompt))).max() > 2
 

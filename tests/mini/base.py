@@ -41,7 +41,7 @@ class Cycle:
 CYCLES = (
     Cycle(8_000, 1e-3, FIRST, WORDY, one_cycle, adam),
     Cycle(6_000, 6e-4, FIRST, WORDY, one_cycle, adam),
-    Cycle(20_000, 8e-4, ARRANGED, PLAIN, plateau, muon),
+    Cycle(3_700, 8e-4, ARRANGED, PLAIN, plateau, muon),
 )
 
 

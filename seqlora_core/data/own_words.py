@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..data.prompts import split_at_weights
-from ..data.words import split_at_words
+from .prompts import split_at_weights
+from .words import split_at_words
 
 
 def own_word_pieces(prompt: str, words: Iterable[str]) -> list[tuple[str, str | None]]:
@@ -41,7 +41,7 @@ def own_word_rows(
 
     Args:
         prompts: one per row of the batch, such as the negative prompt and the prompt.
-        subjects: the words for each concept in prompts (see `SelectedConcept.subject`).
+        subjects: the words for each concept in prompts (see `composition.selection.SelectedConcept`).
         count: the number of tokens of a text, with the two that begin and end it.
         tokens: length of an encoded prompt; what is beyond it is cut.
         words: all learned words that the prompts may name.
