@@ -20,17 +20,21 @@ from . import ModelPatcher, console
 
 
 def schema(search_aliases: list[str], **fields) -> io.Schema:
-    """A node's schema; hosts before search aliases refuse them, so they are left out there."""
-    if "search_aliases" in {field.name for field in dataclasses.fields(io.Schema)}:
-        fields["search_aliases"] = search_aliases
+    """A node's schema, without the fields that older hosts refuse.
+
+    Texts on a node are intermediate outputs: a node that the host has in its cache shows them again.
+    """
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    later = {"search_aliases": search_aliases, "has_intermediate_output": not fields.get("is_output_node", False)}
+    fields |= {name: value for name, value in later.items() if name in known}
     return io.Schema(category="SeqLoRA", hidden=[io.Hidden.unique_id, io.Hidden.prompt], **fields)
 
 
 def node_text(node: type[io.ComfyNode], text: str, shown: str | None = None) -> ui.PreviewText:
-    """Show a text on a running node, and return it for the API; on the node the front end shows progress texts only.
+    """Show a text on a running node, and return it for the API and for the node after the run (web/js/node_text.js).
 
     Args:
-        shown: what the node itself shows instead, where the text is too long for it.
+        shown: what a node without the page's code shows instead, where the text is too long for it.
     """
     _show(node.hidden.unique_id, text if shown is None else shown)
     return ui.PreviewText(text)

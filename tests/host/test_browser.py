@@ -1,10 +1,12 @@
 """ComfyUI's own front end in a headless browser: every example workflow opens from the template browser, and runs."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from browser import Browser, chromium, find, wait_until
+from PIL import Image
 from test_workflows import NAMES, SMALLEST, read, read_api
 
 from seqlora_core.bank import Bank, BaseIdentity, NewConcept
@@ -64,31 +66,58 @@ def test_a_workflow_opens_without_a_complaint_and_is_its_api_twin(page, host, na
     assert own_errors(page, host) == []
 
 
-def test_the_report_of_inspect_bank_is_shown_as_a_whole(page, host):
-    """On a node of the size that it has when a user adds it, for a bank whose report is long."""
-    bank = Bank.open_or_create(host.folder / "models" / "seqlora" / "long", BaseIdentity("a", "0" * 32), LAYERS)
-    for number in range(12):
+def make_bank(host, name: str, concepts: int = 12) -> Bank:
+    """A bank of a base that no checkpoint is; its concepts have thumbnails, and do not overlap."""
+    bank = Bank.open_or_create(host.folder / "models" / "seqlora" / name, BaseIdentity("a", "0" * 32), LAYERS)
+    for number in range(concepts):
         basis = torch.eye(320)[:, [number]]
         adapters = {layer: Adapter.from_factors(torch.zeros(shape.out, 1), basis) for layer, shape in LAYERS.items()}
-        bank.add(NewConcept(f"subject {number}", f"sks{number}", "thing", 1, "seqlora", adapters))
+        image = Image.new("RGB", (64, 64), (20 * number, 90, 200))
+        new = NewConcept(f"subject {number}", f"sks{number}", "thing", 1, "seqlora", adapters, thumbnail=image)
+        bank.add(dataclasses.replace(new, metrics={"final_loss": 0.1}))
+    return bank
+
+
+def shown_texts(page: Browser) -> dict[str, str]:
+    """What the pack's nodes show, by their type."""
+    texts = f"{GRAPH}.map(n => [n.type, n.widgets?.find(w => w.name === 'text')?.element.textContent])"
+    return {kind: text for kind, text in page.evaluate(texts) if text}
+
+
+def run_to_the_end(page: Browser) -> None:
+    """Queue the graph, and wait until its job has ended and the page has taken notice."""
+    page.evaluate(
+        "new Promise(resolve => { const { api } = comfyAPI.api; for (const end of ['success', 'error'])"
+        "  api.addEventListener(`execution_${end}`, () => setTimeout(resolve, 500), { once: true });"
+        "  app.queuePrompt(0) })"
+    )
+
+
+def test_the_texts_of_nodes_stay_after_the_job_and_the_report_is_whole(page, host):
+    """On nodes of the size that they have when a user adds them, for a bank whose report is long."""
+    make_bank(host, "long")
     page.errors.clear()
     page.evaluate("document.querySelector('.p-dialog-close-button')?.click()")
     page.evaluate(
         "app.graph.clear(); for (const type of ['SeqLoRABankLoader', 'SeqLoRAInspectBank'])"
         " app.graph.add(LiteGraph.createNode(type));"
-        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[1].pos = [500, 100];"
-        f"{GRAPH}[0].connect(0, {GRAPH}[1], 0); app.queuePrompt(0)"
+        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[1].pos = [500, 100]; {GRAPH}[0].connect(0, {GRAPH}[1], 0); 0"
     )
-    page.wait_for("document.querySelector('.seqlora-report')?.textContent.includes('directions free')")
-    page.wait_for("document.querySelector('.seqlora-report').clientHeight > 0")
+    run_to_the_end(page)
+    for kind, last in (("SeqLoRABankLoader", "are free in each layer"), ("SeqLoRAInspectBank", "directions free")):
+        assert shown_texts(page)[kind].count("subject") >= 12
+        assert last in shown_texts(page)[kind]
+    report = f"{GRAPH}[1].widgets.find(widget => widget.name === 'text')"
+    page.wait_for(f"{report}.element.clientHeight > 0")
     page.screenshot(host.folder / "report.png")
-    report = "document.querySelector('.seqlora-report')"
     for side in ("Height", "Width"):
-        assert page.evaluate(f"{report}.scroll{side} <= {report}.client{side}")
-    inside = f"{GRAPH}[1].widgets.find(widget => widget.name === 'report')"
-    assert page.evaluate(f"{inside}.y + {inside}.computedHeight <= {GRAPH}[1].size[1]")
-    assert page.evaluate(f"{report}.textContent").count("subject") > 12
+        assert page.evaluate(f"{report}.element.scroll{side} <= {report}.element.client{side}")
+    assert page.evaluate(f"{report}.y + {report}.computedHeight <= {GRAPH}[1].size[1]")
     assert own_errors(page, host) == []
+    if "has_intermediate_output" in host.request("/object_info")["SeqLoRABankLoader"]:
+        page.evaluate(f"{GRAPH}[0].widgets.find(widget => widget.name === 'text').element.textContent = ''")
+        run_to_the_end(page)
+        assert "subject" in shown_texts(page)["SeqLoRABankLoader"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +136,7 @@ def test_a_workflow_runs_from_the_browser(page, host, pictures, name):
     wait_until(lambda: page.evaluate(f"Boolean({saved})") or own_errors(page, host), "no picture came")
     page.screenshot(host.folder / f"{name}-ran.png")
     trainings = f"{GRAPH}.filter(node => node.type === 'SeqLoRATrainConcept')"
-    told = f"{trainings}.map(node => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value)"
-    assert all("Final loss" in str(text) for text in page.evaluate(told))
+    texts = f"{trainings}.map(node => node.widgets.find(widget => widget.name === 'text')?.element.textContent)"
+    wait_until(lambda: all("Final loss" in str(text) for text in page.evaluate(texts)), "a training said nothing")
     assert own_errors(page, host) == []
     assert page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length") in (None, 0)
