@@ -1,45 +1,13 @@
 """ComfyUI's own front end in a headless browser: every example workflow opens from the template browser, and runs."""
 
-import dataclasses
 import json
 
 import pytest
-import torch
-from browser import Browser, chromium, find, wait_until
-from PIL import Image
+from banks import make_bank
+from browser import GRAPH, Browser, find, own_errors, wait_until
 from test_workflows import NAMES, SMALLEST, read, read_api
 
-from seqlora_core.bank import Bank, BaseIdentity, NewConcept
-from seqlora_core.model.adapters import Adapter
-from seqlora_core.model.sd15 import LayerShape
-
 pytestmark = pytest.mark.slow
-
-READY = "window.app?.extensionManager && window.LiteGraph?.registered_node_types?.SeqLoRAInspectBank"
-GRAPH = "app.graph._nodes"
-LAYERS = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k": LayerShape(320, 320)}
-
-
-@pytest.fixture(scope="module")
-def page(host, tmp_path_factory):
-    if chromium() is None:
-        pytest.skip("no Chromium: install one, or name it in CHROMIUM")
-    if "UpscaleModelLoader" not in host.request("/object_info"):
-        pytest.skip("this ComfyUI lacks spandrel, one of its own requirements, without which its front end fails")
-    # The workflows name the checkpoint that a user has; the front end says so where it is missing.
-    small = host.folder / "models" / "checkpoints" / "small.safetensors"
-    (small.parent / read_api("train-one")["2"]["inputs"]["ckpt_name"]).hardlink_to(small)
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    browser.open(f"http://127.0.0.1:{host.port}/")
-    browser.wait_for(READY)
-    browser.wait_for("!document.querySelector('.p-blockui-mask')")
-    yield browser
-    browser.close()
-
-
-def own_errors(page: Browser, host) -> list[str]:
-    """Without those of addresses elsewhere: the front end asks for news, and a machine may be offline."""
-    return [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
 
 
 def open_template(page: Browser, name: str) -> None:
@@ -64,18 +32,6 @@ def test_a_workflow_opens_without_a_complaint_and_is_its_api_twin(page, host, na
         assert {input_name: exported[key]["inputs"][input_name] for input_name in node["inputs"]} == node["inputs"]
     page.screenshot(host.folder / f"{name}.png")
     assert own_errors(page, host) == []
-
-
-def make_bank(host, name: str, concepts: int = 12) -> Bank:
-    """A bank of a base that no checkpoint is; its concepts have thumbnails, and do not overlap."""
-    bank = Bank.open_or_create(host.folder / "models" / "seqlora" / name, BaseIdentity("a", "0" * 32), LAYERS)
-    for number in range(concepts):
-        basis = torch.eye(320)[:, [number]]
-        adapters = {layer: Adapter.from_factors(torch.zeros(shape.out, 1), basis) for layer, shape in LAYERS.items()}
-        image = Image.new("RGB", (64, 64), (20 * number, 90, 200))
-        new = NewConcept(f"subject {number}", f"sks{number}", "thing", 1, "seqlora", adapters, thumbnail=image)
-        bank.add(dataclasses.replace(new, metrics={"final_loss": 0.1}))
-    return bank
 
 
 def shown_texts(page: Browser) -> dict[str, str]:
