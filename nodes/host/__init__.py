@@ -2,8 +2,8 @@
 
 `model`, `encoders` (with `texts`, `latents` and what is `kept` of them), `text_encoder` and `source` hold what the core
 needs of MODEL, CLIP and VAE; `words` makes CLIPs that know learned words; `interface` what nodes look like and report;
-`folders` where things lie, `exporting` what is written there; `routes` what the page asks for; `prompt` what the queued
-graph says; `console` what the log says.
+`folders` where things lie, `exporting` what is written there; `routes` what the page asks for, `runs` what it shows of
+training; `prompt` what the queued graph says; `console` what the log says.
 """
 
 from comfy.model_patcher import ModelPatcher

@@ -22,7 +22,7 @@ from ...seqlora_core.bank.folder import read_thumbnail
 from ...seqlora_core.bank.inspection import OVERLAP_LIMIT, inspect
 from ...seqlora_core.bank.view import view
 from ...seqlora_core.errors import UserError
-from . import folders
+from . import folders, runs
 from .exporting import export_concept
 
 MAX_BODY = 2**21  # bytes: a thumbnail of 256 px takes far less
@@ -93,6 +93,21 @@ def show_thumbnail(query: Values) -> bytes:
     content = read_thumbnail(bank.folder, _concept(bank, query))
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
         raise Refused(404, "The concept has no thumbnail.")
+    return content
+
+
+def show_run(query: Values) -> dict:
+    """The latest training run of a node: see `runs.Run`; empty where there was none."""
+    run = runs.find(_text(query, "workflow"), _text(query, "node"))
+    return run.describe() if run is not None else {}
+
+
+def show_preview(query: Values) -> bytes:
+    """A preview of a training run, a JPEG file."""
+    run, step = runs.find(_text(query, "workflow"), _text(query, "node")), _text(query, "step")
+    content = run.previews.get(int(step)) if run is not None and step.isdecimal() else None
+    if content is None:
+        raise Refused(404, "There is no such preview.")
     return content
 
 
@@ -208,7 +223,8 @@ async def _answer(action: Callable[[Values], dict | bytes], values: Values) -> w
     result = await asyncio.to_thread(action, values)
     if isinstance(result, bytes):
         headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
-        return web.Response(body=result, content_type="image/webp", headers=headers)
+        kind = "image/webp" if result[:4] == b"RIFF" else "image/jpeg"
+        return web.Response(body=result, content_type=kind, headers=headers)
     return web.json_response(result, headers={"Cache-Control": "no-store"})
 
 
@@ -250,6 +266,8 @@ ROUTES = [
     web.get("/seqlora/bank", getter(show_bank)),
     web.get("/seqlora/overlaps", getter(show_overlaps)),
     web.get("/seqlora/thumbnail", getter(show_thumbnail)),
+    web.get("/seqlora/run", getter(show_run)),
+    web.get("/seqlora/preview", getter(show_preview)),
     web.post("/seqlora/rename", poster(rename)),
     web.post("/seqlora/remove", poster(remove)),
     web.post("/seqlora/thumbnail", poster(replace_thumbnail)),
