@@ -1,10 +1,11 @@
 """ComfyUI's own front end in a headless browser: every example workflow opens from the template browser, and runs."""
 
+import itertools
 import json
 
 import pytest
 from banks import make_bank
-from browser import GRAPH, Browser, find, own_errors, wait_until
+from browser import GRAPH, Browser, draw_nodes_as_elements, find, own_errors, wait_until
 from test_workflows import NAMES, SMALLEST, read, read_api
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,20 @@ def shown_texts(page: Browser) -> dict[str, str]:
     """What the pack's nodes show, by their type."""
     texts = f"{GRAPH}.map(n => [n.type, n.widgets?.find(w => w.name === 'text')?.element.textContent])"
     return {kind: text for kind, text in page.evaluate(texts) if text}
+
+
+def covered(page: Browser) -> list[list[str]]:
+    """The pairs of nodes that cover each other, with title bars, in px of the canvas; of Nodes 2.0 as elements."""
+    boxes = f"""{GRAPH}.map(node => {{
+        const element = document.querySelector(`[data-node-id="${{node.id}}"]`)?.getBoundingClientRect();
+        const [width, height] = element ? [element.width, element.height].map(side => side / app.canvas.ds.scale)
+            : [node.size[0], node.size[1] + 30];
+        return [node.title, node.pos[0], node.pos[1] - 30, width, height] }})"""
+    return [
+        [a[0], b[0]]
+        for a, b in itertools.combinations(page.evaluate(boxes), 2)
+        if a[1] < b[1] + b[3] and b[1] < a[1] + a[3] and a[2] < b[2] + b[4] and b[2] < a[2] + a[4]
+    ]
 
 
 def run_to_the_end(page: Browser) -> None:
@@ -96,3 +111,20 @@ def test_a_workflow_runs_from_the_browser(page, host, pictures, name):
     wait_until(lambda: all("Final loss" in str(text) for text in page.evaluate(texts)), "a training said nothing")
     assert own_errors(page, host) == []
     assert page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length") in (None, 0)
+    assert covered(page) == []
+
+
+def test_no_text_or_footer_of_a_template_covers_another_node_in_nodes_2(page, host):
+    """With long texts, and with the lists of concepts."""
+    draw_nodes_as_elements(page, True)
+    for name in NAMES:
+        page.evaluate(f"app.loadGraphData({json.dumps(read(name))})")
+        page.wait_for(f"document.querySelectorAll('[data-node-id]').length === {len(read(name)['nodes'])}")
+        page.evaluate(
+            f"{GRAPH}.filter(node => node.type.startsWith('SeqLoRA')).forEach(node =>"
+            " node.onExecuted({ text: ['a line that is so long that it is drawn in two\\n'.repeat(8)] }))"
+        )
+        page.wait_for("[...document.querySelectorAll('.seqlora-text')].every(text => text.clientHeight > 100)")
+        page.screenshot(host.folder / f"{name}-elements.png")
+        assert covered(page) == [], name
+    draw_nodes_as_elements(page, False)
