@@ -24,9 +24,12 @@ def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host
         "([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }));"
         "{ const other = LiteGraph.createNode('SeqLoRATrainConcept'); app.graph.add(other); other.mode = 2 }"  # muted
     )
-    page.evaluate("app.queuePrompt(0)")
-    page.wait_for(f"{VIEW}?.querySelector('.seqlora-hint').textContent.includes(' left')")
-    page.wait_for(f"{VIEW}.textContent.includes('at the end')")
+    hint = f"{VIEW}?.querySelector('.seqlora-hint').textContent"
+    page.evaluate(f"window.seen = []; setInterval(() => seen.push({hint}), 50); app.queuePrompt(0)")
+    page.wait_for(f"{VIEW}?.textContent.includes('at the end')")
+    assert page.evaluate(
+        "seen.some(text => text?.startsWith('encoding')) && seen.some(text => text?.includes(' left'))"
+    )
     page.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
     seen = page.evaluate(f"{VIEW}.textContent")
     assert page.evaluate("document.querySelectorAll('.seqlora-training').length") == 1  # none on the other node
