@@ -8,6 +8,7 @@ from .compose_regions import ComposeRegions
 from .concepts import ExportConcept, RemoveConcept, RenameConcept
 from .host.console import shorten_user_errors
 from .host.folders import register_model_folder
+from .host.routes import register_routes
 from .image_folder import LoadImageFolder
 from .importing import ImportLora
 from .inspect_bank import InspectBank
@@ -16,6 +17,7 @@ from .train import TrainConcept
 
 register_model_folder()
 shorten_user_errors()
+register_routes()
 
 
 class SeqLoRAExtension(ComfyExtension):

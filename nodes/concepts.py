@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 
 from ..seqlora_core.bank import Bank
-from ..seqlora_core.composition.lora_files import check_free, save_words
 from .bank import BankType
 from .host import folders, interface
+from .host.exporting import export_concept
 
 # What these nodes have done since the host started.  A graph that is queued again finds its work done; a name that was
 # never in the bank stays an error.
@@ -67,13 +67,7 @@ class ExportConcept(_ConceptNode):
 
     @classmethod
     def execute(cls, bank: Bank, concept_name: str, file_name: str) -> io.NodeOutput:
-        concept = bank.refresh().concept(concept_name)
-        words, folder = bank.words([concept]), folders.embedding_folder()
-        check_free(words, folder)
-        path = bank.export(concept_name, folders.lora_path(file_name or concept.name))
-        lines = [f"Wrote {path}"]
-        for word, written in zip(words, save_words(words, folder), strict=True):
-            lines += [f"Wrote {written}", f"With stock nodes, write embedding:{written.stem} in prompts for {word!r}."]
+        path, lines = export_concept(bank.refresh(), concept_name, file_name)
         return io.NodeOutput(path.name, ui=interface.node_text(cls, "\n".join(lines)))
 
 

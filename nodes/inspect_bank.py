@@ -40,6 +40,6 @@ class InspectBank(io.ComfyNode):
     def execute(cls, bank: Bank) -> io.NodeOutput:
         result = inspect(bank)
         report = "\n".join([*describe_concepts(bank), *result.tables(), *result.problems])
-        summary = "\n".join([result.tables()[0], *result.problems])  # the page adds the report (web/inspect_bank.js)
+        summary = "\n".join([result.tables()[0], *result.problems])  # the page adds the report (web/js/node_text.js)
         overlaps = overlap_map([concept.name for concept in bank.concepts], result.pairs)
         return io.NodeOutput(report, to_image(overlaps), ui=interface.node_text(cls, report, summary))

@@ -29,7 +29,7 @@ from ..seqlora_core.training.plan import (
 from ..seqlora_core.training.trainer import train_concept
 from .bank import BankType
 from .cache_keys import values_fingerprint
-from .host import CLIP, VAE, ModelPatcher, console, encoders, folders, interface
+from .host import CLIP, VAE, ModelPatcher, console, encoders, folders, interface, runs
 from .host import model as host_model
 from .host.prompt import model_file
 from .host.text_encoder import HostTextEncoder
@@ -96,7 +96,7 @@ class TrainConcept(io.ComfyNode):
         host_model.check_model(model)
         host_model.check_no_concepts_attached(model)
         encoders.check_encoders(clip, vae)
-        monitor = interface.NodeMonitor(cls.hidden.unique_id, model)
+        monitor = interface.NodeMonitor(cls.hidden.unique_id, model, runs.start(cls, inputs.concept_name))
         with host_model.outside_inference_mode(), monitor.watching():
             monitor.stage("checking the images and models")  # the node still shows the result of the run before
             bank, concept, outcome = _train(cls, model, clip, vae, batches, masks, inputs, monitor)

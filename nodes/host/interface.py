@@ -17,20 +17,27 @@ from torch import Tensor
 from ...seqlora_core.cli.terminal import StepBar
 from ...seqlora_core.monitor import Monitor, StepReport
 from . import ModelPatcher, console
+from .runs import Run
 
 
 def schema(search_aliases: list[str], **fields) -> io.Schema:
-    """A node's schema; hosts before search aliases refuse them, so they are left out there."""
-    if "search_aliases" in {field.name for field in dataclasses.fields(io.Schema)}:
-        fields["search_aliases"] = search_aliases
-    return io.Schema(category="SeqLoRA", hidden=[io.Hidden.unique_id, io.Hidden.prompt], **fields)
+    """A node's schema, without the fields that older hosts refuse.
+
+    Texts on a node are intermediate outputs: a node that the host has in its cache shows them again.
+    """
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    later = {"search_aliases": search_aliases, "has_intermediate_output": not fields.get("is_output_node", False)}
+    fields |= {name: value for name, value in later.items() if name in known}
+    return io.Schema(
+        category="SeqLoRA", hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo], **fields
+    )
 
 
 def node_text(node: type[io.ComfyNode], text: str, shown: str | None = None) -> ui.PreviewText:
-    """Show a text on a running node, and return it for the API; on the node the front end shows progress texts only.
+    """Show a text on a running node, and return it for the API and for the node after the run (web/js/node_text.js).
 
     Args:
-        shown: what the node itself shows instead, where the text is too long for it.
+        shown: what a node without the page's code shows instead, where the text is too long for it.
     """
     _show(node.hidden.unique_id, text if shown is None else shown)
     return ui.PreviewText(text)
@@ -60,12 +67,16 @@ class NodeMonitor(Monitor):
 
     Everything but the images goes to the console, too.
 
+    Args:
+        run: the training run that the page shows.
+
     Attributes:
         messages: those so far; they stay on the node, below what changes.
     """
 
-    def __init__(self, node_id: str | None, model: ModelPatcher | None = None) -> None:
+    def __init__(self, node_id: str | None, model: ModelPatcher | None = None, run: Run | None = None) -> None:
         self.node_id = node_id
+        self._run = run or Run("", "", "")
         self.messages: list[str] = []
         self._model = model
         self._stage = ""
@@ -78,12 +89,15 @@ class NodeMonitor(Monitor):
         """Report where a run stops that the user cancels inside the block."""
         try:
             yield
+            self._run.report("", "done")
         except model_management.InterruptProcessingException:
             self._console_bar.close()
             self.message(f"Stopped {self.stopped_at}; run again to continue.")
             raise
         finally:
             self._console_bar.close()
+            if self._run.state == "running":
+                self._run.report("", "stopped")
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -94,7 +108,9 @@ class NodeMonitor(Monitor):
         if text != self._stage:
             console.say(text)
         self._stage = text
-        self._show_above_messages(f"{text}: {done} of {total}" if done else text)
+        status = f"{text}: {done} of {total}" if done else text
+        self._run.report(status)
+        self._show_above_messages(status)
 
     def cancelled(self) -> bool:
         model_management.throw_exception_if_processing_interrupted()  # the host expects its own exception
@@ -106,9 +122,9 @@ class NodeMonitor(Monitor):
         self._bar.update_absolute(report.step, report.steps)
         self._console_bar.show(report)
         minutes, seconds = divmod(round(report.seconds_left), 60)
-        self._show_above_messages(
-            f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left"
-        )
+        status = f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left"
+        self._run.stepped(report.step, report.steps, report.loss, status)
+        self._show_above_messages(status)
 
     def _show_above_messages(self, status: str) -> None:
         _show(self.node_id, "\n".join([status, *self.messages]))
@@ -120,6 +136,7 @@ class NodeMonitor(Monitor):
         if self._previewer is None:
             self._previewer = _latent_previewer(self._model)
         image = self._previewer.decode_latent_to_preview_image("JPEG", latents)
+        self._run.previewed(image[1])
         self._bar.update_absolute(self._bar.current, preview=image)
 
 

@@ -428,16 +428,28 @@ class Bank:
             old = self.concept(name)
             if self.manifest.find(new_name) is not old:
                 self.require_free(new_name, "choose another name")
-            return self._publish_one(
-                dataclasses.replace(old, name=new_name),
-                _Contents(
-                    self._load_one(old, self.manifest),
-                    bank_files.read_thumbnail(self.folder, old),
-                    self._load_word(old, self.manifest) if old.embedding else None,
-                ),
-                old,
-                lambda renamed: tuple(renamed if other is old else other for other in self.concepts),
-            )
+            return self._republish(old, name=new_name)
+
+    def replace_thumbnail(self, name: str, image: Image.Image) -> Concept:
+        """Give a concept another thumbnail, which is made from `image`.
+
+        Raises:
+            UserError: there is no such concept, or its files are damaged or cannot be written.
+        """
+        with self._changing():
+            return self._republish(self.concept(name), thumbnail=_webp(image))
+
+    def _republish(self, old: Concept, name: str | None = None, thumbnail: bytes | None = None) -> Concept:
+        """Store a concept under another name or with another thumbnail; None leaves them."""
+        if thumbnail is None:
+            thumbnail = bank_files.read_thumbnail(self.folder, old)
+        word = self._load_word(old, self.manifest) if old.embedding else None
+        return self._publish_one(
+            dataclasses.replace(old, name=old.name if name is None else name),
+            _Contents(self._load_one(old, self.manifest), thumbnail, word),
+            old,
+            lambda new: tuple(new if other is old else other for other in self.concepts),
+        )
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

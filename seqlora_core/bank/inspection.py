@@ -75,16 +75,22 @@ def missing_files(bank: Bank) -> list[str]:
 
 
 def least_room(bank: Bank) -> int:
-    """The free directions of the fullest layer that a concept adapts, if no two concepts share any.
+    """The free directions of the fullest layer that a concept adapts; see `fullest_layer`."""
+    return fullest_layer(bank)[0]
 
-    Without concepts, the width of the narrowest layer.
+
+def fullest_layer(bank: Bank) -> tuple[int, int]:
+    """The free directions and the width of the fullest layer that a concept adapts, if no two concepts share any.
+
+    Without concepts, those of the narrowest layer.
     """
     used = {
         layer: sum(concept.rank for concept in bank.concepts if layer not in concept.layers_skipped)
         for layer in bank.manifest.layers
     }
     adapted = [layer for layer, taken in used.items() if taken] or list(used)
-    return max(0, min(bank.manifest.layers[layer].width - used[layer] for layer in adapted))
+    widths = {layer: bank.manifest.layers[layer].width for layer in adapted}
+    return min((max(0, width - used[layer]), width) for layer, width in widths.items())
 
 
 def pair_overlaps(concepts: Mapping[str, Mapping[str, Adapter]]) -> dict[tuple[str, str], float]:

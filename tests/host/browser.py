@@ -10,8 +10,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 import websocket
+from comfy_server import Host
 
+READY = "window.app?.extensionManager && window.LiteGraph?.registered_node_types?.SeqLoRAInspectBank"
+GRAPH = "app.graph._nodes"
 SECONDS = 300  # a page of the front end is some megabytes of JavaScript, and machines differ
 
 
@@ -86,6 +90,33 @@ class Browser:
         found = find(selector, text)
         self.wait_for(f"{found} && ({found}.click(), true) && {until}")
 
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        """A "mousePressed", "mouseMoved" or "mouseReleased" of the left button."""
+        buttons = 0 if kind == "mouseReleased" else 1
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=buttons, clickCount=1)
+
+    def middle(self, selector: str, index: int = 0) -> tuple[float, float]:
+        """The middle of an element, in px of the window."""
+        found = f"document.querySelectorAll({selector!r})[{index}]"
+        self.wait_for(f"{found}?.getBoundingClientRect().width")
+        x, y = self.evaluate(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({found}.getBoundingClientRect())")
+        return x, y
+
+    def drag(self, selector: str, index: int = 0, right: float = 0, down: float = 0) -> None:
+        """Press the mouse on an element, move it by some px, and let go; a click where both are 0."""
+        x, y = self.middle(selector, index)
+        self.mouse("mousePressed", x, y)
+        for part in (0.25, 0.5, 0.75, 1) if right or down else ():
+            self.mouse("mouseMoved", x + part * right, y + part * down)
+        self.mouse("mouseReleased", x + right, y + down)
+
+    def key(self, key: str, shift: bool = False) -> None:
+        """Press and release a key."""
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40}[key]
+        for kind in ("rawKeyDown", "keyUp"):
+            own = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code}
+            self.call("Input.dispatchKeyEvent", **own, modifiers=8 if shift else 0)
+
     def screenshot(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
@@ -106,3 +137,15 @@ def wait_until(condition, complaint: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(complaint)
         time.sleep(0.3)
+
+
+def own_errors(page: Browser, host: Host) -> list[str]:
+    """Without those of addresses elsewhere: the front end asks for news, and a machine may be offline."""
+    return [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
+
+
+def draw_nodes_as_elements(page: Browser, on: bool) -> None:
+    """Switch between the classic canvas and Nodes 2.0; skips the test where the front end has no elements in those."""
+    if on and int(page.evaluate("window.__COMFYUI_FRONTEND_VERSION__.split('.')[1]")) < 40:
+        pytest.skip("this front end has no Nodes 2.0, or a first attempt")
+    page.evaluate(f"app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {json.dumps(on)})")

@@ -41,7 +41,7 @@ class Host:
     port: int
     process: subprocess.Popen = field(repr=False)
 
-    def fetch(self, path: str, body: dict | None = None) -> bytes:
+    def fetch(self, path: str, body: dict | bool | None = None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
         try:
@@ -50,7 +50,7 @@ class Host:
         except urllib.error.HTTPError as error:
             raise NodeError(error.read().decode()) from error
 
-    def request(self, path: str, body: dict | None = None) -> dict:
+    def request(self, path: str, body: dict | bool | None = None) -> dict:
         return json.loads(self.fetch(path, body) or b"{}")
 
     def queue(self, prompt: dict, client: str | None = "tests") -> str:

@@ -1,43 +1,14 @@
 """ComfyUI's own front end in a headless browser: every example workflow opens from the template browser, and runs."""
 
+import itertools
 import json
 
 import pytest
-import torch
-from browser import Browser, chromium, find, wait_until
+from banks import make_bank
+from browser import GRAPH, Browser, draw_nodes_as_elements, find, own_errors, wait_until
 from test_workflows import NAMES, SMALLEST, read, read_api
 
-from seqlora_core.bank import Bank, BaseIdentity, NewConcept
-from seqlora_core.model.adapters import Adapter
-from seqlora_core.model.sd15 import LayerShape
-
 pytestmark = pytest.mark.slow
-
-READY = "window.app?.extensionManager && window.LiteGraph?.registered_node_types?.SeqLoRAInspectBank"
-GRAPH = "app.graph._nodes"
-LAYERS = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k": LayerShape(320, 320)}
-
-
-@pytest.fixture(scope="module")
-def page(host, tmp_path_factory):
-    if chromium() is None:
-        pytest.skip("no Chromium: install one, or name it in CHROMIUM")
-    if "UpscaleModelLoader" not in host.request("/object_info"):
-        pytest.skip("this ComfyUI lacks spandrel, one of its own requirements, without which its front end fails")
-    # The workflows name the checkpoint that a user has; the front end says so where it is missing.
-    small = host.folder / "models" / "checkpoints" / "small.safetensors"
-    (small.parent / read_api("train-one")["2"]["inputs"]["ckpt_name"]).hardlink_to(small)
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    browser.open(f"http://127.0.0.1:{host.port}/")
-    browser.wait_for(READY)
-    browser.wait_for("!document.querySelector('.p-blockui-mask')")
-    yield browser
-    browser.close()
-
-
-def own_errors(page: Browser, host) -> list[str]:
-    """Without those of addresses elsewhere: the front end asks for news, and a machine may be offline."""
-    return [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
 
 
 def open_template(page: Browser, name: str) -> None:
@@ -64,31 +35,60 @@ def test_a_workflow_opens_without_a_complaint_and_is_its_api_twin(page, host, na
     assert own_errors(page, host) == []
 
 
-def test_the_report_of_inspect_bank_is_shown_as_a_whole(page, host):
-    """On a node of the size that it has when a user adds it, for a bank whose report is long."""
-    bank = Bank.open_or_create(host.folder / "models" / "seqlora" / "long", BaseIdentity("a", "0" * 32), LAYERS)
-    for number in range(12):
-        basis = torch.eye(320)[:, [number]]
-        adapters = {layer: Adapter.from_factors(torch.zeros(shape.out, 1), basis) for layer, shape in LAYERS.items()}
-        bank.add(NewConcept(f"subject {number}", f"sks{number}", "thing", 1, "seqlora", adapters))
+def shown_texts(page: Browser) -> dict[str, str]:
+    """What the pack's nodes show, by their type."""
+    texts = f"{GRAPH}.map(n => [n.type, n.widgets?.find(w => w.name === 'text')?.element.textContent])"
+    return {kind: text for kind, text in page.evaluate(texts) if text}
+
+
+def covered(page: Browser) -> list[list[str]]:
+    """The pairs of nodes that cover each other, with title bars, in px of the canvas; of Nodes 2.0 as elements."""
+    boxes = f"""{GRAPH}.map(node => {{
+        const element = document.querySelector(`[data-node-id="${{node.id}}"]`)?.getBoundingClientRect();
+        const [width, height] = element ? [element.width, element.height].map(side => side / app.canvas.ds.scale)
+            : [node.size[0], node.size[1] + 30];
+        return [node.title, node.pos[0], node.pos[1] - 30, width, height] }})"""
+    return [
+        [a[0], b[0]]
+        for a, b in itertools.combinations(page.evaluate(boxes), 2)
+        if a[1] < b[1] + b[3] and b[1] < a[1] + a[3] and a[2] < b[2] + b[4] and b[2] < a[2] + a[4]
+    ]
+
+
+def run_to_the_end(page: Browser) -> None:
+    """Queue the graph, and wait until its job has ended and the page has taken notice."""
+    page.evaluate(
+        "new Promise(resolve => { const { api } = comfyAPI.api; for (const end of ['success', 'error'])"
+        "  api.addEventListener(`execution_${end}`, () => setTimeout(resolve, 500), { once: true });"
+        "  app.queuePrompt(0) })"
+    )
+
+
+def test_the_texts_of_nodes_stay_after_the_job_and_the_report_is_whole(page, host):
+    """On nodes of the size that they have when a user adds them, for a bank whose report is long."""
+    make_bank(host, "long")
     page.errors.clear()
     page.evaluate("document.querySelector('.p-dialog-close-button')?.click()")
     page.evaluate(
         "app.graph.clear(); for (const type of ['SeqLoRABankLoader', 'SeqLoRAInspectBank'])"
         " app.graph.add(LiteGraph.createNode(type));"
-        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[1].pos = [500, 100];"
-        f"{GRAPH}[0].connect(0, {GRAPH}[1], 0); app.queuePrompt(0)"
+        f"{GRAPH}[0].widgets[0].value = 'long'; {GRAPH}[1].pos = [500, 100]; {GRAPH}[0].connect(0, {GRAPH}[1], 0); 0"
     )
-    page.wait_for("document.querySelector('.seqlora-report')?.textContent.includes('directions free')")
-    page.wait_for("document.querySelector('.seqlora-report').clientHeight > 0")
+    run_to_the_end(page)
+    for kind, last in (("SeqLoRABankLoader", "are free in each layer"), ("SeqLoRAInspectBank", "directions free")):
+        assert shown_texts(page)[kind].count("subject") >= 12
+        assert last in shown_texts(page)[kind]
+    report = f"{GRAPH}[1].widgets.find(widget => widget.name === 'text')"
+    page.wait_for(f"{report}.element.clientHeight > 0")
     page.screenshot(host.folder / "report.png")
-    report = "document.querySelector('.seqlora-report')"
     for side in ("Height", "Width"):
-        assert page.evaluate(f"{report}.scroll{side} <= {report}.client{side}")
-    inside = f"{GRAPH}[1].widgets.find(widget => widget.name === 'report')"
-    assert page.evaluate(f"{inside}.y + {inside}.computedHeight <= {GRAPH}[1].size[1]")
-    assert page.evaluate(f"{report}.textContent").count("subject") > 12
+        assert page.evaluate(f"{report}.element.scroll{side} <= {report}.element.client{side}")
+    assert page.evaluate(f"{report}.y + {report}.computedHeight <= {GRAPH}[1].size[1]")
     assert own_errors(page, host) == []
+    if "has_intermediate_output" in host.request("/object_info")["SeqLoRABankLoader"]:
+        page.evaluate(f"{GRAPH}[0].widgets.find(widget => widget.name === 'text').element.textContent = ''")
+        run_to_the_end(page)
+        assert "subject" in shown_texts(page)["SeqLoRABankLoader"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +107,24 @@ def test_a_workflow_runs_from_the_browser(page, host, pictures, name):
     wait_until(lambda: page.evaluate(f"Boolean({saved})") or own_errors(page, host), "no picture came")
     page.screenshot(host.folder / f"{name}-ran.png")
     trainings = f"{GRAPH}.filter(node => node.type === 'SeqLoRATrainConcept')"
-    told = f"{trainings}.map(node => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value)"
-    assert all("Final loss" in str(text) for text in page.evaluate(told))
+    texts = f"{trainings}.map(node => node.widgets.find(widget => widget.name === 'text')?.element.textContent)"
+    wait_until(lambda: all("Final loss" in str(text) for text in page.evaluate(texts)), "a training said nothing")
     assert own_errors(page, host) == []
     assert page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length") in (None, 0)
+    assert covered(page) == []
+
+
+def test_no_text_or_footer_of_a_template_covers_another_node_in_nodes_2(page, host):
+    """With long texts, and with the lists of concepts."""
+    draw_nodes_as_elements(page, True)
+    for name in NAMES:
+        page.evaluate(f"app.loadGraphData({json.dumps(read(name))})")
+        page.wait_for(f"document.querySelectorAll('[data-node-id]').length === {len(read(name)['nodes'])}")
+        page.evaluate(
+            f"{GRAPH}.filter(node => node.type.startsWith('SeqLoRA')).forEach(node =>"
+            " node.onExecuted({ text: ['a line that is so long that it is drawn in two\\n'.repeat(8)] }))"
+        )
+        page.wait_for("[...document.querySelectorAll('.seqlora-text')].every(text => text.clientHeight > 100)")
+        page.screenshot(host.folder / f"{name}-elements.png")
+        assert covered(page) == [], name
+    draw_nodes_as_elements(page, False)

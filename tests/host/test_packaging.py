@@ -31,7 +31,15 @@ print(config.model_dump_json())
 
 def test_the_archive_holds_the_pack_and_its_help_but_no_tests(base_directory):
     pack = base_directory / "custom_nodes" / "seqlora"
-    assert {path.name for path in pack.iterdir()} >= {"__init__.py", "nodes", "seqlora_core", "web", "LICENSE"}
+    assert {path.name for path in pack.iterdir()} >= {
+        "__init__.py",
+        "nodes",
+        "seqlora_core",
+        "web",
+        "locales",
+        "LICENSE",
+    }
+    assert len(list((pack / "web" / "js").glob("*.js"))) > 5
     assert not [path for path in pack.rglob("*") if path.name in ("tests", ".ci", ".git", "__pycache__")]
 
 

@@ -1,0 +1,69 @@
+"""A training run is watched on the node that trains, and comes back after a reload."""
+
+import json
+
+import pytest
+import websocket
+from browser import GRAPH, READY, own_errors
+from comfy_server import JOB_SECONDS
+from graphs import loader, training
+from test_workflows import SMALLEST, read
+
+pytestmark = pytest.mark.slow
+
+VIEW = "document.querySelector('.seqlora-training')"
+SMALL = {**SMALLEST, "SeqLoRATrainConcept": {"steps": 4, "resolution": 64, "preview_every": 2, "bank_name": "watched"}}
+
+
+def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host, pictures):
+    page.errors.clear()
+    page.evaluate(f"app.loadGraphData({json.dumps(read('train-one'))})")
+    page.wait_for(f"{GRAPH}.some(node => node.type === 'SeqLoRATrainConcept')")
+    page.evaluate(
+        f"{GRAPH}.forEach(node => Object.entries({json.dumps(SMALL)}[node.type] ?? {{}}).forEach("
+        "([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }));"
+        "{ const other = LiteGraph.createNode('SeqLoRATrainConcept'); app.graph.add(other); other.mode = 2 }"  # muted
+    )
+    hint = f"{VIEW}?.querySelector('.seqlora-hint').textContent"
+    page.evaluate(f"window.seen = []; setInterval(() => seen.push({hint}), 50); app.queuePrompt(0)")
+    page.wait_for(f"{VIEW}?.textContent.includes('at the end')")
+    assert page.evaluate(
+        "seen.some(text => text?.startsWith('encoding')) && seen.some(text => text?.includes(' left'))"
+    )
+    page.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
+    seen = page.evaluate(f"{VIEW}.textContent")
+    assert page.evaluate("document.querySelectorAll('.seqlora-training').length") == 1  # none on the other node
+    ink = f"{VIEW}.querySelector('canvas')"
+    page.wait_for(f"{ink}.getContext('2d').getImageData(0, 0, {ink}.width, {ink}.height).data.some(Boolean)")
+    page.screenshot(host.folder / "trained.png")
+    assert own_errors(page, host) == []
+    page.call("Page.reload")
+    page.wait_for(READY)
+    page.wait_for(f"{VIEW}?.textContent === {seen!r}")
+    page.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
+
+
+def test_progress_reaches_the_client_that_queued_and_the_route_has_all(host):
+    """Of a graph from the page; a prompt without one shows on no node of any page."""
+    prompt = {**loader(), **training("dog", bank_name="progress", steps=2)}
+    with host._listening() as (other, _), host._listening() as (own, client):
+        extra = {"extra_pnginfo": {"workflow": {"id": "a graph"}}}
+        job = host.request("/prompt", {"prompt": prompt, "client_id": client, "extra_data": extra})["prompt_id"]
+        host.wait(job)
+        other.settimeout(1)
+        own.settimeout(JOB_SECONDS)
+        events = []
+        while not events or events[-1]["state"] == "running":
+            frame = own.recv()
+            message = json.loads(frame) if isinstance(frame, str) else {}
+            if message.get("type") == "seqlora.progress":
+                events.append(message["data"])
+        assert {event["node"] for event in events} == {"train-dog"}
+        assert [event["point"][0] for event in events if "point" in event][-1] == events[-1]["steps"]
+        with pytest.raises(websocket.WebSocketTimeoutException):
+            while True:
+                assert "seqlora.progress" not in str(other.recv())
+    run = host.request("/seqlora/run?workflow=a+graph&node=train-dog")
+    assert (run["state"], run["concept"], len(run["points"])) == ("done", "dog", run["steps"])
+    assert host.request("/seqlora/run?workflow=another&node=train-dog") == {}
+    assert host.request("/seqlora/run?workflow=&node=train-dog") == {}

@@ -1,0 +1,98 @@
+// What the server says of banks, kept until something may have changed, and the requests that change them.
+import { api, app } from "./page.js";
+
+const views = new Map(); // bank name -> a promise of its view
+let version = 0; // grows whenever the views may be out of date
+
+/** Grows with every change of a bank that the page knows of. */
+export const banksVersion = () => version;
+
+/** Forget everything that was read. */
+export function forgetBanks() {
+  version += 1;
+  views.clear();
+}
+
+/** Ask the server; throws an Error with its sentence. */
+export async function ask(path, query = {}) {
+  return answerOf(await api.fetchApi(`/seqlora/${path}?${new URLSearchParams(query)}`, { cache: "no-store" }));
+}
+
+/** Change something on the server; throws an Error with its sentence. */
+export async function change(path, values) {
+  const body = JSON.stringify(values), headers = { "Content-Type": "application/json" };
+  const answer = await answerOf(await api.fetchApi(`/seqlora/${path}`, { method: "POST", headers, body }));
+  forgetBanks();
+  return answer;
+}
+
+async function answerOf(response) {
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
+  return answer;
+}
+
+/** A bank with its concepts, or {problem: sentence}. */
+export function readBank(name) {
+  if (!views.has(name)) views.set(name, ask("bank", { bank: name }).catch((error) => ({ problem: error.message })));
+  return views.get(name);
+}
+
+/** The address of a concept's thumbnail; another one after every change of the bank. */
+export function thumbnail(view, concept) {
+  return api.apiURL(`/seqlora/thumbnail?${new URLSearchParams({ bank: view.name, id: concept.id, v: view.generation })}`);
+}
+
+const BANK = "SEQLORA_BANK";
+const IS_INPUT_OF_SUBGRAPH = -10; // the origin of links that enter a subgraph
+
+const linkIn = (graph, id) => (id == null ? undefined : graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id]);
+const valueOf = (node, name) => {
+  const linked = node.inputs?.some((input) => input.name === name && input.link != null);
+  return linked ? undefined : node.widgets?.find((widget) => widget.name === name)?.value;
+};
+
+/** The node in whose subgraph a graph is, with the graph that holds that node. */
+function outside(graph, within = app.rootGraph ?? app.graph, depth = 0) {
+  for (const node of within?.nodes ?? within?._nodes ?? []) {
+    if (node.subgraph === graph) return [node, within];
+    const found = node.subgraph && depth < 20 ? outside(graph, node.subgraph, depth + 1) : undefined;
+    if (found) return found;
+  }
+}
+
+/**
+ * The name of the bank on a node's input "bank", by following links through loaders, trainings, reroutes and subgraphs;
+ * undefined where it cannot be known before the run, null where nothing is connected.
+ */
+export function connectedBank(node) {
+  const slot = node.inputs?.findIndex((input) => input.name === "bank" || input.type === BANK) ?? -1;
+  return slot < 0 ? null : bankAt(node, slot, node.graph, 0);
+}
+
+function bankAt(node, slot, graph, depth) {
+  const link = linkIn(graph, node.inputs?.[slot]?.link);
+  if (!link) return null;
+  if (depth > 50) return undefined;
+  if (link.origin_id === IS_INPUT_OF_SUBGRAPH) {
+    const [parent, above] = outside(graph) ?? [];
+    return parent && bankAt(parent, link.origin_slot, above, depth + 1);
+  }
+  return bankFrom(graph.getNodeById(link.origin_id), link.origin_slot, graph, depth + 1);
+}
+
+function bankFrom(node, slot, graph, depth) {
+  if (!node || depth > 50) return undefined;
+  if (node.subgraph) {
+    const inner = node.subgraph, link = linkIn(inner, inner.outputs?.[slot]?.linkIds?.[0]);
+    return link && bankFrom(inner.getNodeById(link.origin_id), link.origin_slot, inner, depth + 1);
+  }
+  const through = node.inputs?.findIndex((input) => input.type === BANK || node.type === "Reroute") ?? -1;
+  const further = through < 0 ? null : bankAt(node, through, graph, depth);
+  return further === null ? valueOf(node, "bank_name") || undefined : further;
+}
+
+// A job may have trained, imported, removed or renamed; another program may have, while the page was in the background.
+for (const event of ["execution_success", "execution_error", "execution_interrupted"])
+  api.addEventListener(event, forgetBanks);
+window.addEventListener("focus", forgetBanks);
