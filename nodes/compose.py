@@ -10,7 +10,13 @@ from ..seqlora_core.bank.inspection import OVERLAP_LIMIT, largest_overlaps
 from ..seqlora_core.composition.concatenation import ConcatenatedFactors, concatenate
 from ..seqlora_core.composition.confinement import confine_to_own_words
 from ..seqlora_core.composition.fusion import FUSIONS, Fused, Fusion, FusionSettings, fuse
-from ..seqlora_core.composition.selection import SelectedConcept, parse_selections, select, trigger_words
+from ..seqlora_core.composition.selection import (
+    SelectedConcept,
+    describe_trained_on_own_words,
+    parse_selections,
+    select,
+    trigger_words,
+)
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.adapters import Adapter
 from ..seqlora_core.model.sd15 import SD15
@@ -120,6 +126,7 @@ class ComposeConcepts(io.ComfyNode):
             lines += ["Each concept acts on its own word only.", *notes]
         else:
             patched = host_model.apply_adapters(model, adapters, selected)
+            lines += describe_trained_on_own_words(bank, selection)
         size = _megabytes(adapters)
         lines.append(f"Composed in {time.monotonic() - started:.1f} s{memory}; the patch takes {size:.1f} MB.")
         words, report = trigger_words(bank, selection), "\n".join(lines)

@@ -51,6 +51,7 @@ class TrainInputs:
     token_vectors: int = 0  # before there were learned words, all graphs trained without
     token_share: float = TrainingConfig.token_share
     lr_token: float = TrainingConfig.lr_token
+    acts_on: str = TrainingConfig.acts_on
 
     @classmethod
     def from_lists(cls, lists: Mapping[str, Sequence[object]]) -> "TrainInputs":
@@ -197,6 +198,7 @@ def _word_inputs() -> list[io.Input]:
         io.Int.Input("token_vectors", optional=True, **_described("token_vectors", default=TOKEN_VECTORS, unset=False)),
         _advanced(io.Float.Input, "token_share", step=0.01, round=False),
         _advanced(io.Float.Input, "lr_token", display_name="lr token", min=0.0, max=10.0, step=0.01, round=False),
+        _advanced(io.Combo.Input, "acts_on"),
     ]
 
 

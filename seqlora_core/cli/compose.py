@@ -9,7 +9,13 @@ from ..composition.confined_sampling import confine_on, generate_confined
 from ..composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..composition.fusion.base_source import BaseSource
 from ..composition.lora_files import check_fits, load_composed, load_words, save_composed, save_words
-from ..composition.selection import check_words_selected, describe_missing_concepts, parse_selection, select
+from ..composition.selection import (
+    check_words_selected,
+    describe_missing_concepts,
+    describe_trained_on_own_words,
+    parse_selection,
+    select,
+)
 from ..data.words import NO_WORDS
 from ..devices import best_dtype, resolve_device
 from ..errors import UserError
@@ -77,6 +83,8 @@ def _compose(args: argparse.Namespace) -> None:
     source = None
     if fusion.reads_base and args.base:
         source = BaseSource(BaseOptions(args.base, args.device, args.tokenizer).load(bank=bank), settings)
+    for note in describe_trained_on_own_words(bank, selection):
+        print(note)
     fused = fuse(fusion, parts, settings, source)
     save_composed(bank, selection, out, fused.adapters, fusion.name, words if args.bundle else NO_WORDS)
     print(
@@ -145,7 +153,8 @@ def _generate(args: argparse.Namespace) -> None:
         negative_prompt=args.negative_prompt,
     )
     if bank:
-        for note in describe_missing_concepts(bank, selection, [args.prompt, args.negative_prompt]):
+        notes = describe_missing_concepts(bank, selection, [args.prompt, args.negative_prompt])
+        for note in [*notes, *([] if confined else describe_trained_on_own_words(bank, selection))]:
             print(note)
     if confined:
         confinement = confine_on(base, args.prompt, parts, settings, words, regions, args.own_words)

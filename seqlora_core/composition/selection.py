@@ -11,6 +11,7 @@ from ..bank import Bank, Concept
 from ..data.words import Words, named_words
 from ..errors import UserError
 from ..model.adapters import Adapter
+from ..training.config import OWN_WORDS
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
@@ -147,6 +148,14 @@ def describe_missing_concepts(bank: Bank, selection: Sequence[tuple[str, float]]
         for word in named_words(prompts, list(by_word))
         if by_word[word].id not in chosen
     ]
+
+
+def describe_trained_on_own_words(bank: Bank, selection: Sequence[tuple[str, float]]) -> list[str]:
+    """Report concepts that were trained on their own words alone, and so are not meant for a plain sum."""
+    own = [name for name, _ in selection if bank.concept(name).settings.get("acts_on") == OWN_WORDS]
+    if not own:
+        return []
+    return [f"Trained to act on their own words, but summed, so that they change the rest, too: {', '.join(own)}."]
 
 
 def check_words_selected(bank: Bank, selection: Sequence[tuple[str, float]], prompts: Sequence[str]) -> None:

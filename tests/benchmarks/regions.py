@@ -117,6 +117,12 @@ def one_sum(scene: Scene) -> list[Image.Image]:
     return generate(scene.base, scene.prompt, adapters, scene.settings, scene.words)
 
 
+def sum_of_all(scene: Scene) -> list[Image.Image]:
+    """The sum of all concepts of the bank, of which the prompt names some."""
+    adapters = compose(scene.bank, [(concept.name, 1.0) for concept in scene.bank.concepts])
+    return generate(scene.base, scene.prompt, adapters, scene.settings, scene.words)
+
+
 def own_words(scene: Scene) -> list[Image.Image]:
     return generate_confined(scene.base, scene.confinement(), scene.settings, scene.words)
 
@@ -171,6 +177,7 @@ def stock_areas(scene: Scene) -> list[Image.Image]:
 
 WAYS = {
     "sum": one_sum,
+    "sum, all 16 loaded": sum_of_all,
     "own words": own_words,
     "regional prompts, sum": regional_prompts,
     "regions": in_regions(),

@@ -5,6 +5,7 @@ import torch
 from training_runs import captioned, equal, factors, resolved, spec
 
 from seqlora_core.bank import Bank
+from seqlora_core.composition.selection import describe_trained_on_own_words
 from seqlora_core.errors import UserError
 from seqlora_core.model.sd15 import find_layers, layer_shapes
 from seqlora_core.training.config import TrainingConfig
@@ -60,3 +61,10 @@ def test_captions_without_the_words_for_the_concept_are_refused(denoiser, bank, 
 def test_settings_about_other_concepts_are_refused_on_own_words(setting):
     with pytest.raises(UserError, match=f"{next(iter(setting))} must be"):
         TrainingConfig(acts_on="own-words", **setting)
+
+
+def test_summing_concepts_of_own_words_is_reported(denoiser, bank, text_encoder):
+    learn(denoiser, bank, text_encoder, "a", token_vectors=1)
+    learn(denoiser, bank, text_encoder, "b", token_vectors=1, acts_on="everything")
+    (note,) = describe_trained_on_own_words(bank, [("a", 1.0), ("b", 1.0)])
+    assert note.endswith("they change the rest, too: a.")
