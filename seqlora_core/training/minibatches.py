@@ -78,7 +78,6 @@ def _minibatch(
     text = torch.stack([pick.prompts[index] for pick, index in zip(picks, prompts, strict=True)]).float()
     texts = tuple(pick.texts[index] for pick, index in zip(picks, prompts, strict=True) if pick.texts)
     marked = [pick.own_rows[index] for pick, index in zip(picks, prompts, strict=True) if pick.own_rows is not None]
-    own_rows = torch.stack(marked).to(denoiser.device) if marked else None
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.randint(len(denoiser.alphas_cumprod), (len(picks),), generator=generator)
     signal = denoiser.alphas_cumprod.cpu()[timesteps].view(-1, 1, 1, 1)
@@ -86,6 +85,7 @@ def _minibatch(
     # A card takes them while the program goes on; without this, each copy waits for all work before it.
     free = denoiser.device.type == "cuda"
     tensors = (tensor.to(denoiser.device, non_blocking=free) for tensor in (noisy, timesteps, noise, text, mask))
+    own_rows = torch.stack(marked).to(denoiser.device, non_blocking=free) if marked else None
     return Minibatch(*tensors, weight, with_earlier, texts, own_rows)
 
 
