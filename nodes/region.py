@@ -43,7 +43,8 @@ class RegionNode(io.ComfyNode):
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="What the area shows. The concepts act there whose words this prompt names.",
+                    tooltip="What the area shows. The concepts act there whose words this prompt names. Leave it "
+                    "empty to keep the prompt of the whole image there, and list concepts.",
                 ),
                 *(_edge(name, default) for name, default in _EDGES.items()),
                 _share(

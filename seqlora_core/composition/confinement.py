@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..data.own_words import own_word_rows
-from ..data.prompts import shorten
 from ..errors import UserError
 from ..model.adapters import Adapter, sum_adapters
 from ..model.sd15 import receives_text
@@ -118,7 +117,9 @@ def confine(
 
 def texts_of(prompts: tuple[str, str], regions: Sequence[Region]) -> list[tuple[str, str]]:
     """List the texts of a composition: the global negative prompt and prompt, and those of each region."""
-    return [prompts, *((prompts[0] if r.negative is None else r.negative, r.prompt) for r in regions)]
+    negative, prompt = prompts
+    own = [(negative if r.negative is None else r.negative, r.prompt if r.prompt.strip() else prompt) for r in regions]
+    return [prompts, *own]
 
 
 def confine_rows(
@@ -186,8 +187,7 @@ def _regional_strengths(regions: Sequence[Region], parts: Sequence[SelectedConce
         for name, strength in region.concepts:
             if name not in places:
                 raise UserError(
-                    f"The region {shorten(region.prompt)} has the concept {name!r}, which is not selected: select it, "
-                    "too."
+                    f"The region {region.label} has the concept {name!r}, which is not selected: select it, too."
                 )
             row[places[name]] = strength
     return strengths

@@ -46,7 +46,7 @@ class Region:
     """One area of the image with a prompt of its own.
 
     Attributes:
-        prompt: what the area shows.
+        prompt: what the area shows; empty for the prompt of the whole image, which then needs `concepts`.
         area: a `Box`, or a mask [H, W] of values 0..1 in any resolution, which is scaled to the canvas.
         negative: what guidance steers away from in the area; None for the global negative prompt.
         concepts: (name, strength) of each concept that acts in the area; None for those that `prompt` names.
@@ -69,9 +69,12 @@ class Region:
     feather: float = 0.0
 
     def __post_init__(self) -> None:
-        name = shorten(self.prompt)
-        if not self.prompt.strip():
-            raise UserError("A region has no prompt: write what its area shows.")
+        name = self.label
+        if not self.prompt.strip() and not self.concepts:
+            raise UserError(
+                "A region has no prompt: write what its area shows, or list its concepts to keep the prompt of the "
+                "whole image there."
+            )
         for setting in ("strength", "start", "end", "feather"):
             if not 0 <= getattr(self, setting) <= 1:  # NaN, too
                 raise UserError(
@@ -85,6 +88,11 @@ class Region:
             self._check_box(name)
         else:
             self._check_mask(name)
+
+    @property
+    def label(self) -> str:
+        """The region as messages call it: by its prompt, or by its concepts."""
+        return shorten(self.prompt if self.prompt.strip() else ", ".join(name for name, _ in self.concepts or ()))
 
     def _check_box(self, name: str) -> None:
         if not all(map(math.isfinite, self.area)):
@@ -152,7 +160,7 @@ def describe_cut_boxes(regions: Sequence[Region]) -> list[str]:
     """Report boxes that reach beyond the canvas, as sentences."""
     boxes = [(region, region.area) for region in regions if isinstance(region.area, Box)]
     return [
-        f"The box {box} of the region {shorten(region.prompt)} reaches beyond the canvas and is cut to {box.cut()}."
+        f"The box {box} of the region {region.label} reaches beyond the canvas and is cut to {box.cut()}."
         for region, box in boxes
         if box != box.cut()
     ]

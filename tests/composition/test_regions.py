@@ -136,6 +136,15 @@ def test_a_region_over_the_whole_canvas_is_the_plain_sum(base, guidance):
     assert torch.allclose(ours, plain, rtol=0, atol=1e-5)
 
 
+def test_a_region_without_a_prompt_keeps_that_of_the_whole_image(base):
+    parts, prompt = [concept(base.layers, "dog", 1), concept(base.layers, "cat", 2)], "a sksdog and a skscat"
+    first, second = (
+        predictions(base, regional(base, prompt, parts, [Region(text, Box(0, 0, 0.5, 1), concepts=(("dog", 1.0),))]))
+        for text in ("", prompt)
+    )
+    assert all(map(torch.equal, first, second))
+
+
 def test_a_region_without_strength_is_the_global_prompt(base):
     parts = [concept(base.layers, "dog", 1), concept(base.layers, "cat", 2)]
     prompt = "a sksdog and a skscat"
