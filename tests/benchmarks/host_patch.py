@@ -91,10 +91,15 @@ def make_model() -> ModelPatcher:
     return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
+def run_node(node: type, *inputs) -> tuple:
+    """A node's outputs, run on a clone of its class with the hidden inputs of a graph, as the host does it."""
+    return node.PREPARE_CLASS_CLONE({}).execute(*inputs).args
+
+
 def one_patch(model: ModelPatcher, folder: Path) -> ModelPatcher:
     """The pack's nodes: Basis Bank Loader and Compose Concepts."""
-    (bank, *_) = pack("nodes.bank").BasisBankLoader.execute(folder.name).args
-    return pack("nodes.compose").ComposeConcepts.execute(model, bank, "").args[0]
+    (bank, *_) = run_node(pack("nodes.bank").BasisBankLoader, folder.name)
+    return run_node(pack("nodes.compose").ComposeConcepts, model, bank, "")[0]
 
 
 def chained(model: ModelPatcher, folder: Path) -> ModelPatcher:
@@ -157,7 +162,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "bank"
-        base, layers = pack("nodes.host").identify(make_model(), "random weights")
+        base, layers = pack("nodes.host.model").identify(make_model(), "random weights")
         fill(Bank.open_or_create(folder, BaseIdentity(base.name, base.fingerprint), layers), arguments.concepts)
         runs = {"one patch": [], "chained": []}
         for _ in range(arguments.runs):

@@ -97,3 +97,10 @@ def test_one_concept_is_picked_for_a_rename(page, host):
     build(page, "SeqLoRABankLoader", "SeqLoRARenameConcept")
     page.drag(".seqlora-row input[type=radio]", 2)
     page.wait_for(f"{GRAPH}[1].widgets[0].value === 'subject 2'")
+
+
+def test_concepts_are_picked_for_regions(page, host):
+    make_bank(host, "picked", 4)
+    build(page, "SeqLoRABankLoader", "SeqLoRAComposeRegions")
+    page.drag(CHECK, 2)
+    text_is(page, "subject 0:1, subject 1:1, subject 3:1")

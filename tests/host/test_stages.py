@@ -79,7 +79,7 @@ def test_a_second_node_encodes_only_what_is_new(two_runs):
 
 
 def test_the_same_run_encodes_nothing_again_after_cancel_and_says_where_it_stopped(host):
-    prompt = {**skipping(-4), **training("dog", bank_name="cancelled", clip=["skip", 0], steps=30)}
+    prompt = {**skipping(-4), **training("dog", bank_name="cancelled early", clip=["skip", 0], steps=30)}
     before = len(host.log())
     early = texts_until_cancelled(host, prompt, "prompts: 8 of")
     assert early[-1] == "Stopped before the first step, and nothing was lost; run again to continue."
