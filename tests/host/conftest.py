@@ -48,6 +48,7 @@ def base_directory(tmp_path_factory, photos) -> Path:
         (folder / "input").mkdir(exist_ok=True)
         shutil.copy(photos / subject / "00.jpg", folder / "input" / f"{subject}.jpg")
     shutil.copytree(photos / "cat", folder / "input" / "cat photos")
+    shutil.copy(folder / "input" / "dog.jpg", folder / "input" / "example.png")  # the host brings an image of that name
     (folder / "models" / "loras").mkdir(parents=True)
     checkpoint = folder / "models" / "checkpoints" / "small.safetensors"
     controlnet = folder / "models" / "controlnet" / "small.safetensors"
@@ -55,6 +56,8 @@ def base_directory(tmp_path_factory, photos) -> Path:
         path.parent.mkdir()
     script = Path(__file__).parent / "make_checkpoint.py"
     subprocess.run([host_python(), script, host_checkout(), checkpoint, controlnet], check=True, capture_output=True)
+    # By the name that a template asks for: the page would offer to download it.
+    shutil.copy(controlnet, controlnet.with_name("control_v11p_sd15_scribble_fp16.safetensors"))
     return folder
 
 
