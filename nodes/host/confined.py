@@ -18,11 +18,11 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
 from ...seqlora_core.bank import Concept
-from ...seqlora_core.composition.confinement import Confinement, receives_text
+from ...seqlora_core.composition.confinement import Confinement
 from ...seqlora_core.composition.regions import Box, blend, region_weights
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.model.adapters import Adapter, attach
-from ...seqlora_core.model.sd15 import TIMESTEPS, module_names
+from ...seqlora_core.model.sd15 import TIMESTEPS, module_names, receives_text
 from ..cache_keys import values_fingerprint
 from . import ModelPatcher
 from .model import check_fits, note_concepts

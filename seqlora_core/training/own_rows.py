@@ -1,5 +1,9 @@
 """The rows of text embeddings on which a concept acts that is trained with `acts_on` own-words."""
 
+from functools import cache
+
+from torch import Tensor
+
 from ..bank import ConceptSpec
 from ..data.dataset import EncodedConcept
 from ..data.own_words import own_word_rows
@@ -26,7 +30,11 @@ def mark_own_rows(
     def count(text: str) -> int:
         return encoder.count_tokens(text, words)
 
-    marked = data.with_own_rows(lambda texts: own_word_rows(texts, [subject], count, tokens, words)[0])
+    @cache  # most images of a concept have the same prompts
+    def mark(texts: tuple[str, ...]) -> Tensor:
+        return own_word_rows(texts, [subject], count, tokens, words)[0]
+
+    marked = data.with_own_rows(mark)
     if not any(example.own_rows.any() for example in marked.examples):
         raise UserError(
             f"No caption contains {subject!r} in its first {tokens} tokens, and with acts_on own-words a concept acts "

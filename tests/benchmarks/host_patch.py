@@ -9,7 +9,6 @@ their own, so that the peak is their own too; what is shown is the median, and t
 
 import argparse
 import importlib
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -44,17 +43,10 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
 from filled_bank import fill  # noqa: E402
+from host_pack import pack, unet_config  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from seqlora_core.bank import Bank, BaseIdentity  # noqa: E402
-
-SD15 = {
-    **{"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2]},
-    **{"channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1},
-    **{"transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "num_heads": 8, "context_dim": 768},
-    **{"use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None},
-    **{"use_temporal_attention": False, "dtype": torch.float16},
-}
 
 
 def peak_memory() -> int:
@@ -68,21 +60,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def pack(module: str):
-    """A module of the node pack, imported as the host does it: the checkout is a package."""
-    name = "seqlora_pack"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"{name}.{module}")
-
-
 def make_model() -> ModelPatcher:
     """SD1.5's UNet on the CPU; weights are random in the attention layers, and never touched elsewhere."""
     torch.manual_seed(0)
-    config = comfy.supported_models.SD15(SD15)
+    config = comfy.supported_models.SD15(unet_config(torch.float16))
     model = config.get_model({}).eval()
     for name, weight in model.named_parameters():
         weight.requires_grad_(False)

@@ -9,7 +9,6 @@ the processor's time, and the least and the most.
 
 import argparse
 import importlib
-import importlib.util
 import statistics
 import sys
 import time
@@ -37,30 +36,13 @@ import comfy.sample  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
+from host_pack import pack, unet_config  # noqa: E402
 
-SD15 = {
-    **{"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2]},
-    **{"channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1},
-    **{"transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "num_heads": 8, "context_dim": 768},
-    **{"use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None},
-    **{"use_temporal_attention": False, "dtype": torch.float32},
-}
 RANK, TOKENS, WIDTH = 4, 77, 768
 
 
-def pack(module: str):
-    """A module of the node pack, imported as the host does it: the checkout is a package."""
-    name = "seqlora_pack"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"{name}.{module}")
-
-
 def make_model() -> ModelPatcher:
-    model = comfy.supported_models.SD15(SD15).get_model({}).eval()
+    model = comfy.supported_models.SD15(unet_config(torch.float32)).get_model({}).eval()
     for weight in model.parameters():
         weight.requires_grad_(False).normal_(std=0.02)
     return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
