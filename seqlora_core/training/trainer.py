@@ -51,6 +51,8 @@ class RunOptions:
         preview_every: steps between previews for the monitor; 0 makes none.
         vocabulary: entries of the base's tokenizer, by which a token that is an ordinary word is recognized.
         store_anyway: store the concept even if the loss ended far above where it began.
+        first_word: vectors [k, w] that the word starts from, of a textual inversion for example; with
+            `config.token_share` 0 it stays as it is.
     """
 
     resume: bool = False
@@ -61,6 +63,7 @@ class RunOptions:
     preview_every: int = 0
     vocabulary: Container[str] = ()
     store_anyway: bool = False
+    first_word: Tensor | None = None
 
 
 def train_concept(
@@ -142,7 +145,9 @@ class _Run:
         self.word: WordTraining | None = None
         if self.config.learns_word:
             check_names_word((text for example in data.examples for text in example.texts), plan.spec.token)
-            self.word = WordTraining(denoiser, text_encoder, data, plan.spec, self.config, plan.words)
+            self.word = WordTraining(
+                denoiser, text_encoder, data, plan.spec, self.config, plan.words, options.first_word
+            )
         self.progress = Progress(plan, monitor)
         self.path = bank.checkpoint_path(plan.spec.name)
         self.identity = {
