@@ -21,9 +21,9 @@ from seqlora_core.model.base import load_base
 from seqlora_core.training.methods import METHODS
 
 from .job_queue import Job, run_jobs
-from .measure import after, alone, drift, final, pairs, selections
+from .measure import after, alone, costs, drift, final, pairs, selections
 from .recipes import ABLATION, ALTERNATING, LORA, OURS, PUBLISHED, RECIPES, SYSTEMS, Recipe, System
-from .runs import Run, Workshop, read_json, write_json
+from .runs import Run, Workshop, write_json
 from .tables import write_tables
 from .tuning import Tuning, is_available
 
@@ -106,9 +106,9 @@ class Comparison:
             single = alone(run, learned)
             history = after(run, learned) if system.in_order else {}
             seconds = [concept.metrics["seconds"] for concept in learned]
-            costs = read_json(run.folder / "sheets" / "costs" / f"{system.key}-{count}.json") or {}
             scores = {"final": final(system, run, learned), "alone": single, "after": history}
-            return {"seed": seed, "count": count, "scores": scores, "training_seconds": seconds, **costs}
+            cost = costs(system, run, learned)
+            return {"seed": seed, "count": count, "scores": scores, "training_seconds": seconds, "merge": cost}
 
         self._jobs(part, systems, seed, measure, f"-{count}-{seed}")
 

@@ -48,8 +48,17 @@ def drawing(system: System, run: Run, concepts: Sequence[Concept]) -> Draw:
     fusion = FUSIONS[system.merge]
     fused = fuse(fusion, parts, system.settings, BaseSource(run.base, system.settings) if fusion.reads_base else None)
     cost = {"seconds": round(fused.seconds, 2), "megabytes": round(fused.peak_bytes / 2**20, 1)}
-    run.kept(f"costs/{_name(system)}/{len(concepts)}", lambda: cost)
+    run.kept(_costs(system, concepts), lambda: cost)
     return run.drawing_with(fused.adapters)
+
+
+def costs(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
+    """Seconds and megabytes of putting these concepts together, once that was done; empty for sums."""
+    return run.kept(_costs(system, concepts), dict) if system.merge in FUSIONS and system.merge != "sum" else {}
+
+
+def _costs(system: System, concepts: Sequence[Concept]) -> str:
+    return f"costs/{_name(system)}/{len(concepts)}"
 
 
 def final(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, float]:

@@ -81,11 +81,6 @@ class System:
         """Whether the model after each concept is the plain sum up to it, so that concepts can be forgotten."""
         return self.merge == "sum" and self.strength == 1.0
 
-    @property
-    def key(self) -> str:
-        """Its name in files."""
-        return f"{self.recipe.name} {self.merge} {'tuned' if self.strength is None else self.strength}"
-
 
 SYSTEMS = (
     System("SeqLoRA (ours)", OURS, needs="order of training"),
