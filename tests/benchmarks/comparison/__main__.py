@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.comparison --out DIR [--results DIR] [--only PART ...] [--seeds S ...]
 
-The parts: `tuning` (step sizes), `main` (all systems; 16 concepts), `ablation`, `counts` (32 and 48 concepts),
+The parts, each after the step sizes that it needs: `main` (all systems; 16 concepts), `ablation`, `counts` (32 and 48 concepts),
 `selections`, `pairs`, `drift` (of other things), and `tables`, which writes what there is to DIR/tables or to the
 folder given with --results.  A run that was stopped goes on with the same command: what is trained and scored is kept
 in DIR.  Start it several times to use several cores: each process takes work that no other one is at.
@@ -18,20 +18,20 @@ import torch
 from seqlora_core.cli.terminal import quiet_libraries
 from seqlora_core.errors import TrainingDiverged, TrainingExploded
 from seqlora_core.model.base import load_base
-from seqlora_core.training.methods import METHODS
 
 from .job_queue import Job, run_jobs
 from .measure import after, alone, costs, drift, final, pairs, selections
-from .recipes import ABLATION, ALTERNATING, LORA, OURS, PUBLISHED, RECIPES, SYSTEMS, Recipe, System
+from .recipes import ABLATION, ALTERNATING, LORA, OURS, PUBLISHED, SYSTEMS, Recipe, System
 from .runs import Run, Workshop, write_json
 from .tables import write_tables
 from .tuning import Tuning, is_available
 
 MIDDLE, LARGE, ALL = 16, 32, 48
 SEEDS = (0, 1, 2)
+AVAILABLE = [system for system in SYSTEMS if is_available(system)]
 AT_LARGE = (OURS, PUBLISHED, ALTERNATING, LORA)  # recipes that learn more than 16 concepts
 WITHOUT_LARGE = ("switching",)
-PARTS = ("tuning", "main", "ablation", "counts", "selections", "pairs", "drift")
+PARTS = ("main", "ablation", "counts", "selections", "pairs", "drift")
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,23 @@ class Comparison:
     seeds: tuple[int, ...]
 
     @property
-    def recipes(self) -> list[Recipe]:
-        """Those that this version can train."""
-        return [recipe for recipe in RECIPES.values() if recipe.settings.get("method", "seqlora") in METHODS]
-
-    @property
     def systems(self) -> list[System]:
         """Those that this version has, with what was tuned for them."""
-        return [self.tuning.tuned(system) for system in SYSTEMS if is_available(system)]
+        return [self.tuning.tuned(system) for system in AVAILABLE]
 
     def run(self, recipe: Recipe, seed: int) -> Run:
         """The run of a recipe with its step size."""
         config = recipe.config(seed, self.tuning.choice(recipe.name)["step_size"])
         return Run(self.shop, f"{recipe.name}-{seed}", recipe, config, self.shop.concepts)
 
-    def tune(self) -> None:
-        """Choose all step sizes."""
+    def tune(self, part: str) -> None:
+        """Choose the step sizes that a part needs."""
+        systems = [System(name, recipe) for name, recipe in ABLATION] if part == "ablation" else AVAILABLE
+        recipes = dict.fromkeys(system.recipe for system in systems)
         folder = self.tuning.folder
-        jobs = [(recipe.name, lambda recipe=recipe: self.tuning.tune(recipe)) for recipe in self.recipes]
-        run_jobs([Job(name, folder / f".{name}.lock", do) for name, do in jobs])
-        run_jobs([Job("merges", folder / ".merges.lock", self.tuning.tune_merges)])
+        run_jobs([Job(r.name, folder / f".{r.name}.lock", lambda r=r: self.tuning.tune(r)) for r in recipes])
+        if part != "ablation":
+            run_jobs([Job("merges", folder / ".merges.lock", self.tuning.tune_merges)])
 
     def main(self) -> None:
         """Every system with 16 concepts."""
@@ -146,10 +143,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     shop = Workshop(load_base("mini", "cpu"), arguments.out)
     comparison = Comparison(shop, Tuning(shop), tuple(arguments.seeds))
-    steps = {"tuning": comparison.tune, **{part: getattr(comparison, part) for part in PARTS[1:]}}
     for part in arguments.only:
-        if part in steps:
-            steps[part]()
+        if part in PARTS:
+            comparison.tune(part)
+            getattr(comparison, part)()
     write_tables(arguments.out, arguments.results or arguments.out / "tables")
 
 

@@ -12,7 +12,7 @@ RESOLUTION = 32
 SETTINGS = {"rank": 2, "batch_size": 4, "token_vectors": 2, "token_share": 0.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """How the concepts of a bank are trained.
 
@@ -114,9 +114,5 @@ ABLATION = (
     ("alternating iteration", Recipe("no-coupling", {"method": "alternating", **_DEFAULTS})),
     ("LoRA with penalty and alternate images", Recipe("lora-penalty", {"method": "lora", **_PENALTY, **_ALTERNATE})),
     ("InfLoRA-style with alternate images", Recipe("inflora-alternate", {"method": "inflora", **_ALTERNATE})),
-    ("Continual Alternating with alternate images", Recipe("alternating-alternate", {"method": "alternating", **_ALTERNATE})),
+    ("Alternating with alternate images", Recipe("alternating-alternate", {"method": "alternating", **_ALTERNATE})),
 )
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (*(system.recipe for system in SYSTEMS), *(recipe for _, recipe in ABLATION))
-}

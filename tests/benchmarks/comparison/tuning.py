@@ -12,6 +12,7 @@ from statistics import fmean
 
 from seqlora_core.composition.fusion import FUSIONS
 from seqlora_core.errors import TrainingDiverged, TrainingExploded
+from seqlora_core.training.methods import METHODS
 
 from .measure import alone, final
 from .recipes import LORA, Recipe, System
@@ -121,5 +122,6 @@ class Tuning:
 
 
 def is_available(system: System) -> bool:
-    """Whether this version has the system's merge."""
-    return system.merge in FUSIONS or system.merge in ("own words", "switching", "words alone")
+    """Whether this version has the system's method and merge."""
+    merges = (*FUSIONS, "own words", "switching", "words alone")
+    return system.recipe.settings.get("method", "seqlora") in METHODS and system.merge in merges
