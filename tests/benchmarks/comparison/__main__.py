@@ -2,16 +2,18 @@
 
     python -m tests.benchmarks.comparison --out DIR [--results DIR] [--only PART ...] [--seeds S ...]
 
-The parts, each after the step sizes that it needs: `main` (all systems; 16 concepts), `ablation`, `counts` (32 and 48 concepts),
-`selections`, `pairs`, `drift` (of other things), and `tables`, which writes what there is to DIR/tables or to the
-folder given with --results.  A run that was stopped goes on with the same command: what is trained and scored is kept
-in DIR.  Start it several times to use several cores: each process takes work that no other one is at.
+The parts, each after the step sizes that it needs: `main` (all systems; 16 concepts), `ablation`, `counts` (other
+numbers of concepts), `selections`, `pairs`, `drift` (of other things), and `tables`, which writes what there is to
+DIR/tables or to the folder given with --results.  A run that was stopped goes on with the same command: what is trained
+and scored is kept in DIR.  Start it several times to use several cores: each process takes work that no other one is
+at.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -26,7 +28,7 @@ from .runs import Run, Workshop, write_json
 from .tables import write_tables
 from .tuning import Tuning, is_available
 
-MIDDLE, LARGE, ALL = 16, 32, 48
+FEW, MIDDLE, LARGE, ALL = (1, 2, 4, 8), 16, 32, 48
 SEEDS = (0, 1, 2)
 AVAILABLE = [system for system in SYSTEMS if is_available(system)]
 AT_LARGE = (OURS, PUBLISHED, ALTERNATING, LORA)  # recipes that learn more than 16 concepts
@@ -77,6 +79,12 @@ class Comparison:
         for seed in self.seeds:
             self._measure("main", LARGE, systems, seed)
         self._measure("main", ALL, systems, SEEDS[0])
+
+        def grown(system: System, run: Run) -> dict:
+            learned = run.learn(FEW[-1])
+            return {str(count): fmean(final(system, run, learned[:count]).values()) for count in FEW}
+
+        self._jobs("growth", systems, SEEDS[0], grown)
 
     def selections(self) -> None:
         """2, 4 and 8 of 32 concepts, put together by themselves."""

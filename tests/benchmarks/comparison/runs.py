@@ -119,9 +119,15 @@ class Run:
         if missing:
             drawn = draw()
             for concept in missing:
-                found[concept.name] = self.identity(concept, to_tensor(drawn(subject_prompt(concept.subject))))
+                images = drawn(subject_prompt(concept.subject))
+                save_image(images[0], self.picture(sheet, concept))
+                found[concept.name] = self.identity(concept, to_tensor(images))
                 self._keep(sheet, found)
         return {concept.name: found[concept.name] for concept in asked}
+
+    def picture(self, sheet: str, concept: Concept) -> Path:
+        """Where the first image of a concept in a sheet is kept, to be looked at."""
+        return self.folder / "pictures" / sheet / f"{slug(concept.name)}.png"
 
     def kept(self, sheet: str, make: Callable[[], object]) -> object:
         """What `make` returns, called once."""
@@ -219,6 +225,12 @@ def folded(base: Base, adapters: Adapters) -> Iterator[None]:
     finally:
         for name, weight in plain.items():
             layers[name].weight.data = weight
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image, and the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, optimize=True)
 
 
 def read_json(path: Path) -> object | None:
