@@ -22,7 +22,7 @@ from seqlora_core.errors import TrainingDiverged, TrainingExploded
 from seqlora_core.model.base import load_base
 
 from .job_queue import Job, run_jobs
-from .measure import after, alone, costs, drift, final, pairs, selections
+from .measure import after, alone, costs, drift, final, final_sheet, pairs, selections
 from .recipes import ABLATION, ALTERNATING, LORA, OURS, PUBLISHED, SYSTEMS, Recipe, System
 from .runs import Run, Workshop, write_json
 from .tables import write_tables
@@ -113,7 +113,9 @@ class Comparison:
             seconds = [concept.metrics["seconds"] for concept in learned]
             scores = {"final": final(system, run, learned), "alone": single, "after": history}
             cost = costs(system, run, learned)
-            return {"seed": seed, "count": count, "scores": scores, "training_seconds": seconds, "merge": cost}
+            pictures = f"{run.folder.name}/pictures/{final_sheet(system, learned)}"
+            costs_of = {"training_seconds": seconds, "merge": cost}
+            return {"seed": seed, "count": count, "scores": scores, **costs_of, "pictures": pictures}
 
         self._jobs(part, systems, seed, measure, f"-{count}-{seed}")
 

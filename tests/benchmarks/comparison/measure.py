@@ -65,9 +65,13 @@ def final(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, fl
     """Each concept, with all of these put together."""
     if system.merge == "switching":
         return alone(run, concepts)
+    return run.scores(final_sheet(system, concepts), concepts, lambda: drawing(system, run, concepts))
+
+
+def final_sheet(system: System, concepts: Sequence[Concept]) -> str:
+    """The name of the scores of `final`."""
     names = digest([concept.name for concept in concepts])[:8]
-    sheet = f"final/{_name(system)}/{len(concepts)}-{names}"
-    return run.scores(sheet, concepts, lambda: drawing(system, run, concepts))
+    return f"final/{_name(system)}/{len(concepts)}-{names}"
 
 
 def alone(run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
