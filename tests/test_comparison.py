@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from seqlora_core.bank.names import slug
 from seqlora_core.data.images import to_tensor
 from seqlora_core.mini import mini_concepts
 from seqlora_core.model.base import load_base
@@ -14,7 +15,7 @@ from seqlora_core.training.methods import METHODS
 from seqlora_core.training.protected_prompts import COMMON_SUBJECTS
 from tests.benchmarks.comparison import job_queue, measure, recipes, runs, tables, tuning
 from tests.benchmarks.comparison.__main__ import Comparison
-from tests.benchmarks.comparison.recipes import ABLATION, LORA, OURS, SYSTEMS, System
+from tests.benchmarks.comparison.recipes import ABLATION, DEFAULTS, LORA, OURS, SYSTEMS, System
 from tests.benchmarks.comparison.runs import Workshop, write_json
 from tests.benchmarks.comparison.statistics import bootstrap_interval, paired
 
@@ -117,6 +118,9 @@ def small(tmp_path, monkeypatch) -> Comparison:
 def test_systems_are_measured_once_and_make_the_same_tables_twice(small, tmp_path, monkeypatch):
     systems = [System("SeqLoRA (ours)", OURS), System("LoRA, summed", LORA), System("TIES", OURS, "own words")]
     small._measure("main", 2, systems, 0)
+    monkeypatch.setattr("tests.benchmarks.comparison.__main__.CONCEPTS", 1)
+    monkeypatch.setattr("tests.benchmarks.comparison.__main__.DEFAULTS", [DEFAULTS[1], DEFAULTS[-1]])
+    small.defaults()
     results = tables.Results(tmp_path)
     [ours] = results.of("main", "SeqLoRA (ours)", 2)
     assert ours["scores"]["final"].keys() == ours["scores"]["after"].keys() == ours["scores"]["alone"].keys()
@@ -124,13 +128,14 @@ def test_systems_are_measured_once_and_make_the_same_tables_twice(small, tmp_pat
     assert ours["scores"]["final"][last] == ours["scores"]["after"][last]
     monkeypatch.setattr(runs, "generate", lambda *anything, **more: pytest.fail("drawn again"))
     monkeypatch.setattr(runs, "train_concept", lambda *anything, **more: pytest.fail("trained again"))
-    (tmp_path / "results" / "main" / "SeqLoRA (ours)-2-0.json").unlink()
+    (tmp_path / "results" / "main" / f"{slug(ours['system'])}-2-0.json").unlink()
     small._measure("main", 2, systems, 0)
     assert tables.Results(tmp_path).of("main", "SeqLoRA (ours)", 2) == [ours]
     for folder in ("first", "second"):
         tables.write_tables(tmp_path, tmp_path / folder)
     made = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert made == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    assert "| `--rank 4` | 0." in made["report.md"].decode()
     assert "| SeqLoRA (ours) | 1 |" in made["report.md"].decode() and Image.open(tmp_path / "first" / "grid.png")
 
 

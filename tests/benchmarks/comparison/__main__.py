@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.comparison --out DIR [--results DIR] [--only PART ...] [--seeds S ...]
 
-The parts, each after the step sizes that it needs: `main` (all systems; 16 concepts), `ablation`, `counts` (other
-numbers of concepts), `selections`, `pairs`, `drift` (of other things), and `tables`, which writes what there is to
-DIR/tables or to the folder given with --results.  A run that was stopped goes on with the same command: what is trained
-and scored is kept in DIR.  Start it several times to use several cores: each process takes work that no other one is
-at.
+The parts, each after the step sizes that it needs: `main` (all systems; 16 concepts), `ablation`, `defaults` (of
+`train`), `counts` (other numbers of concepts), `selections`, `pairs`, `drift` (of other things), and `tables`, which
+writes what there is to DIR/tables or to the folder given with --results.  A run that was stopped goes on with the same
+command: what is trained and scored is kept in DIR.  Start it several times to use several cores: each process takes
+work that no other one is at.
 """
 
 import argparse
@@ -17,23 +17,24 @@ from statistics import fmean
 
 import torch
 
+from seqlora_core.bank.names import slug
 from seqlora_core.cli.terminal import quiet_libraries
 from seqlora_core.errors import TrainingDiverged, TrainingExploded
 from seqlora_core.model.base import load_base
 
 from .job_queue import Job, run_jobs
 from .measure import after, alone, costs, drift, final, final_sheet, pairs, selections
-from .recipes import ABLATION, ALTERNATING, LORA, OURS, PUBLISHED, SYSTEMS, Recipe, System
+from .recipes import ABLATION, ALTERNATING, DEFAULTS, LORA, OURS, PUBLISHED, SYSTEMS, Recipe, System
 from .runs import Run, Workshop, write_json
 from .tables import write_tables
-from .tuning import Tuning, is_available
+from .tuning import CONCEPTS, SEED, Tuning, is_available
 
 FEW, MIDDLE, LARGE, ALL = (1, 2, 4, 8), 16, 32, 48
 SEEDS = (0, 1, 2)
 AVAILABLE = [system for system in SYSTEMS if is_available(system)]
 AT_LARGE = (OURS, PUBLISHED, ALTERNATING, LORA)  # recipes that learn more than 16 concepts
 WITHOUT_LARGE = ("switching",)
-PARTS = ("main", "ablation", "counts", "selections", "pairs", "drift")
+PARTS = ("main", "ablation", "defaults", "counts", "selections", "pairs", "drift")
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class Comparison:
 
     def tune(self, part: str) -> None:
         """Choose the step sizes that a part needs."""
-        systems = [System(name, recipe) for name, recipe in ABLATION] if part == "ablation" else AVAILABLE
-        recipes = dict.fromkeys(system.recipe for system in systems)
+        recipes = {"ablation": [recipe for _, recipe in ABLATION], "defaults": [OURS]}.get(part)
+        recipes = recipes or dict.fromkeys(system.recipe for system in AVAILABLE)
         folder = self.tuning.folder
         run_jobs([Job(r.name, folder / f".{r.name}.lock", lambda r=r: self.tuning.tune(r)) for r in recipes])
-        if part != "ablation":
+        if part not in ("ablation", "defaults"):
             run_jobs([Job("merges", folder / ".merges.lock", self.tuning.tune_merges)])
 
     def main(self) -> None:
@@ -72,6 +73,18 @@ class Comparison:
         """Every row of the ablation with 16 concepts."""
         for seed in self.seeds:
             self._measure("ablation", MIDDLE, [System(name, recipe) for name, recipe in ABLATION], seed)
+
+    def defaults(self) -> None:
+        """The defaults of `train` and their neighbours, on the concepts that settings are chosen on."""
+        step_size = self.tuning.choice(OURS.name)["step_size"]
+
+        def measure(system: System, run: Run) -> dict:
+            learned = run.learn(2 * CONCEPTS)
+            scores = {"final": final(system, run, learned), "alone": alone(run, learned), "after": after(run, learned)}
+            return {"seed": SEED, "count": len(learned), "scores": scores}
+
+        systems = [System(name, recipe) for name, recipe in DEFAULTS]
+        self._jobs("defaults", systems, SEED, measure, open_run=lambda recipe: self.tuning.run(recipe, step_size))
 
     def counts(self) -> None:
         """32 concepts, and 48 with the first seed."""
@@ -120,14 +133,22 @@ class Comparison:
         self._jobs(part, systems, seed, measure, f"-{count}-{seed}")
 
     def _jobs(
-        self, part: str, systems: list[System], seed: int, measure: Callable[[System, Run], dict], suffix: str = ""
+        self,
+        part: str,
+        systems: list[System],
+        seed: int,
+        measure: Callable[[System, Run], dict],
+        suffix: str = "",
+        open_run: Callable[[Recipe], Run] | None = None,
     ) -> None:
+        open_run = open_run or (lambda recipe: self.run(recipe, seed))
+
         def do(system: System) -> None:
-            path = self.shop.out / "results" / part / f"{system.name}{suffix}.json".replace("/", "-")
+            path = self.shop.out / "results" / part / f"{slug(system.name)}{suffix}.json"
             if path.is_file():
                 return
             try:
-                write_json(path, {"system": system.name, **measure(system, self.run(system.recipe, seed))})
+                write_json(path, {"system": system.name, **measure(system, open_run(system.recipe))})
                 print(f"{part}: {path.stem} is done", flush=True)
             except (TrainingDiverged, TrainingExploded) as error:
                 write_json(path, {"system": system.name, "failed": str(error)})

@@ -21,12 +21,14 @@ class Recipe:
         tuned_alone: whether learning rates are chosen by each concept alone, which is what merges start from, instead
             of by the sum of all.
         constrained: whether eq. 4 holds, where the method has it.
+        length: passes for the factors, relative to those of the others.
     """
 
     name: str
     settings: Mapping[str, object]
     tuned_alone: bool = False
     constrained: bool = True
+    length: float = 1.0
 
     @property
     def optimizer(self) -> str:
@@ -36,7 +38,8 @@ class Recipe:
         """Resolve the settings, with as many steps as the passes that the word leaves allow."""
         values = {**SETTINGS, "seed": seed, "lr_coefficients": step_size, "lr_basis": step_size, **self.settings}
         config = resolve(TrainingConfig(**values), RESOLUTION, "float32")
-        return replace(config, steps=(PASSES - WORD_PASSES) // METHODS[config.method].passes(config))
+        passes = PASSES if config.token_share else PASSES - WORD_PASSES
+        return replace(config, steps=round(self.length * passes) // METHODS[config.method].passes(config))
 
 
 OURS = Recipe("seqlora", {})
@@ -115,4 +118,39 @@ ABLATION = (
     ("LoRA with penalty and alternate images", Recipe("lora-penalty", {"method": "lora", **_PENALTY, **_ALTERNATE})),
     ("InfLoRA-style with alternate images", Recipe("inflora-alternate", {"method": "inflora", **_ALTERNATE})),
     ("Alternating with alternate images", Recipe("alternating-alternate", {"method": "alternating", **_ALTERNATE})),
+)
+
+
+def _words(vectors: int = 2, share: float = WORD_PASSES / PASSES, step_size: float = 0.25) -> Recipe:
+    """Words that are learned with other settings, so not those that all recipes share."""
+    settings = {"token_vectors": vectors, "token_share": share, "lr_token": step_size}
+    return Recipe(f"words-{vectors}-{share:.2g}-{step_size:g}", settings)
+
+
+# A row per default of `train`, changed: a name, and the recipe, at the step size of OURS.
+DEFAULTS = (
+    ("nothing", OURS),
+    ("`--rank 4`", Recipe("rank-4", {"rank": 4})),
+    ("`--rank 8`", Recipe("rank-8", {"rank": 8})),
+    ("half the steps of the factors", Recipe("short", {}, length=0.5)),
+    ("twice the steps of the factors", Recipe("long", {}, length=2.0)),
+    ("`--interference-penalty 0.0025`", Recipe("penalty-quarter", {"interference_penalty": 0.0025})),
+    ("`--interference-penalty 0.04`", Recipe("penalty-four", {"interference_penalty": 0.04})),
+    ("`--average 0`", Recipe("average-0", {"average": 0.0})),
+    ("`--init random`", Recipe("init-random", {"init": "random"})),
+    ("`--init spectral`", Recipe("init-spectral", {"init": "spectral"})),
+    ("`--coordinates plain`", Recipe("coordinates-plain", {"coordinates": "plain"})),
+    ("`--train-on bare`", Recipe("bare", {"train_on": "bare"})),
+    ("`--lower-step repeat`", Recipe("lower-step-repeat", {"lower_step": "repeat"})),
+    ("`--inner-steps 5`", Recipe("inner-steps-5", {"inner_steps": 5})),
+    ("`--ridge 1e-4`", Recipe("ridge", {"ridge": 1e-4})),
+    ("`--clip 0`", Recipe("clip-0", {"clip": 0.0})),
+    ("`--layers cross`", Recipe("layers-cross", {"layers": "cross"})),
+    ("`--layers all`", Recipe("layers-all", {"layers": "all"})),
+    ("`--token-vectors 1`", _words(vectors=1)),
+    ("`--token-vectors 4`", _words(vectors=4)),
+    ("`--token-share 0.2`", _words(share=0.2)),
+    ("`--token-share 0.5`", _words(share=0.5)),
+    ("`--lr-token 0.1`", _words(step_size=0.1)),
+    ("`--lr-token 0.5`", _words(step_size=0.5)),
 )

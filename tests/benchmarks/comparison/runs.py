@@ -162,6 +162,7 @@ class Run:
 
     def _train(self, bank: Bank, concept: MiniConcept) -> None:
         references = _references(concept)
+        word = None if self.config.token_share else self.shop.word(concept, self.config.seed)
         train_concept(
             self.base.denoiser(),
             lambda protected, words: encode_concept(
@@ -170,7 +171,7 @@ class Run:
             bank,
             _spec(concept),
             self.config,
-            options=RunOptions(first_word=self.shop.word(concept, self.config.seed)),
+            options=RunOptions(first_word=word),
             text_encoder=self.base.text_encoder,
         )
 

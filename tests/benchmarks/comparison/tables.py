@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from .figures import draw_grid, draw_growth
-from .recipes import ABLATION, SYSTEMS
+from .recipes import ABLATION, DEFAULTS, SYSTEMS
 from .runs import read_json
 from .statistics import Scores, paired
 
@@ -56,6 +56,7 @@ def write_tables(out: Path, folder: Path) -> None:
     tables = {
         "main": main_table(results),
         "ablation": ablation_table(results),
+        "defaults": defaults_table(results),
         "several": several_table(results),
         "tuning": tuning_table(out),
     }
@@ -118,6 +119,16 @@ def ablation_table(results: Results) -> Table:
         )
     columns = ["changed", "seeds", "final of 16", "minus ours [95 %]", "beats ours in", "right after training", "alone"]
     return Table("Ablation", [*columns, "forgotten"], rows)
+
+
+def defaults_table(results: Results) -> Table:
+    """The defaults of `train` and their neighbours, on the concepts that settings are chosen on; one seed."""
+    rows = []
+    for name, _ in DEFAULTS:
+        for record in results.of("defaults", name):
+            means = [fmean(record["scores"][kind].values()) for kind in ("final", "after", "alone")]
+            rows.append([name, *(f"{mean:.3f}" for mean in means)])
+    return Table("Defaults of train", ["changed", "final of 8", "right after training", "alone"], rows)
 
 
 def several_table(results: Results) -> Table:
