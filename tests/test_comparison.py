@@ -52,7 +52,7 @@ def test_a_walk_says_where_it_ended_at_the_bound():
 def test_tuning_and_table_share_no_concept():
     of_table = {concept.name for concept in mini_concepts()[: runs.OF_TABLE]}
     chosen = Workshop(None, None).tuning_concepts
-    assert len(chosen) == tuning.STRENGTH_CONCEPTS and not of_table & {concept.name for concept in chosen}
+    assert len(chosen) == tuning.MERGED_CONCEPTS and not of_table & {concept.name for concept in chosen}
 
 
 def test_a_difference_is_paired_by_concept_and_seed():

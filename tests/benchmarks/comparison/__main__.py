@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.comparison --out DIR [--results DIR] [--only PART ...] [--seeds S ...]
 
-The parts, each after the step sizes that it needs: `main` (all systems; 16 concepts), `ablation`, `defaults` (of
+The parts: `main` (all systems; 16 concepts), `ablation`, `defaults` (of
 `train`), `counts` (other numbers of concepts), `selections`, `pairs`, `drift` (of other things), and `tables`, which
 writes what there is to DIR/tables or to the folder given with --results.  A run that was stopped goes on with the same
 command: what is trained and scored is kept in DIR.  Start it several times to use several cores: each process takes
@@ -39,35 +39,21 @@ PARTS = ("main", "ablation", "defaults", "counts", "selections", "pairs", "drift
 
 @dataclass(frozen=True)
 class Comparison:
-    """The jobs of every part."""
+    """The jobs of every part; step sizes are chosen when they are needed first."""
 
     shop: Workshop
     tuning: Tuning
     seeds: tuple[int, ...]
 
-    @property
-    def systems(self) -> list[System]:
-        """Those that this version has, with what was tuned for them."""
-        return [self.tuning.tuned(system) for system in AVAILABLE]
-
     def run(self, recipe: Recipe, seed: int) -> Run:
         """The run of a recipe with its step size."""
-        config = recipe.config(seed, self.tuning.choice(recipe.name)["step_size"])
+        config = recipe.config(seed, self.tuning.step_size(recipe))
         return Run(self.shop, f"{recipe.name}-{seed}", recipe, config, self.shop.concepts)
-
-    def tune(self, part: str) -> None:
-        """Choose the step sizes that a part needs."""
-        recipes = {"ablation": [recipe for _, recipe in ABLATION], "defaults": [OURS]}.get(part)
-        recipes = recipes or dict.fromkeys(system.recipe for system in AVAILABLE)
-        folder = self.tuning.folder
-        run_jobs([Job(r.name, folder / f".{r.name}.lock", lambda r=r: self.tuning.tune(r)) for r in recipes])
-        if part not in ("ablation", "defaults"):
-            run_jobs([Job("merges", folder / ".merges.lock", self.tuning.tune_merges)])
 
     def main(self) -> None:
         """Every system with 16 concepts."""
         for seed in self.seeds:
-            self._measure("main", MIDDLE, self.systems, seed)
+            self._measure("main", MIDDLE, AVAILABLE, seed)
 
     def ablation(self) -> None:
         """Every row of the ablation with 16 concepts."""
@@ -76,7 +62,7 @@ class Comparison:
 
     def defaults(self) -> None:
         """The defaults of `train` and their neighbours, on the concepts that settings are chosen on."""
-        step_size = self.tuning.choice(OURS.name)["step_size"]
+        step_size = self.tuning.step_size(OURS)
 
         def measure(system: System, run: Run) -> dict:
             learned = run.learn(2 * CONCEPTS)
@@ -88,7 +74,7 @@ class Comparison:
 
     def counts(self) -> None:
         """32 concepts, and 48 with the first seed."""
-        systems = [s for s in self.systems if s.recipe in AT_LARGE and s.merge not in WITHOUT_LARGE]
+        systems = [s for s in AVAILABLE if s.recipe in AT_LARGE and s.merge not in WITHOUT_LARGE]
         for seed in self.seeds:
             self._measure("main", LARGE, systems, seed)
         self._measure("main", ALL, systems, SEEDS[0])
@@ -101,7 +87,7 @@ class Comparison:
 
     def selections(self) -> None:
         """2, 4 and 8 of 32 concepts, put together by themselves."""
-        systems = [system for system in self.systems if system.recipe in AT_LARGE]
+        systems = [system for system in AVAILABLE if system.recipe in AT_LARGE]
         self._jobs("selections", systems, SEEDS[0], lambda s, run: selections(s, run, run.learn(LARGE)))
 
     def pairs(self) -> None:
@@ -111,12 +97,12 @@ class Comparison:
             learned = run.learn(MIDDLE)
             return {str(n): pairs(system, run, learned, all_loaded=n == MIDDLE) for n in (2, MIDDLE)}
 
-        systems = [system for system in self.systems if system.merge != "switching"]
+        systems = [system for system in AVAILABLE if system.merge != "switching"]
         self._jobs("pairs", systems, SEEDS[0], measure)
 
     def drift(self) -> None:
         """What is left of images of other things."""
-        self._jobs("drift", self.systems, SEEDS[0], lambda system, run: drift(system, run, run.learn(MIDDLE)))
+        self._jobs("drift", AVAILABLE, SEEDS[0], lambda system, run: drift(system, run, run.learn(MIDDLE)))
 
     def _measure(self, part: str, count: int, systems: list[System], seed: int) -> None:
         def measure(system: System, run: Run) -> dict:
@@ -148,7 +134,8 @@ class Comparison:
             if path.is_file():
                 return
             try:
-                write_json(path, {"system": system.name, **measure(system, open_run(system.recipe))})
+                run = open_run(system.recipe)
+                write_json(path, {"system": system.name, **measure(self.tuning.tuned(system), run)})
                 print(f"{part}: {path.stem} is done", flush=True)
             except (TrainingDiverged, TrainingExploded) as error:
                 write_json(path, {"system": system.name, "failed": str(error)})
@@ -176,7 +163,6 @@ def main() -> None:
     comparison = Comparison(shop, Tuning(shop), tuple(arguments.seeds))
     for part in arguments.only:
         if part in PARTS:
-            comparison.tune(part)
             getattr(comparison, part)()
     write_tables(arguments.out, arguments.results or arguments.out / "tables")
 

@@ -7,10 +7,11 @@ alone for what merges start from.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
-from seqlora_core.composition.fusion import FUSIONS
+from filelock import FileLock
+
+from seqlora_core.composition.fusion import FUSIONS, FusionSettings
 from seqlora_core.errors import TrainingDiverged, TrainingExploded
 from seqlora_core.training.methods import METHODS
 
@@ -19,7 +20,7 @@ from .recipes import LORA, Recipe, System
 from .runs import Run, Workshop, read_json, write_json
 
 CONCEPTS, SEED = 4, 100
-STRENGTH_CONCEPTS = 16
+MERGED_CONCEPTS = 16
 # Exponents of the square root of ten: where a walk starts, and where the grid ends.
 START = {"adam": -4, "gradient": 0, "loraclr": -4}
 BOUNDS = {"adam": (-7, 0), "gradient": (-3, 5), "loraclr": (-9, -1)}
@@ -55,22 +56,18 @@ def walk(score: Callable[[float], float], start: int, bounds: tuple[int, int]) -
 
 
 class Tuning:
-    """The choices, one file each."""
+    """The choices, one file each: of recipes by their name, of merges "strength" and "loraclr"."""
 
     def __init__(self, shop: Workshop) -> None:
         self.shop, self.folder = shop, shop.out / "tuning"
-
-    def choice(self, name: str) -> dict | None:
-        """The choice for a recipe, or for the merge "loraclr", or "strength"; None before it is made."""
-        return read_json(self._path(name))
 
     def run(self, recipe: Recipe, step_size: float) -> Run:
         """The run of a trial."""
         name = f"tuning-{recipe.name}-{step_size:g}"
         return Run(self.shop, name, recipe, recipe.config(SEED, step_size), self.shop.tuning_concepts)
 
-    def tune(self, recipe: Recipe) -> None:
-        """Choose a recipe's step size, unless that was done."""
+    def step_size(self, recipe: Recipe) -> float:
+        """The step size of a recipe, chosen now if it was not."""
 
         def score(step_size: float) -> float:
             run = self.run(recipe, step_size)
@@ -82,43 +79,43 @@ class Tuning:
                 return fmean(alone(run, learned).values())
             return fmean(final(System("", recipe), run, learned).values())
 
-        if self.choice(recipe.name) is None:
-            self._choose(recipe.name, walk(score, START[recipe.optimizer], BOUNDS[recipe.optimizer]))
-
-    def tune_merges(self) -> None:
-        """Choose the strength of summed LoRAs and the step size of LoRACLR, on more concepts, unless that was done."""
-        run = self.run(LORA, self.choice(LORA.name)["step_size"])
-        learned = run.learn(STRENGTH_CONCEPTS)
-
-        def merged(system: System) -> float:
-            return fmean(final(system, run, learned).values())
-
-        if self.choice("strength") is None:
-            trials = [[strength, merged(System("", LORA, strength=strength))] for strength in STRENGTHS]
-            self._choose("strength", {"strength": max(trials, key=lambda trial: trial[1])[0], "trials": trials})
-        if self.choice("loraclr") is None:
-
-            def score(step_size: float) -> float:
-                system = System("", LORA, "loraclr")
-                return merged(replace(system, settings=replace(system.settings, step_size=step_size)))
-
-            self._choose("loraclr", walk(score, START["loraclr"], BOUNDS["loraclr"]))
+        start, bounds = START[recipe.optimizer], BOUNDS[recipe.optimizer]
+        return self._chosen(recipe.name, lambda: walk(score, start, bounds))["step_size"]
 
     def tuned(self, system: System) -> System:
-        """The system with the strength or step size that was chosen for its merge."""
+        """The system with the strength or step size of its merge, chosen now, on more concepts, if it was not."""
+
+        def merged(**changes: object) -> float:
+            run = self.run(LORA, self.step_size(LORA))
+            return fmean(final(replace(system, **changes), run, run.learn(MERGED_CONCEPTS)).values())
+
+        def strengths() -> dict:
+            trials = [[strength, merged(strength=strength)] for strength in STRENGTHS]
+            return {"strength": max(trials, key=lambda trial: trial[1])[0], "trials": trials}
+
+        def with_step_size(step_size: float) -> FusionSettings:
+            return replace(system.settings, step_size=step_size)
+
         if system.strength is None:
-            system = replace(system, strength=self.choice("strength")["strength"])
+            return replace(system, strength=self._chosen("strength", strengths)["strength"])
         if system.merge == "loraclr":
-            settings = replace(system.settings, step_size=self.choice("loraclr")["step_size"])
-            system = replace(system, settings=settings)
+
+            def score(step_size: float) -> float:
+                return merged(settings=with_step_size(step_size))
+
+            chosen = self._chosen("loraclr", lambda: walk(score, START["loraclr"], BOUNDS["loraclr"]))
+            return replace(system, settings=with_step_size(chosen["step_size"]))
         return system
 
-    def _choose(self, name: str, chosen: dict) -> None:
-        write_json(self._path(name), chosen)
-        print(f"{name}: {chosen}", flush=True)
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+    def _chosen(self, name: str, choose: Callable[[], dict]) -> dict:
+        """The stored choice of that name; processes that need it at once wait for the one that makes it."""
+        path = self.folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".{name}.lock"):
+            if not path.is_file():
+                write_json(path, choose())
+                print(f"{name}: {read_json(path)}", flush=True)
+            return read_json(path)
 
 
 def is_available(system: System) -> bool:
