@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.regions --bank DIR --out DIR [--images 16] [--way NAME ...]
 
-The bank holds the first 16 of the mini base's concepts, as `tests.benchmarks.words` trains them.  Writes
+The bank holds the first 16 of the mini base's concepts, as `tests.benchmarks.comparison` trains them.  Writes
 `regions.json` (figures that are there are not measured again) and `regions.png`.
 """
 

@@ -53,6 +53,8 @@ ORTHOGONAL_32 = Recipe(
     "orthogonal-32", {"method": "orthogonal", "rank": 32, "column_sampling": "independent"}, tuned_alone=True
 )
 LORA = Recipe("lora", {"method": "lora"}, tuned_alone=True)
+C_LORA = Recipe("c-lora", {"method": "c-lora"})
+MASKED = Recipe("seqlora-own-words", {"acts_on": "own-words"})
 MASKED_LORA = Recipe("lora-own-words", {"method": "lora", "acts_on": "own-words"}, tuned_alone=True)
 
 _DEFAULTS = METHODS["seqlora"].defaults
@@ -94,6 +96,7 @@ SYSTEMS = (
     System("InfLoRA-style", INFLORA, needs="order of training"),
     System("Orthogonal Adaptation, rank 2, without replacement", ORTHOGONAL),
     System("Orthogonal Adaptation, rank 32, independent draws", ORTHOGONAL_32),
+    System("C-LoRA", C_LORA, needs="order of training"),
     System("LoRA, summed", LORA),
     System("LoRA, summed, strength tuned", LORA, strength=None),
     System("TIES", LORA, "ties"),
@@ -102,6 +105,7 @@ SYSTEMS = (
     System("LoRACLR", LORA, "loraclr", needs="base, prompts", settings=FusionSettings(step_size=1e-2)),
     System("Custom Diffusion", LORA, "custom-diffusion", needs="base, prompts"),
     System("LoRA, own words", LORA, "own words", needs="own text encoding"),
+    System("SeqLoRA (ours) trained on own words, own words", MASKED, "own words", needs="own text encoding"),
     System("LoRA trained on own words, own words", MASKED_LORA, "own words", needs="own text encoding"),
     System("words alone (textual inversion)", OURS, "words alone"),
     System("LoRA, switching", LORA, "switching", needs="one concept per image"),
