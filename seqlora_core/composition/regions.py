@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.prompts import shorten
 from ..errors import UserError
+from .selection import parse_selections
 
 DEFAULT_STRENGTH = 1 / 3
 _HALVINGS = 8  # more than any UNet has
@@ -135,15 +136,17 @@ class Region:
 
 
 def parse_region(text: str, **settings: float) -> Region:
-    """Parse `LEFT,TOP,RIGHT,BOTTOM=PROMPT`, with the box in fractions of the canvas.
+    """Parse `LEFT,TOP,RIGHT,BOTTOM=PROMPT [CONCEPT[:STRENGTH], ...]`, with the box in fractions of the canvas.
+
+    Without the concepts in brackets, those act that the prompt names; without a prompt, it is that of the whole image.
 
     Args:
         settings: strength, start, end and feather of the region.
 
     Raises:
-        UserError: the text has another form, or see `Region`.
+        UserError: the text has another form, or see `Region` and `selection.parse_selection`.
     """
-    box, equals, prompt = text.partition("=")
+    box, equals, content = text.partition("=")
     try:
         edges = [float(edge) for edge in box.split(",")]
     except ValueError:
@@ -151,9 +154,14 @@ def parse_region(text: str, **settings: float) -> Region:
     if not equals or len(edges) != 4:
         raise UserError(
             f"The region {shorten(text)} is not LEFT,TOP,RIGHT,BOTTOM=PROMPT: write, for example, "
-            "'0,0,0.5,1=a sksdog on grass'."
+            "'0,0,0.5,1=a sksdog on grass' or '0,0,0.5,1=[dog]'."
         )
-    return Region(prompt.strip(), Box(*edges), **settings)
+    prompt, bracket, listed = content.strip().partition("[")
+    if not bracket:
+        return Region(prompt, Box(*edges), **settings)
+    if not listed.endswith("]"):
+        raise UserError(f"The concepts of the region {shorten(text)} must end the text: write PROMPT [dog, cat:0.8].")
+    return Region(prompt.strip(), Box(*edges), concepts=tuple(parse_selections(listed[:-1])), **settings)
 
 
 def describe_cut_boxes(regions: Sequence[Region]) -> list[str]:
