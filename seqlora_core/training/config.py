@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ..errors import UserError
 
 HYPERGRADIENT_NAMES = ("lookahead", "finite-difference", "exact")
-METHOD_NAMES = ("seqlora", "alternating", "orthogonal", "inflora", "lora")
+METHOD_NAMES = ("seqlora", "alternating", "orthogonal", "inflora", "lora", "c-lora")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
 _CROPS = ("center", "random")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -144,7 +144,7 @@ class TrainingConfig:
         "when earlier concepts are active while training: for every other image (alternate), always (accumulated) or "
         "never (bare)",
         ("alternate", "accumulated", "bare"),
-        unset="alternate for seqlora, accumulated for alternating and inflora, else bare",
+        unset="alternate for seqlora, bare for orthogonal and lora, else accumulated",
     )
     acts_on: str = _setting(
         EVERYTHING,
@@ -156,6 +156,9 @@ class TrainingConfig:
         "without-replacement",
         "how the method orthogonal draws the columns of its down matrix; independent is as published",
         ("without-replacement", "independent"),
+    )
+    self_regularization: float = _setting(
+        1e8, "how strongly the method c-lora keeps off the weights that earlier concepts changed", least=0
     )
     prior_weight: float = _setting(1.0, "weight of the loss on the images of --prior-images", least=0)
     resolution: int | None = _setting(
@@ -187,6 +190,11 @@ class TrainingConfig:
             raise UserError(
                 f"lower_step reuse works with the lookahead hypergradient only, not with {self.hypergradient}: "
                 "choose lower_step repeat or hypergradient lookahead."
+            )
+        if self.method == "c-lora" and (self.train_on == "bare" or self.acts_on == OWN_WORDS):
+            raise UserError(
+                "The method c-lora keeps off what earlier concepts changed, so they must be part of its training run: "
+                "leave out train_on or set it to accumulated, and set acts_on to everything."
             )
         if self.hypergradient == "exact" and self.method == "seqlora":
             self._check_exact()

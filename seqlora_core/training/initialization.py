@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from .. import subspace
 from ..data.dataset import EncodedConcept
 from ..model.activations import capture_inputs, input_group
+from ..model.adapters import sum_adapters
 from ..model.denoiser import Denoiser
 from ..monitor import Monitor, Stage
-from .interference_penalty import InterferencePenalty, ProtectedInputs, watch_protected
+from .interference_penalty import ProtectedInputs, watch_protected
+from .methods.method import Penalty
 from .objective import base_is_not_finite, heldout_loss
 from .plan import TrainingPlan
 
@@ -26,12 +28,12 @@ class Start:
     Attributes:
         covariances: per layer, [n, n] of what it receives for the new concept; empty if nothing depends on it.
         directions: per layer, the `contrastive_directions` [n, n - k]; empty if nothing depends on them.
-        penalty: the interference penalty, or None.
+        penalty: the interference penalty and that of the method, or None.
     """
 
     covariances: Mapping[str, Tensor]
     directions: Mapping[str, Tensor]
-    penalty: InterferencePenalty | None
+    penalty: Penalty | None
 
     def bases(self, plan: TrainingPlan) -> list[Tensor]:
         """The first B [n, r] of every layer, on the CPU."""
@@ -76,8 +78,18 @@ def measure_start(
     if covariances and protected is not None and plan.contrasts:
         directions = _directions(plan, covariances, protected, monitor)
     weight = plan.config.interference_penalty
-    penalty = protected.penalty(weight) if protected is not None and weight else None
+    penalties = [protected.penalty(weight)] if protected is not None and weight else []
+    penalties += _penalties_of_method(plan, denoiser.device)
+    penalty = (lambda A, B: sum(term(A, B) for term in penalties)) if penalties else None
     return Start(covariances, directions, penalty)
+
+
+def _penalties_of_method(plan: TrainingPlan, device: torch.device) -> list[Penalty]:
+    if plan.method.penalty is None or not plan.earlier:
+        return []
+    earlier = sum_adapters([(own, 1.0) for own in plan.earlier.values()])
+    on_device = [earlier[name].to(device) if name in earlier else None for name in plan.Q]
+    return [plan.method.penalty(on_device, plan.config)]
 
 
 def _watch_protected(

@@ -3,15 +3,17 @@
 import pytest
 import torch
 from torch import Tensor
-from training_runs import encoded, random_concept, resolved
+from training_runs import encoded, learn, random_concept, resolved
 
 from seqlora_core import subspace
 from seqlora_core.bank.spec import ConceptSpec
+from seqlora_core.errors import UserError
 from seqlora_core.model.activations import capture_inputs
-from seqlora_core.model.adapters import attach
+from seqlora_core.model.adapters import Adapter, attach
 from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.factor_optimizer import FactorOptimizer
 from seqlora_core.training.methods import METHODS
+from seqlora_core.training.methods.c_lora import SelfRegularization
 from seqlora_core.training.objective import heldout_loss
 from seqlora_core.training.trainer import train_concept
 
@@ -85,6 +87,7 @@ class OneNumber:
     [
         # From a = 1, b = 2 with step sizes of 0.1: dL/da = -6 and dL/db = -3 at the start.
         ("lora", {}, (1.6, 2.3)),
+        ("c-lora", {}, (1.6, 2.3)),
         ("orthogonal", {}, (1.6, 2.0)),
         ("inflora", {}, (1.6, 2.0)),
         # b follows dL/db at the new a, (1.6 * 2 - 5) * 1.6 = -2.88.
@@ -102,6 +105,46 @@ def test_one_iteration_is_the_methods_definition(method, settings, expected):
     Q = [subspace.empty(1)]
     METHODS[method].iterate(OneNumber(), lower, upper, Q, resolved(method=method, **settings))
     assert (lower.parameters[0].item(), upper.parameters[0].item()) == pytest.approx(expected)
+
+
+def test_the_penalty_of_c_lora_is_that_of_its_paper_counted_by_hand():
+    """Earlier concepts that cancel in a weight leave it free; a layer that none changed is free altogether."""
+    up, down = torch.eye(2), torch.tensor([[1.0, -1.0], [3.0, 0.0]])
+    penalty = SelfRegularization([Adapter(up, down), None], weight=10.0)
+    A, B = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]])  # dW = [[1, 3], [2, 6]]
+    assert float(penalty([A, 7 * A], [B, B])) == pytest.approx(10 * (1 + 9 + 36))
+
+
+def test_the_gradient_of_c_lora_is_that_of_its_penalty_in_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    earlier = [Adapter(*(torch.randn(*shape, generator=generator).double() for shape in ((5, 4), (4, 7)))), None]
+    A, B = ([torch.randn(n, 2, generator=generator).double().requires_grad_() for _ in "12"] for n in (5, 7))
+    gradients = torch.autograd.grad(SelfRegularization(earlier, 3.0)(A, B), [*A, *B], materialize_grads=True)
+    S2 = (earlier[0].up @ earlier[0].down).square()
+    G = 2 * 3.0 * S2 * (A[0] @ B[0].mT)
+    expected = [G @ B[0], torch.zeros_like(A[1]), G.mT @ A[0], torch.zeros_like(B[1])]
+    assert all(torch.allclose(found, right) for found, right in zip(gradients, expected, strict=True))
+
+
+def test_c_lora_keeps_off_the_weights_that_earlier_concepts_changed(denoiser, bank):
+    def overlap(weight: float) -> float:
+        """The share of the new concept's energy that lies where the first one's does."""
+        learn(denoiser, bank, "b", random_concept(2), method="c-lora", self_regularization=weight, **strong)
+        loaded = bank.load()
+        bank.remove("b")
+        first, new = ({layer: a.up @ a.down for layer, a in loaded[name].items()} for name in "ab")
+        shared = sum(float((first[layer] * dW).square().sum()) for layer, dW in new.items())
+        return shared / sum(float(dW.square().sum()) for dW in new.values())
+
+    strong = {"steps": 20, "lr_coefficients": 1e-2, "lr_basis": 1e-2, "layers": "cross-kv"}
+    learn(denoiser, bank, "a", random_concept(1), method="lora", **strong)
+    assert overlap(100.0) < 0.5 * overlap(0.0)
+
+
+@pytest.mark.parametrize("settings", [{"train_on": "bare"}, {"acts_on": "own-words", "token_vectors": 1}])
+def test_c_lora_without_earlier_concepts_in_its_model_is_refused(settings):
+    with pytest.raises(UserError, match="c-lora keeps off what earlier concepts changed"):
+        resolved(method="c-lora", **settings)
 
 
 @pytest.mark.parametrize("method", ["orthogonal", "inflora"])

@@ -17,7 +17,7 @@ def learned(denoiser, bank):
 
     def learn(steps: int, **settings):
         config = resolved(
-            steps=steps, rank=2, layers="all", train_on="bare", lr_coefficients=1e-2, lr_basis=1e-2, **settings
+            steps=steps, rank=2, layers="all", train_on="accumulated", lr_coefficients=1e-2, lr_basis=1e-2, **settings
         )
         train_concept(denoiser, encoded(random_concept(3)), bank, ConceptSpec("a", "sksa", "a"), config)
         adapters = bank.load([bank.concept("a")])["a"]

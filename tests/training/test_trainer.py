@@ -46,6 +46,7 @@ def test_five_concepts_of_different_ranks_stay_orthogonal_after_one_was_removed(
         {"method": "orthogonal"},
         {"method": "inflora"},
         {"method": "lora"},
+        {"method": "c-lora"},
         {"dtype": "bfloat16"},
         {"hypergradient": "exact"},
         {"init": "spectral", "layers": "cross"},
@@ -264,7 +265,7 @@ def test_a_cancelled_replacement_leaves_the_old_concept(denoiser, bank):
     assert equal(old, factors(bank, "a"))
 
 
-@pytest.mark.parametrize("method", ["seqlora", "alternating", "orthogonal", "inflora", "lora"])
+@pytest.mark.parametrize("method", ["seqlora", "alternating", "orthogonal", "inflora", "lora", "c-lora"])
 def test_training_leaves_the_unet_as_it_was(denoiser, bank, method):
     before = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
     learn(denoiser, bank, "a", method=method, gradient_checkpointing=True)

@@ -2,13 +2,14 @@
 
 from ..config import ResolvedConfig, TrainingConfig
 from .alternating import ALTERNATING
+from .c_lora import C_LORA
 from .inflora import INFLORA
 from .lora import LORA
 from .method import Method
 from .orthogonal import ORTHOGONAL
 from .seqlora import SEQLORA
 
-METHODS = {method.name: method for method in (SEQLORA, ALTERNATING, ORTHOGONAL, INFLORA, LORA)}
+METHODS = {method.name: method for method in (SEQLORA, ALTERNATING, ORTHOGONAL, INFLORA, LORA, C_LORA)}
 
 __all__ = ["METHODS", "Method", "resolve"]
 

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from ... import subspace
+from ...model.adapters import Adapter
 from ..bilevel import Loss, Objective
 from ..config import ResolvedConfig
 from ..factor_optimizer import FactorOptimizer
 
 Start = Callable[[Tensor, ResolvedConfig, torch.Generator, Tensor | None, Tensor | None], Tensor]
+Penalty = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 Iterate = Callable[[Objective, FactorOptimizer, FactorOptimizer, Sequence[Tensor], ResolvedConfig], Loss]
 
 
@@ -28,6 +30,8 @@ class Method:
         defaults: values of the settings that a user left open (see `TrainingConfig`).
         passes: gradients that one iteration takes, by the settings.
         needs_inputs: whether `start` needs the covariance whatever `init` says.
+        penalty: (sum of the earlier concepts per layer, None where none acts; config) -> a further term of (A, B); None
+            for a method without one.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Method:
     defaults: Mapping[str, object]
     passes: Callable[[ResolvedConfig], int] = lambda config: 1
     needs_inputs: bool = False
+    penalty: Callable[[Sequence[Adapter | None], ResolvedConfig], Penalty] | None = None
 
 
 def published_defaults(train_on: str) -> dict[str, object]:
