@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...seqlora_core.bank import Concept
 from ...seqlora_core.composition.confinement import Confinement
-from ...seqlora_core.composition.regions import Box, blend, region_weights
+from ...seqlora_core.composition.regions import Box, attend_in_regions, covered_tokens, region_weights
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.model.adapters import Adapter, attach
 from ...seqlora_core.model.sd15 import TIMESTEPS, module_names, receives_text
@@ -138,6 +138,20 @@ class _Factors(NamedTuple):
     owners: Mapping[str, Tensor]
 
 
+class _Shares(NamedTuple):
+    """What regions have of a layer's tokens.
+
+    Attributes:
+        weights: the share of each region in each token, [regions, tokens].
+        acting: those of the regions that act now.
+        tokens: of each of these, the tokens with a share.
+    """
+
+    weights: Tensor
+    acting: Tensor
+    tokens: list[Tensor]
+
+
 def _progress(timesteps: Tensor, confinement: Confinement) -> float:
     """The share of the sampling that is done, as the host's nodes for start and end count it: in timesteps."""
     if all(region.start == 0 and region.end == 1 for region in confinement.regions):
@@ -156,7 +170,7 @@ class _Evaluation:
     def __init__(self, confinement: Confinement, factors: _Factors, options: dict, progress: float) -> None:
         self.options, self._confinement, self._factors, self._progress = options, confinement, factors, progress
         self._acting = [place for place, own in enumerate(confinement.regions) if own.acts_at(progress)]
-        self._weights: dict[tuple[int, int], Tensor] = {}
+        self._shares: dict[tuple[int, int], _Shares] = {}
 
     def receive(self, rows: Tensor, texts: Tensor | None, regional_rows: Tensor | None) -> None:
         """Take what belongs to the prompts of the batch, and those of the regions that act now.
@@ -183,24 +197,21 @@ class _Evaluation:
             for name in {name.rpartition(".")[0] for layer, name in names.items() if receives_text(layer)}:
                 _RegionalAttention(self, unet.get_submodule(name)).put_hooks(hooks)
 
-    def weights(self, tokens: int) -> Tensor:
-        """The share of each region in each token of the layer that runs, [regions, tokens]."""
-        if not self._confinement.regions:
-            return self._rows.new_zeros(0, tokens)
+    def shares(self, tokens: int) -> "_Shares":
+        """What regions have of the tokens of the layer that runs."""
         height, width = self.options["activations_shape"][-2:]
         if tokens != height * width:
             raise UserError(
                 "Another node on the model cuts or merges the image inside the attention layers, as HyperTile does, so "
                 "regions cannot be found there: leave that node out."
             )
-        if (height, width) not in self._weights:
+        if (height, width) not in self._shares:
+            device = self._rows.device
             weights = region_weights(self._confinement.regions, height, width, self._progress)
-            self._weights[height, width] = weights.to(self._rows.device)
-        return self._weights[height, width]
-
-    def acting_weights(self, tokens: int) -> Tensor:
-        """As `weights`, of the regions that act now."""
-        return self.weights(tokens)[self._acting]
+            acting = weights[self._acting]
+            covered = [own.to(device) for own in covered_tokens(acting)]
+            self._shares[height, width] = _Shares(weights.to(device), acting.to(device), covered)
+        return self._shares[height, width]
 
     def _scale(self, layer: str, down: Tensor) -> Tensor:
         """Scale the directions of a layer, [batch, tokens, sum of ranks] (see `adapters.attach`)."""
@@ -212,7 +223,9 @@ class _Evaluation:
                     "found there: leave that node out, or set acts_on of Compose Concepts to everything."
                 )
         else:
-            factors = self._confinement.place_factors(self.weights(down.shape[1]))
+            regional = bool(self._confinement.regions)
+            weights = self.shares(down.shape[1]).weights if regional else down.new_zeros(0, down.shape[1])
+            factors = self._confinement.place_factors(weights)
         return down * factors[..., self._factors.owners[layer]].to(down)
 
 
@@ -256,19 +269,17 @@ class _RegionalAttention:
     def _add_regions(self, projection: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """Give the regions their share of the attention's output, and keep what other nodes added to it."""
         (output,), queries = inputs, self._queries
-        weights = self._evaluation.acting_weights(queries.shape[1])
+        shares = self._evaluation.shares(queries.shape[1])
         (keys, regional_keys), (values, regional_values) = self._keys_values["to_k"], self._keys_values["to_v"]
-        count, rows = weights.shape[0], queries.shape[0]
+        count = len(shares.tokens)
+        keys_values = [half.unflatten(1, (count, -1)) for half in (regional_keys, regional_values)]
 
-        def batched(x: Tensor) -> Tensor:  # [rows, count L, d] -> [rows count, L, d]
-            return x.reshape(rows * count, -1, x.shape[-1])
+        def attend(region: int, own: Tensor) -> Tensor:
+            return self._attend(queries[:, own], *(half[:, region] for half in keys_values))
 
-        repeated = queries.repeat_interleave(count, 0)
-        regional = self._attend(repeated, batched(regional_keys), batched(regional_values)).unflatten(0, (rows, count))
-        if self._evaluation.options.get("patches_replace", {}).get("attn2"):
-            plain = self._attend(queries, keys, values)
-            return (output - plain + blend(plain, regional.unbind(1), weights),)
-        return (blend(output, regional.unbind(1), weights),)
+        replaced = self._evaluation.options.get("patches_replace", {}).get("attn2")
+        plain = self._attend(queries, keys, values) if replaced else None
+        return (attend_in_regions(attend, output, shares.acting, shares.tokens, plain),)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention by the kernel that the host, or another node, has chosen."""

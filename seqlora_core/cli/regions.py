@@ -17,7 +17,8 @@ def add_regions(options: Options) -> None:
         default=[],
         metavar="LEFT,TOP,RIGHT,BOTTOM=PROMPT",
         help="a box, in fractions of the image, with a prompt of its own, in which the concepts act that this prompt "
-        "names; in the global prompt they act on their own words only; repeat the option for more regions",
+        "names, or that follow it in brackets: '0,0,0.5,1=a dog on grass [dog:0.8]'; '0,0,0.5,1=[dog]' keeps the "
+        "prompt of the whole image; elsewhere they act on their own words only; repeat the option for more regions",
     )
     options.add_argument(
         "--region-strength",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ..model.base import Base
 from ..model.sampling import SamplingSettings, generate
 from ..model.sd15 import find_layers, receives_text
 from .confinement import Confinement, confine
-from .regions import Canvas, Region, attend_in_regions, region_weights
+from .regions import Canvas, Region, attend_in_regions, covered_tokens, region_weights
 from .selection import SelectedConcept
 
 
@@ -65,6 +65,13 @@ def generate_confined(
         return generate(base, confinement.texts[0][1], confinement.adapters, settings, words, run.scale)
 
 
+class Shares(NamedTuple):
+    """What each region has of a layer's tokens: its share of each, [regions, tokens], and the tokens with a share."""
+
+    weights: Tensor
+    tokens: list[Tensor]
+
+
 class _Run:
     """What layers must know of a sampling run: the batch, the canvas, the progress, and which text they receive.
 
@@ -80,7 +87,7 @@ class _Run:
         ]
         self._rows, self._canvas, self._progress = 0, Canvas(1, 1), 0.0
         self._text = 0  # the text that keys and values are being made of
-        self._weights: dict[tuple, Tensor] = {}
+        self._weights: dict[tuple, Shares] = {}
 
     @property
     def prompts(self) -> int:
@@ -93,17 +100,18 @@ class _Run:
             factors = self._confinement.text_factors(layer, self._text)[-self.prompts :]
             factors = factors.repeat_interleave(down.shape[0] // self.prompts, 0)
         else:
-            factors = self._confinement.image_factors(layer, self.weights(down.shape[1]).cpu())
+            factors = self._confinement.image_factors(layer, self.shares(down.shape[1]).weights.cpu())
         return down * factors.to(down)
 
-    def weights(self, tokens: int) -> Tensor:
-        """The share of each region in each of a layer's tokens now, [regions, tokens]."""
+    def shares(self, tokens: int) -> Shares:
+        """What each region has of a layer's tokens now."""
         regions = self._confinement.regions
         acting = tuple(region.acts_at(self._progress) for region in regions)
         key = self._canvas, tokens, acting
         if key not in self._weights:
-            shares = region_weights(regions, *self._canvas.grid(tokens), self._progress)
-            self._weights[key] = shares.to(self._base.device)
+            weights = region_weights(regions, *self._canvas.grid(tokens), self._progress)
+            covered = [own.to(self._base.device) for own in covered_tokens(weights)]
+            self._weights[key] = Shares(weights.to(self._base.device), covered)
         return self._weights[key]
 
     def regional_keys_and_values(self, attention: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -172,9 +180,8 @@ class _RegionalProcessor:
         attention_mask: Tensor | None = None,
         **settings: Any,
     ) -> Tensor:
-        weights = self._run.weights(hidden_states.shape[1])
-        acting = weights.any(1).tolist()
-        if not any(acting):
+        weights, tokens = self._run.shares(hidden_states.shape[1])
+        if not any(len(own) for own in tokens):
             return self._plain(attention, hidden_states, encoder_hidden_states, attention_mask, **settings)
         if self._regional is None:
             self._regional = self._run.regional_keys_and_values(attention)
@@ -184,12 +191,13 @@ class _RegionalProcessor:
 
         queries = heads(attention.to_q(hidden_states))
 
-        def attend(keys: Tensor, values: Tensor) -> Tensor:
+        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             output = F.scaled_dot_product_attention(queries, heads(keys), heads(values))
             return output.transpose(1, 2).flatten(2)
 
-        own = attention.to_k(encoder_hidden_states), attention.to_v(encoder_hidden_states)
-        regional = [pair for pair, acts in zip(self._regional, acting, strict=True) if acts]
-        output = attend_in_regions(attend, own, regional, weights[acting])
+        own = attend(queries, attention.to_k(encoder_hidden_states), attention.to_v(encoder_hidden_states))
+        output = attend_in_regions(
+            lambda region, tokens: attend(queries[:, :, tokens], *self._regional[region]), own, weights, tokens
+        )
         project, dropout = attention.to_out
         return dropout(project(output))

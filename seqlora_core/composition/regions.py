@@ -8,7 +8,7 @@ once, so a region costs no evaluation of the UNet.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.prompts import shorten
 from ..errors import UserError
+from .selection import parse_selections
 
 DEFAULT_STRENGTH = 1 / 3
 _HALVINGS = 8  # more than any UNet has
@@ -135,15 +136,17 @@ class Region:
 
 
 def parse_region(text: str, **settings: float) -> Region:
-    """Parse `LEFT,TOP,RIGHT,BOTTOM=PROMPT`, with the box in fractions of the canvas.
+    """Parse `LEFT,TOP,RIGHT,BOTTOM=PROMPT [CONCEPT[:STRENGTH], ...]`, with the box in fractions of the canvas.
+
+    Without the concepts in brackets, those act that the prompt names; without a prompt, it is that of the whole image.
 
     Args:
         settings: strength, start, end and feather of the region.
 
     Raises:
-        UserError: the text has another form, or see `Region`.
+        UserError: the text has another form, or see `Region` and `selection.parse_selection`.
     """
-    box, equals, prompt = text.partition("=")
+    box, equals, content = text.partition("=")
     try:
         edges = [float(edge) for edge in box.split(",")]
     except ValueError:
@@ -151,9 +154,14 @@ def parse_region(text: str, **settings: float) -> Region:
     if not equals or len(edges) != 4:
         raise UserError(
             f"The region {shorten(text)} is not LEFT,TOP,RIGHT,BOTTOM=PROMPT: write, for example, "
-            "'0,0,0.5,1=a sksdog on grass'."
+            "'0,0,0.5,1=a sksdog on grass' or '0,0,0.5,1=[dog]'."
         )
-    return Region(prompt.strip(), Box(*edges), **settings)
+    prompt, bracket, listed = content.strip().partition("[")
+    if not bracket:
+        return Region(prompt, Box(*edges), **settings)
+    if not listed.endswith("]"):
+        raise UserError(f"The concepts of the region {shorten(text)} must end the text: write PROMPT [dog, cat:0.8].")
+    return Region(prompt.strip(), Box(*edges), concepts=tuple(parse_selections(listed[:-1])), **settings)
 
 
 def describe_cut_boxes(regions: Sequence[Region]) -> list[str]:
@@ -211,33 +219,36 @@ def region_weights(regions: Sequence[Region], height: int, width: int, progress:
     return (masks / masks.sum(0).clamp_min(1)).flatten(1)
 
 
+def covered_tokens(weights: Tensor) -> list[Tensor]:
+    """Return the tokens that each region has a share in, as indices; attention elsewhere would be computed for nothing.
+
+    Args:
+        weights: [R, N] on the CPU (see `region_weights`); elsewhere the device would have to be waited for.
+    """
+    return [weight.nonzero().flatten() for weight in weights]
+
+
 def attend_in_regions(
-    attend: Callable[[Tensor, Tensor], Tensor],
-    own: tuple[Tensor, Tensor],
-    regional: Sequence[tuple[Tensor, Tensor]],
+    attend: Callable[[int, Tensor], Tensor],
+    output: Tensor,
     weights: Tensor,
+    tokens: Sequence[Tensor],
+    plain: Tensor | None = None,
 ) -> Tensor:
     """Compute the cross-attention of the global prompt and the regions.
 
     Args:
-        attend: (keys, values) -> attention output [rows, N, d], of queries that it knows.
-        own: keys and values of the global prompt.
-        regional: keys and values of each region.
+        attend: (region, tokens [n]) -> what these tokens' queries attend to in the region's text, [rows, n, d].
+        output: what all queries attend to in the global prompt, [rows, N, d].
         weights: [R, N], the share of each region in each token (see `region_weights`).
+        tokens: those of each region (see `covered_tokens`), on the device of `output`.
+        plain: the part of `output` that regions take the place of; None for all of it.
     """
-    return blend(attend(*own), (attend(*keys_values) for keys_values in regional), weights)
-
-
-def blend(output: Tensor, regional: Iterable[Tensor], weights: Tensor) -> Tensor:
-    """Blend the attention outputs [rows, N, d] of the global prompt and the regions.
-
-    Args:
-        weights: [R, N], the share of each region in each token (see `region_weights`).
-    """
-    weights = weights[..., None]  # [R, N, 1]
-    result = (1 - weights.sum(0)).to(output.dtype) * output
-    for weight, own in zip(weights, regional, strict=True):
-        result = result + weight.to(output.dtype) * own
+    everyones = weights.sum(0)[:, None].to(output.dtype)
+    result = (1 - everyones) * output if plain is None else output - everyones * plain
+    for region, (weight, own) in enumerate(zip(weights, tokens, strict=True)):
+        if len(own):
+            result[:, own] += weight[own, None].to(output.dtype) * attend(region, own)
     return result
 
 

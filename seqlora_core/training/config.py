@@ -158,7 +158,7 @@ class TrainingConfig:
         ("without-replacement", "independent"),
     )
     self_regularization: float = _setting(
-        1e8, "how strongly the method c-lora keeps off the weights that earlier concepts changed", least=0
+        100.0, "how strongly the method c-lora keeps off the weights that earlier concepts changed", least=0
     )
     prior_weight: float = _setting(1.0, "weight of the loss on the images of --prior-images", least=0)
     resolution: int | None = _setting(

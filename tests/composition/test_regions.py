@@ -264,6 +264,13 @@ def test_a_box_beyond_the_canvas_is_cut_and_reported():
     ]
 
 
+def test_a_region_lists_its_concepts_in_brackets():
+    region = parse_region("0,0,0.5,1=on grass [dog, cat:0.8]", feather=0.1)
+    assert (region.prompt, region.concepts, region.feather) == ("on grass", (("dog", 1.0), ("cat", 0.8)), 0.1)
+    assert parse_region("0,0,0.5,1=[dog]").concepts == (("dog", 1.0),)
+    assert parse_region("0,0,0.5,1=a sksdog").concepts is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -272,6 +279,9 @@ def test_a_box_beyond_the_canvas_is_cut_and_reported():
         ("0,0,half,1=a sksdog", "is not LEFT,TOP,RIGHT,BOTTOM=PROMPT"),
         ("0,0,nan,1=a sksdog", "four finite numbers"),
         ("0,0,0.5,1= ", "has no prompt"),
+        ("0,0,0.5,1=[]", "has no prompt"),
+        ("0,0,0.5,1=[dog] on grass", "must end the text"),
+        ("0,0,0.5,1=[dog:x]", "strength of 'dog' is not a number"),
         ("0.5,0,0.5,1=a sksdog", "is empty"),
         ("1.5,0,2,1=a sksdog", "outside the canvas"),
     ],

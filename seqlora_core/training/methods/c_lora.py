@@ -4,13 +4,12 @@ Concept t is trained on the sum of all earlier ones, with a penalty on every wei
 
     lambda |  |sum_{j<t} dW_j| * dW_t  |^2 = lambda sum_ab S_ab^2 dW_ab^2,   S = sum_{j<t} A_j B_j^T, dW_t = A B^T,
 
-elementwise per layer.  It is the absolute value of the sum, not the sum of the absolute values: concepts that cancel
-in a weight leave it free, and the square makes the absolute value itself superfluous.
+elementwise per layer; the square makes the absolute value superfluous.
 
-Lambda is the setting `self_regularization`.  1e8 is the number that is quoted for Stable Diffusion.  No code is public
-in which to check it, or whether the paper sums over layers, as here, or averages.  What it does depends on the size of
-the updates' elements: with Adam's steps of 1e-2 on a UNet of width 64, 100 is enough to keep apart, and at 1e8 a second
-concept hardly learns (|dW|^2 is 0.0005, and 1.6 without the penalty).
+Lambda is the setting `self_regularization`.  We found no public code, so neither the weight nor whether layers are
+summed, as here, or averaged could be checked.  What it does depends on the size of the updates' elements, so it has to
+be chosen for each base: with Adam's steps of 1e-2 on a UNet of width 64, 100 is enough to keep apart, and at 1e8 a
+second concept hardly learns (|dW|^2 is 0.0005, and 1.6 without the penalty).
 
 Differs from the paper: it trains keys and values at rank 16, with a token from a random start and no class word; here
 layers, rank and the learned word are those of all methods.
