@@ -177,11 +177,12 @@ class Run:
 
     def _check_same(self) -> None:
         path = self.folder / "run.json"
-        facts = {"settings": self.config.as_dict(), "constrained": self.recipe.constrained}
-        facts |= {"base": self.base.identity.fingerprint, "order": [concept.name for concept in self.concepts]}
-        if not path.is_file():
-            write_json(path, facts)
-        elif read_json(path) != facts:
+        facts = {"constrained": self.recipe.constrained, "base": self.base.identity.fingerprint}
+        facts["order"] = [concept.name for concept in self.concepts]
+        found = read_json(path)
+        if found is None:
+            write_json(path, {**facts, "settings": self.config.as_dict()})
+        elif ResolvedConfig.from_dict(found.pop("settings")) != self.config or found != facts:
             raise UserError(f"{path} belongs to another experiment: give another folder.")
 
     def _path(self, sheet: str) -> Path:
