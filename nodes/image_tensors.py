@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..seqlora_core.data.encoding import latent_weights
 from ..seqlora_core.data.images import fit, from_tensor, to_rgb
 
 LARGEST_RESOLUTION = 1024  # side of the largest training images, in px
@@ -35,5 +36,4 @@ def latent_mask(mask: Tensor, size: tuple[int, int], resolution: int, scale: int
     """
     covering = from_tensor(mask, "mask").resize(size, Image.Resampling.BILINEAR)
     square = fit(covering, resolution, True, scale)
-    side = resolution // scale
-    return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
+    return latent_weights(square, scale)

@@ -16,6 +16,7 @@ LAYERS = (  # from the bottom to the top: modules or packages, by the start of t
         "data.words",
         "data.own_words",
         "data.captions",
+        "data.hold_out",
         "data.listing",
         "data.images",
         "data.reference_folder",

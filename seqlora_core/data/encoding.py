@@ -3,15 +3,20 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 
+import numpy as np
 import torch
+from PIL import Image
 from PIL.ImageOps import mirror
 from torch import Tensor
 
+from ..errors import UserError
 from ..hashing import data_fingerprint
 from ..model.base import Base
 from ..model.text_encoder import BATCH
 from ..monitor import Monitor, Stage
 from .dataset import EncodedConcept, Example
+from .formats import shown
+from .hold_out import split_held_out
 from .images import fit, to_tensor
 from .listing import counted
 from .prompts import describe_cut_prompts
@@ -29,6 +34,9 @@ def encode_concept(
     crop: str = "center",
     flip: bool = False,
     words: Words = NO_WORDS,
+    hold_out: int = 0,
+    seed: int = 0,
+    empty: bool = False,
     monitor: Monitor | None = None,
 ) -> EncodedConcept:
     """Encode a concept's references into latents (mean and standard deviation) and text embeddings, on the CPU.
@@ -43,13 +51,21 @@ def encode_concept(
             its own square out of the latents.
         flip: whether mirrored images are encoded as further examples.
         words: the vectors of the bank's learned words, which prompts may name.
+        hold_out: the number of references that are not trained on, chosen by the seed.
+        seed: of the training run.
+        empty: whether the empty prompt is encoded, for captions that are dropped.
         monitor: receives the progress, and is asked between passes whether to stop.
 
     Raises:
         Cancelled: the monitor asks to stop.
+        UserError: too few images would be left, or nothing of an image with an alpha channel would count.
     """
-    images = [*references, *prior]
-    prompts = list(dict.fromkeys([*(prompt for image in images for prompt in image.prompts), *protected]))
+    trained, held_out = split_held_out(references, hold_out, seed)
+    images = [*trained, *prior, *held_out]
+    for image in images:
+        _check_alpha(image, resolution, crop == "center", base.vae_scale_factor)
+    every = [*(prompt for image in images for prompt in image.prompts), *protected, *([""] if empty else [])]
+    prompts = list(dict.fromkeys(every))
     text = f"encoding {counted(len(images), 'image')} and {counted(len(prompts), 'prompt')}"
     stage = Stage(monitor or Monitor(), text, len(images) + len(prompts))
     embeddings = _embeddings(base, prompts, words, stage.reached)
@@ -65,13 +81,23 @@ def encode_concept(
 
     window = None if crop == "center" else resolution // base.vae_scale_factor
     kept = torch.stack([embeddings[prompt] for prompt in protected]) if protected else None
-    source = source_fingerprint(base, references, prior)
-    return EncodedConcept(examples(references), examples(prior), window, kept, source)
+    return EncodedConcept(
+        examples(trained),
+        examples(prior),
+        window,
+        kept,
+        source_fingerprint(base, references, prior),
+        [example for image in held_out for example in examples([image])[:1]],  # no mirrored or repeated ones
+        embeddings[""] if empty else None,
+    )
 
 
 def source_fingerprint(base: Base, references: Sequence[Reference], prior: Sequence[Reference] = ()) -> str:
     """The fingerprint by which training runs on these images recognize the same data, without encoding them."""
-    groups = [[(r.image, r.prompts, r.repeats) for r in group] for group in (references, prior)]
+    groups = [
+        [(r.image, r.prompts, r.repeats, *([] if r.alpha is None else [r.alpha])) for r in group]
+        for group in (references, prior)
+    ]
     return data_fingerprint(base.encoding_fingerprint(), *groups)
 
 
@@ -95,8 +121,36 @@ def _examples(
     base: Base, reference: Reference, prompts: Tensor, resolution: int, square: bool, flip: bool
 ) -> list[Example]:
     image = fit(reference.image, resolution, square, base.vae_scale_factor)
+    alpha = _fitted_alpha(reference, resolution, square, base.vae_scale_factor)
     examples = []
-    for variant in [image, mirror(image)] if flip else [image]:
-        mean, std = base.encode_image(to_tensor([variant]))
-        examples += [Example(mean[0], prompts, std[0], texts=tuple(reference.prompts))] * reference.repeats
+    for turn in [lambda same: same, mirror] if flip else [lambda same: same]:
+        mean, std = base.encode_image(to_tensor([turn(image)]))
+        mask = None if alpha is None else latent_weights(turn(alpha), base.vae_scale_factor)
+        examples += [Example(mean[0], prompts, std[0], mask, tuple(reference.prompts))] * reference.repeats
     return examples
+
+
+def latent_weights(mask: Image.Image, scale: int) -> Tensor:
+    """Turn a gray image, of the size of the training image, into the mask [1, h, w] of its latents.
+
+    Args:
+        scale: px per latent px.
+    """
+    small = mask.resize((mask.width // scale, mask.height // scale), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(small)).float()[None] / 255
+
+
+def _fitted_alpha(reference: Reference, resolution: int, square: bool, multiple: int) -> Image.Image | None:
+    """The alpha channel, scaled and cropped as its image is."""
+    return None if reference.alpha is None else fit(reference.alpha, resolution, square, multiple)
+
+
+def _check_alpha(reference: Reference, resolution: int, square: bool, multiple: int) -> None:
+    """Raises UserError where nothing of an image would count."""
+    alpha = _fitted_alpha(reference, resolution, square, multiple)
+    if alpha is not None and not (latent_weights(alpha, multiple) > 0).any():
+        where = " in its middle square" if square else ""
+        raise UserError(
+            f"The image {shown(reference.source)} is fully transparent{where}, so with alpha_masks nothing of it would "
+            "count: take it out of the folder, or leave out alpha_masks."
+        )
