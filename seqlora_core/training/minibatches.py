@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +49,8 @@ def draw_minibatches(
     come from the CPU).  Dropped captions and the noise offset have random numbers of their own: a run with them has the
     minibatches of a run without, except for these.
     """
-    generator = named_generator(config.seed, phase, step)
-    offsets = named_generator(config.seed, phase, step, "noise offset")
-    dropped = named_generator(config.seed, phase, step, "caption dropout")
-    empty = data.empty if phase != WORD_PHASE else None  # the empty prompt does not name the word
+    random = _Random.of_step(config.seed, phase, step)
+    empty = data.empty if phase != WORD_PHASE and config.caption_dropout else None  # it does not name the word
     share = 1 / config.accumulation
     batches = []
     for micro in range(config.accumulation):
@@ -62,19 +61,31 @@ def draw_minibatches(
         if data.prior and config.prior_weight:
             sources.append((data.prior, share * config.prior_weight, None))
         for examples, weight, without_caption in sources:
-            positions = range(first, first + config.batch_size)
-            picks = [examples[_shuffled(position, len(examples), config.seed)] for position in positions]
-            batch = _draw(picks, data.window, generator)
-            if without_caption is not None and config.caption_dropout:
-                batch.drop_captions(config.caption_dropout, without_caption, dropped)
-            batch.add_noise(denoiser.alphas_cumprod.cpu(), generator, config.noise_offset, offsets)
-            batches.append(batch.on(denoiser, weight, with_earlier, config.min_snr_gamma))
+            order = [
+                _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
+            ]
+            picks = [examples[index] for index in order]
+            drawn = _draw(picks, data.window, random, config, without_caption)
+            batches.append(_minibatch(drawn, denoiser, random, config, weight, with_earlier))
     return batches
 
 
-@dataclass
-class _Draw:
-    """What is drawn for a minibatch, on the CPU; shapes as in `Minibatch`, the latents' as that of the noise."""
+@dataclass(frozen=True)
+class _Random:
+    """The random numbers of a step: those of every run, and those of settings that are off by default."""
+
+    usual: torch.Generator
+    captions: torch.Generator
+    offsets: torch.Generator
+
+    @classmethod
+    def of_step(cls, seed: int, phase: str, step: int) -> "_Random":
+        names = ((), ("caption dropout",), ("noise offset",))
+        return cls(*(named_generator(seed, phase, step, *name) for name in names))
+
+
+class _Drawn(NamedTuple):
+    """What is drawn of examples, on the CPU; shapes as in `Minibatch`."""
 
     latents: Tensor
     mask: Tensor
@@ -82,55 +93,51 @@ class _Draw:
     texts: tuple[str, ...]
     own_rows: Tensor | None
 
-    def drop_captions(self, share: float, empty: Tensor, generator: torch.Generator) -> None:
-        """Show a share of the images with the empty prompt [tokens, d]."""
-        chosen = torch.rand(len(self.text), generator=generator) < share
-        self.text = torch.where(chosen[:, None, None], empty.float(), self.text)
 
-    def add_noise(
-        self, alphas_cumprod: Tensor, generator: torch.Generator, offset: float, offsets: torch.Generator
-    ) -> None:
-        """Draw noise and timesteps.
-
-        Args:
-            offset: size of a constant per image and channel that is part of the noise (Guttenberg, 2023).
-        """
-        self.noise = torch.randn(self.latents.shape, generator=generator)
-        self.timesteps = torch.randint(len(alphas_cumprod), (len(self.latents),), generator=generator)
-        if offset:
-            self.noise = self.noise + offset * torch.randn(*self.latents.shape[:2], 1, 1, generator=offsets)
-        signal = alphas_cumprod[self.timesteps].view(-1, 1, 1, 1)
-        self.noisy = signal.sqrt() * self.latents + (1 - signal).sqrt() * self.noise
-
-    def on(self, denoiser: Denoiser, weight: float, with_earlier: Tensor | None, gamma: float) -> Minibatch:
-        """The minibatch on the training device."""
-        weights = None
-        if gamma:
-            weights = min_snr_weights(denoiser.alphas_cumprod.cpu(), self.timesteps, gamma)
-        # A card takes them while the program goes on; without this, each copy waits for all work before it.
-        free = denoiser.device.type == "cuda"
-        *tensors, own_rows, weights = (
-            None if tensor is None else tensor.to(denoiser.device, non_blocking=free)
-            for tensor in (self.noisy, self.timesteps, self.noise, self.text, self.mask, self.own_rows, weights)
-        )
-        return Minibatch(*tensors, weight, with_earlier, self.texts, own_rows, weights)
-
-
-def _draw(picks: Sequence[Example], window: int | None, generator: torch.Generator) -> _Draw:
-    """Draw windows and prompts of examples."""
+def _draw(
+    picks: Sequence[Example], window: int | None, random: _Random, config: ResolvedConfig, empty: Tensor | None
+) -> _Drawn:
+    """Draw windows and prompts of examples; a share of the prompts is the empty one [tokens, d], if that is given."""
     height, width = (min(pick.mean.shape[axis] for pick in picks) for axis in (1, 2))
     if window is not None:
         height, width = min(height, window), min(width, window)
-    windows = [_window(pick, height, width, generator) for pick in picks]
-    prompts = [_randint(len(pick.prompts), generator) for pick in picks]
+    windows = [_window(pick, height, width, random.usual) for pick in picks]
+    latents = torch.stack([latent for latent, _ in windows])  # [b, 4, h, w]
+    mask = torch.stack([mask for _, mask in windows])  # [b, 1, h, w]
+    prompts = [_randint(len(pick.prompts), random.usual) for pick in picks]
+    text = torch.stack([pick.prompts[index] for pick, index in zip(picks, prompts, strict=True)]).float()
+    if empty is not None:
+        dropped = torch.rand(len(picks), generator=random.captions) < config.caption_dropout
+        text = torch.where(dropped[:, None, None], empty.float().cpu(), text)
+    texts = tuple(pick.texts[index] for pick, index in zip(picks, prompts, strict=True) if pick.texts)
     marked = [pick.own_rows[index] for pick, index in zip(picks, prompts, strict=True) if pick.own_rows is not None]
-    return _Draw(
-        torch.stack([latent for latent, _ in windows]),
-        torch.stack([mask for _, mask in windows]),
-        torch.stack([pick.prompts[index] for pick, index in zip(picks, prompts, strict=True)]).float(),
-        tuple(pick.texts[index] for pick, index in zip(picks, prompts, strict=True) if pick.texts),
-        torch.stack(marked) if marked else None,
+    return _Drawn(latents, mask, text, texts, torch.stack(marked) if marked else None)
+
+
+def _minibatch(
+    drawn: _Drawn,
+    denoiser: Denoiser,
+    random: _Random,
+    config: ResolvedConfig,
+    weight: float,
+    with_earlier: Tensor | None,
+) -> Minibatch:
+    """Add noise, and move everything to the training device."""
+    schedule, shape = denoiser.alphas_cumprod.cpu(), drawn.latents.shape
+    noise = torch.randn(shape, generator=random.usual)
+    timesteps = torch.randint(len(schedule), (shape[0],), generator=random.usual)
+    if config.noise_offset:  # a constant per image and channel (Guttenberg, 2023)
+        noise = noise + config.noise_offset * torch.randn(*shape[:2], 1, 1, generator=random.offsets)
+    signal = schedule[timesteps].view(-1, 1, 1, 1)
+    noisy = signal.sqrt() * drawn.latents + (1 - signal).sqrt() * noise
+    weights = min_snr_weights(schedule, timesteps, config.min_snr_gamma) if config.min_snr_gamma else None
+    # A card takes them while the program goes on; without this, each copy waits for all work before it.
+    free = denoiser.device.type == "cuda"
+    *inputs, own_rows, weights = (
+        None if tensor is None else tensor.to(denoiser.device, non_blocking=free)
+        for tensor in (noisy, timesteps, noise, drawn.text, drawn.mask, drawn.own_rows, weights)
     )
+    return Minibatch(*inputs, weight, with_earlier, drawn.texts, own_rows, weights)
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:
