@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..seqlora_core.data.encoding import latent_weights
-from ..seqlora_core.data.images import fit, from_tensor, to_rgb
+from ..seqlora_core.data.images import alpha_of, fit, from_tensor, to_rgb
 
 LARGEST_RESOLUTION = 1024  # side of the largest training images, in px
 
@@ -17,6 +17,12 @@ def to_pillow(batches: Sequence[Tensor]) -> list[Image.Image]:
     """Every image of IMAGE batches [B, H, W, C] in 0..1, of any sizes, as RGB; one channel is gray, a fourth alpha."""
     frames = [frame for batch in batches for frame in batch]
     return [to_rgb(from_tensor(frame, f"image {number}")) for number, frame in enumerate(frames, 1)]
+
+
+def to_alphas(batches: Sequence[Tensor]) -> list[Image.Image | None]:
+    """The alpha channel of every image of IMAGE batches, as 8-bit gray; None where it has none."""
+    frames = [frame for batch in batches for frame in batch]
+    return [alpha_of(from_tensor(frame, f"image {number}")) for number, frame in enumerate(frames, 1)]
 
 
 def to_image(image: Image.Image) -> Tensor:

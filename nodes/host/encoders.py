@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...seqlora_core.data.dataset import Example
+from ...seqlora_core.data.encoding import latent_weights
 from ...seqlora_core.data.images import fit
 from ...seqlora_core.data.listing import counted
 from ...seqlora_core.data.words import NO_WORDS, Words
@@ -45,26 +46,38 @@ def identify_encoders(clip: CLIP, vae: VAE) -> str:
     return fingerprint(used_to_encode(weights), torch.bfloat16)  # the least precise type in which machines hold a VAE
 
 
-def latent_masks(masks: list[Tensor], images: list[Image.Image], resolution: int) -> list[Tensor]:
-    """Turn MASKs [H, W] into the masks [1, h, w] of their images' latents; no masks stay no masks.
+def latent_masks(
+    masks: list[Tensor], alphas: list[Image.Image | None], images: list[Image.Image], resolution: int
+) -> list[Tensor | None]:
+    """Turn MASKs [H, W] and alpha channels into the masks [1, h, w] of their images' latents.
 
     Args:
+        masks: one per image, or none.
+        alphas: as gray images, one per image; where there is a MASK, too, a pixel counts as both say.
         resolution: side of the square training images, in px.
 
     Raises:
         UserError: the number of masks differs from that of the images, or nothing of an image would count.
     """
-    if not masks:
-        return []
-    if len(masks) != len(images):
+    if masks and len(masks) != len(images):
         raise UserError(f"There are {len(masks)} masks for {len(images)} images: connect one mask per image, or none.")
-    made = [latent_mask(m, i.size, resolution, SD15.vae_scale_factor) for m, i in zip(masks, images, strict=True)]
-    for number, mask in enumerate(made, 1):
-        if not (mask > 0).any():
+    scale, made = SD15.vae_scale_factor, []
+    for number, (image, alpha) in enumerate(zip(images, alphas, strict=True), 1):
+        mask = latent_mask(masks[number - 1], image.size, resolution, scale) if masks else None
+        if mask is not None and not (mask > 0).any():
             raise UserError(
-                f"Mask {number} of {len(made)} is empty in the middle square of its image, so nothing of that image "
+                f"Mask {number} of {len(masks)} is empty in the middle square of its image, so nothing of that image "
                 "would count: paint the subject into the mask, or disconnect the masks."
             )
+        if alpha is not None:
+            weights = latent_weights(fit(alpha, resolution, True, scale), scale)
+            mask = weights if mask is None else weights * mask
+            if not (mask > 0).any():
+                raise UserError(
+                    f"Image {number} of {len(images)} is transparent in its middle square or wherever its mask is "
+                    "white, so nothing of it would count: leave the image out, or switch alpha_masks off."
+                )
+        made.append(mask)
     return made
 
 
@@ -81,7 +94,7 @@ class Encoders:
     def encode(
         self,
         images: Sequence[Image.Image],
-        masks: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
         prompts: Sequence[Sequence[str]],
         protected: Sequence[str],
         config: ResolvedConfig,
@@ -90,7 +103,7 @@ class Encoders:
         """Encode what no node has encoded yet; the monitor receives the progress, and is asked whether to stop.
 
         Args:
-            masks: per image, from `latent_masks`; may be empty.
+            masks: per image, from `latent_masks`.
             prompts: of each image.
             protected: further prompts.
 
@@ -108,6 +121,6 @@ class Encoders:
         latents = self._images.encode(squares, config.seed, lambda done: stage.reached(new_prompts + done))
         examples = [
             Example(latent, torch.stack([embeddings[prompt] for prompt in own]), mask=mask, texts=tuple(own))
-            for latent, own, mask in zip(latents, prompts, masks or [None] * len(images), strict=True)
+            for latent, own, mask in zip(latents, prompts, masks, strict=True)
         ]
         return examples, torch.stack([embeddings[prompt] for prompt in protected]) if protected else None

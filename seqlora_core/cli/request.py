@@ -123,8 +123,10 @@ class Request:
 
 def describe_learned(bank: Bank, concept: Concept) -> str:
     """What the command says at the end of a training run."""
-    metrics = concept.metrics
+    metrics, held_out = concept.metrics, ""
+    if curve := metrics.get("held_out_curve"):
+        held_out = f", of the held-out images {curve[0]:.4f} -> {curve[-1]:.4f}"
     return (
-        f"Learned {concept.name!r} as '{concept.subject}' in {metrics['seconds']:.0f} s: "
-        f"loss {metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}. It is in {bank.folder / concept.file}."
+        f"Learned {concept.name!r} as '{concept.subject}' in {metrics['seconds']:.0f} s: loss "
+        f"{metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}{held_out}. It is in {bank.folder / concept.file}."
     )

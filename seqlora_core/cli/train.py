@@ -5,7 +5,7 @@ import argparse
 from ..bank import Bank
 from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingExploded
-from ..training.trainer import CHECKPOINT_SECONDS, RunOptions
+from ..training.run_options import CHECKPOINT_SECONDS, RunOptions
 from .options import BaseOptions, add_bank, add_base, add_device, add_words, count, positive
 from .request import Request, describe_learned
 from .settings import add_settings

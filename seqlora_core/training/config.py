@@ -28,6 +28,7 @@ _LARGEST_TOKEN_STEP = 10.0
 TOKEN_VECTORS = 2
 # Steps by the number of images; the default is that for eight.
 STEPS_PER_IMAGE, FEWEST_STEPS, MOST_STEPS = 100, 400, 2000
+STEPS_BY_IMAGES = f"{STEPS_PER_IMAGE} per image, {FEWEST_STEPS} to {MOST_STEPS}"
 # What is stored of a run that learns no word, whatever else was asked for.
 WITHOUT_WORD = {"token_vectors": 0, "token_share": 0.0, "lr_token": 1.0}
 EVERYTHING, OWN_WORDS = "everything", "own-words"  # what concepts act on, in training and in compositions
@@ -64,9 +65,7 @@ class TrainingConfig(ExtraSettings):
     lr_coefficients: float = setting(1e-3, "learning rate of LoRA's up matrix (the coefficients), not LoRA's alpha")
     lr_basis: float = setting(1e-3, "learning rate of LoRA's down matrix (the basis)")
     rank: int = setting(4, "LoRA rank, the number of directions that the concept takes per layer", least=1)
-    steps: int | None = setting(
-        800, "training steps, or auto", least=1, unset=f"{STEPS_PER_IMAGE} per image, {FEWEST_STEPS} to {MOST_STEPS}"
-    )
+    steps: int | None = setting(800, "training steps, or auto", least=1, unset=STEPS_BY_IMAGES)
     token_vectors: int | None = setting(
         None,
         "vectors of the word that is learned for the concept, or 0 for its token and class word as they are",
