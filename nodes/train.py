@@ -16,6 +16,7 @@ from ..seqlora_core.data.listing import counted
 from ..seqlora_core.data.prompts import describe_cut_prompts, prefixed
 from ..seqlora_core.data.words import Words, named_words
 from ..seqlora_core.errors import UserError
+from ..seqlora_core.hashing import images_fingerprint
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.training.config import WITHOUT_WORD, ResolvedConfig
@@ -121,10 +122,14 @@ def _train(
     images = to_pillow(batches)
     if not images:
         raise UserError("There is no image on the input images: connect at least one image of the subject.")
-    check_hold_out(len(images), requested.hold_out)
-    config = resolve(requested, SD15.native_size, host_model.training_dtype(model), len(images))
+    keys = [images_fingerprint([image]) for image in images]
+    distinct = len(set(keys))  # a folder with repeats has copies
+    check_hold_out(distinct, requested.hold_out)
+    config = resolve(requested, SD15.native_size, host_model.training_dtype(model), distinct)
     prompts = caption_prompts(inputs.captions, trained_subject(spec, config), len(images), config.caption_prefix)
     alphas = to_alphas(batches) if config.alpha_masks else [None] * len(images)
+    if config.alpha_masks and not any(alphas):
+        monitor.message("No image has an alpha channel, so alpha_masks changes nothing.")
     latent_masks = encoders.latent_masks(masks, alphas, images, config.resolution)
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
     changes = [encoders.identify_encoders(clip, vae), host_model.other_patches(model, clip)]
@@ -158,7 +163,7 @@ def _train(
             examples, embeddings = pair.encode(images, latent_masks, prompts, others, config, monitor)
             monitor.stage("loading the model")
             in_memory.enter_context(denoiser.loaded())
-            trained, held_out = split_held_out(examples, config.hold_out, config.seed)
+            trained, held_out = split_held_out(examples, config.hold_out, config.seed, keys)
             empty = embeddings[-1] if config.caption_dropout else None
             kept = embeddings[: len(protected)] if protected else None
             return EncodedConcept(trained, protected=kept, source=source, held_out=held_out, empty=empty)

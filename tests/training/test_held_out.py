@@ -41,6 +41,15 @@ def test_the_seed_chooses_images_and_none_is_in_both_parts():
     assert split_held_out(images, 0, seed=1) == (images, [])
 
 
+def test_copies_of_an_image_are_held_out_together():
+    images = ["a1", "b1", "a2", "c1", "b2"]
+    for seed in range(10):
+        trained, held_out = split_held_out(images, 1, seed, [image[0] for image in images])
+        assert [image[1] for image in held_out] == ["1"]
+        assert not [image for image in trained if image[0] == held_out[0][0]]
+        assert len(trained) == len([image for image in images if image[0] != held_out[0][0]])
+
+
 @pytest.mark.parametrize("held_out", [1, 5])
 def test_at_least_one_image_must_be_left_to_train_on(held_out):
     with pytest.raises(UserError, match="hold_out"):
