@@ -49,6 +49,7 @@ def _extra_inputs() -> list[io.Input]:
         setting_input(io.Combo.Input, "lr_schedule", False),
         setting_input(io.Float.Input, "lr_warmup", False, step=0.05),
         setting_input(io.Boolean.Input, "alpha_masks", False),
+        setting_input(io.Boolean.Input, "buckets", False),
         setting_input(io.Int.Input, "hold_out", False, max=100),
     ]
 

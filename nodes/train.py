@@ -130,7 +130,7 @@ def _train(
     alphas = to_alphas(batches) if config.alpha_masks else [None] * len(images)
     if config.alpha_masks and not any(alphas):
         monitor.message("No image has an alpha channel, so alpha_masks changes nothing.")
-    latent_masks = encoders.latent_masks(masks, alphas, images, config.resolution)
+    latent_masks = encoders.latent_masks(masks, alphas, images, encoders.frame_of(config))
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
     changes = [encoders.identify_encoders(clip, vae), host_model.other_patches(model, clip)]
 

@@ -15,6 +15,7 @@ LAYERS = (  # from the bottom to the top: modules or packages, by the start of t
         "data.prompts",
         "data.words",
         "data.own_words",
+        "data.buckets",
         "data.captions",
         "data.hold_out",
         "data.listing",

@@ -104,6 +104,7 @@ class Request:
                     prior,
                     prompts,
                     crop=config.crop,
+                    buckets=config.buckets,
                     flip=config.flip,
                     words=words,
                     hold_out=config.hold_out,

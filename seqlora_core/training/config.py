@@ -177,7 +177,7 @@ class TrainingConfig(ExtraSettings):
             self._check_exact()
         if self.acts_on == OWN_WORDS:
             self._check_own_words()
-        self.check_extras(self.acts_on == OWN_WORDS)
+        self.check_extras(self.acts_on == OWN_WORDS, self.crop)
 
     def _check_step_sizes(self) -> None:
         most = _LARGEST_STEP_SIZE[self.optimizer]

@@ -33,12 +33,15 @@ class ExtraSettings:
         0.0, "share of the LoRA's steps over which its learning rates rise from 0", least=0, most=0.9
     )
     alpha_masks: bool = setting(False, "weight the loss of each pixel by the alpha channel of its image")
+    buckets: bool = setting(False, "train on images of about their own ratio, with as many pixels, instead of squares")
     hold_out: int = setting(
         0, "images, chosen by the seed, that are not trained on and whose loss is reported instead", least=0
     )
 
-    def check_extras(self, acts_on_own_words: bool) -> None:
+    def check_extras(self, acts_on_own_words: bool, crop: str) -> None:
         """Raises UserError where settings exclude each other."""
+        if self.buckets and crop != "center":
+            raise UserError("With buckets no square is cut out of an image, so crop must be center: leave crop out.")
         if acts_on_own_words and self.caption_dropout:
             raise UserError(
                 "With acts_on own-words a concept does not act on an image without its word, so caption_dropout must "

@@ -11,6 +11,7 @@ from ..data.dataset import EncodedConcept, Example
 from ..model.denoiser import Denoiser
 from ..randomness import named_generator
 from .config import ResolvedConfig
+from .epochs import pick_examples
 from .loss_weights import min_snr_weights
 
 WORD_PHASE = "word step"
@@ -54,17 +55,14 @@ def draw_minibatches(
     share = 1 / config.accumulation
     batches = []
     for micro in range(config.accumulation):
-        first = (step * config.accumulation + micro) * config.batch_size
-        places = torch.arange(first, first + config.batch_size, device=denoiser.device)
-        with_earlier = places % 2 == 0 if config.train_on == "alternate" else None
+        number = step * config.accumulation + micro
         sources = [(data.examples, share, empty)]
         if data.prior and config.prior_weight:
             sources.append((data.prior, share * config.prior_weight, None))
         for examples, weight, without_caption in sources:
-            order = [
-                _shuffled(position, len(examples), config.seed) for position in range(first, first + config.batch_size)
-            ]
-            picks = [examples[index] for index in order]
+            picks = pick_examples(examples, config, number)
+            places = torch.arange(len(picks), device=denoiser.device) + number * config.batch_size
+            with_earlier = places % 2 == 0 if config.train_on == "alternate" else None
             drawn = _draw(picks, data.window, random, config, without_caption)
             batches.append(_minibatch(drawn, denoiser, random, config, weight, with_earlier))
     return batches
@@ -138,12 +136,6 @@ def _minibatch(
         for tensor in (noisy, timesteps, noise, drawn.text, drawn.mask, drawn.own_rows, weights)
     )
     return Minibatch(*inputs, weight, with_earlier, drawn.texts, own_rows, weights)
-
-
-def _shuffled(position: int, count: int, seed: int) -> int:
-    """Return the index of the example at `position` of an endless sequence, which is reshuffled in every epoch."""
-    epoch, offset = divmod(position, count)
-    return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
 
 
 def _window(example: Example, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def test_a_run_with_every_wish_is_trained_reported_and_found_again(base_folder, 
         (images / f"{index}.txt").write_text("on a table", "utf-8")
     wishes = ["--steps", "auto", "--hold-out", "1", "--caption-prefix", "sksdog,", "--caption-dropout", "0.3"]
     wishes += ["--alpha-masks", "--min-snr-gamma", "5", "--noise-offset", "0.05", "--lr-schedule", "cosine"]
-    wishes += ["--lr-warmup", "0.1"]
+    wishes += ["--lr-warmup", "0.1", "--buckets"]
     command = train_command(base_folder, tmp_path / "bank", images, "dog", *wishes)
     assert main(command) == 0
     out, err = capsys.readouterr()
@@ -42,7 +42,7 @@ def test_a_run_with_every_wish_is_trained_reported_and_found_again(base_folder, 
 
     entry = {"name": "dog", "images": str(images), "class_word": "dog", "resolution": 64, "rank": 2, "steps": "auto"}
     entry |= {"hold_out": 1, "caption_prefix": "sksdog,", "caption_dropout": 0.3, "alpha_masks": True}
-    entry |= {"min_snr_gamma": 5, "noise_offset": 0.05, "lr_schedule": "cosine", "lr_warmup": 0.1}
+    entry |= {"min_snr_gamma": 5, "noise_offset": 0.05, "lr_schedule": "cosine", "lr_warmup": 0.1, "buckets": True}
     stream = tmp_path / "stream.json"
     stream.write_text(json.dumps([entry]), "utf-8")
     assert main(["train", "--base", str(base_folder), "--bank", str(tmp_path / "bank"), "--stream", str(stream)]) == 0

@@ -35,6 +35,7 @@ def base():
 
     return SimpleNamespace(
         vae_scale_factor=8,
+        size_multiple=16,
         encode_image=encode_image,
         text_encoder=SimpleNamespace(encode_all=lambda prompts, words: torch.zeros(len(prompts), 7, 32)),
         encoding_fingerprint=lambda: "base",
@@ -45,7 +46,7 @@ def encode(base, folder, alpha=True, **options) -> EncodedConcept:
     return encode_concept(base, read_folder(folder, "sksa dog", alpha=alpha), 64, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"flip": True}, {"crop": "random"}, {"crop": "random", "flip": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"crop": "random", "flip": True}, {"buckets": True}], ids=str)
 def test_the_mask_covers_what_is_opaque_in_the_latents(tmp_path, base, options):
     cut_out().save(tmp_path / "a.png")
     examples = encode(base, tmp_path, **options).examples
