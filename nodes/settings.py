@@ -43,11 +43,11 @@ class TrainingSettings(io.ComfyNode):
 def _extra_inputs() -> list[io.Input]:
     return [
         setting_input(io.String.Input, "caption_prefix", False),
-        setting_input(io.Float.Input, "caption_dropout", False, step=0.05),
-        setting_input(io.Float.Input, "min_snr_gamma", False, max=100.0, step=0.5),
-        setting_input(io.Float.Input, "noise_offset", False, step=0.01),
+        setting_input(io.Float.Input, "caption_dropout", False, step=0.05, round=False),
+        setting_input(io.Float.Input, "min_snr_gamma", False, max=100.0, step=0.5, round=False),
+        setting_input(io.Float.Input, "noise_offset", False, step=0.01, round=False),
         setting_input(io.Combo.Input, "lr_schedule", False),
-        setting_input(io.Float.Input, "lr_warmup", False, step=0.05),
+        setting_input(io.Float.Input, "lr_warmup", False, step=0.05, round=False),
         setting_input(io.Boolean.Input, "alpha_masks", False),
         setting_input(io.Boolean.Input, "buckets", False),
         setting_input(io.Int.Input, "hold_out", False, max=100),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
+from PIL import Image
 from torch import Tensor
 
 from ..seqlora_core.bank import Bank, Concept, ConceptSpec
@@ -127,10 +128,7 @@ def _train(
     check_hold_out(distinct, requested.hold_out)
     config = resolve(requested, SD15.native_size, host_model.training_dtype(model), distinct)
     prompts = caption_prompts(inputs.captions, trained_subject(spec, config), len(images), config.caption_prefix)
-    alphas = to_alphas(batches) if config.alpha_masks else [None] * len(images)
-    if config.alpha_masks and not any(alphas):
-        monitor.message("No image has an alpha channel, so alpha_masks changes nothing.")
-    latent_masks = encoders.latent_masks(masks, alphas, images, encoders.frame_of(config))
+    latent_masks = _latent_masks(batches, masks, images, config, monitor)
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
     changes = [encoders.identify_encoders(clip, vae), host_model.other_patches(model, clip)]
 
@@ -171,6 +169,20 @@ def _train(
         options = inputs.options(thumbnail=images[0])
         concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested, text_encoder)
     return bank, concept, "learned"
+
+
+def _latent_masks(
+    batches: list[Tensor],
+    masks: list[Tensor],
+    images: list[Image.Image],
+    config: ResolvedConfig,
+    monitor: interface.NodeMonitor,
+) -> list[Tensor | None]:
+    """The mask of every image, from the input masks and from alpha channels."""
+    alphas = to_alphas(batches) if config.alpha_masks else [None] * len(images)
+    if config.alpha_masks and not any(alphas):
+        monitor.message("No image has an alpha channel, so alpha_masks changes nothing.")
+    return encoders.latent_masks(masks, alphas, images, encoders.frame_of(config))
 
 
 def _words_in(clip: CLIP, prompts: list[tuple[str, ...]], token: str) -> list[object]:

@@ -78,7 +78,7 @@ class TrainInputs:
         for name in lists:
             if name not in values and name in cls._required():
                 raise UserError(f"The input {name} received an empty list: connect a node that returns a value.")
-        return cls(**values)
+        return cls(**{**values, "settings": values.get("settings") or {}})
 
     @classmethod
     def _required(cls) -> set[str]:
