@@ -71,7 +71,7 @@ class Run:
         """Note the loss of the held-out images."""
         with _lock:
             self.held_out_points.append((step, loss))
-        self._send({"held_out": (step, loss)})
+        self._send({"held_out_point": (step, loss)})
 
     def previewed(self, image: Image.Image) -> None:
         """Keep a preview of the step that was noted last; of many, every second one goes."""
