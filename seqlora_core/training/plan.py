@@ -49,7 +49,7 @@ class TrainingPlan:
         """Sentences about what was decided and found."""
         if self.requested.steps is not None:
             return self.damaged
-        return (f"The training run takes {self.config.steps} steps, chosen by the number of images.", *self.damaged)
+        return (f"The setting steps is {self.config.steps}, chosen by the number of images.", *self.damaged)
 
     @property
     def method(self) -> Method:

@@ -19,7 +19,8 @@ def few_steps(monkeypatch):
         monkeypatch.setattr(config, name, value)
 
 
-def test_a_run_with_every_wish_is_trained_reported_and_found_again(base_folder, tmp_path, few_steps, capsys):
+def test_a_run_with_every_wish_is_trained_reported_and_found_again(base_folder, tmp_path, few_steps, capsys, caplog):
+    caplog.set_level("INFO")
     images = tmp_path / "images"
     images.mkdir()
     for index in range(3):
@@ -32,10 +33,9 @@ def test_a_run_with_every_wish_is_trained_reported_and_found_again(base_folder, 
     wishes += ["--lr-warmup", "0.1", "--buckets"]
     command = train_command(base_folder, tmp_path / "bank", images, "dog", *wishes)
     assert main(command) == 0
-    out, err = capsys.readouterr()
-    assert "takes 4 steps, chosen by the number of images" in err  # of the three, one is held out
-    assert "do not contain the token" not in err  # the prefix has it
-    assert "of the held-out images" in out
+    assert "The setting steps is 4, chosen by the number of images." in caplog.messages  # of three, one is held out
+    assert "do not contain the token" not in caplog.text  # the prefix has it
+    assert "of the held-out images" in capsys.readouterr().out
     concept = Bank.open(tmp_path / "bank").concept("dog")
     assert concept.settings["caption_prefix"] == "sksdog," and concept.requested["steps"] is None
     assert concept.metrics["images"] == 2 and len(concept.metrics["held_out_curve"]) >= 2

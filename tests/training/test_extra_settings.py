@@ -203,7 +203,7 @@ def test_a_chosen_number_of_steps_is_reported_and_stored(denoiser, bank):
     config = dataclasses.replace(resolve(requested, 512, "float32", 3), steps=2)
     monitor = StopAfter(99)
     concept = train_concept(denoiser, encoded(random_concept(1)), bank, spec("a"), config, monitor, requested=requested)
-    assert "The training run takes 2 steps, chosen by the number of images." in monitor.messages
+    assert "The setting steps is 2, chosen by the number of images." in monitor.messages
     assert (concept.requested["steps"], concept.settings["steps"]) == (None, 2)
 
 
