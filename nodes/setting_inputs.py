@@ -16,10 +16,14 @@ LARGEST_EXACT_INTEGER = 2**53  # of the front end's JavaScript
 _SETTINGS = {entry.name: entry for entry in fields(TrainingConfig)}
 
 
-def as_config_values(values: Mapping[str, object]) -> dict[str, object]:
-    """The values of inputs as those of `TrainingConfig.from_dict`."""
-    steps = values.get("steps")
-    return {**values, "steps": None if steps == AUTO_STEPS else steps}
+def training_config(values: Mapping[str, object]) -> TrainingConfig:
+    """The settings from the values of inputs, among which others may be.
+
+    Raises:
+        UserError: a setting cannot be used.
+    """
+    own = {name: value for name, value in values.items() if OLD_NAMES.get(name, name) in _SETTINGS}
+    return TrainingConfig.from_dict({**own, "steps": None if values["steps"] == AUTO_STEPS else values["steps"]})
 
 
 def expert_inputs(advanced: bool = True) -> list[io.Input]:

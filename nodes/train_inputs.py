@@ -22,10 +22,10 @@ from .setting_inputs import (
     OWN_SEED,
     PREVIEW_EVERY,
     SettingsType,
-    as_config_values,
     described,
     expert_inputs,
     expert_word_inputs,
+    training_config,
 )
 
 _STEPS = f"Training steps. {AUTO_STEPS}: by the number of images ({STEPS_BY_IMAGES})."
@@ -90,7 +90,7 @@ class TrainInputs:
         Raises:
             UserError: a setting cannot be used.
         """
-        return TrainingConfig.from_dict(as_config_values({**vars(self), **self.settings}))
+        return training_config({**vars(self), **self.settings})
 
     def from_settings(self) -> str:
         """What the connected settings changed, as a sentence; empty if nothing."""
