@@ -104,7 +104,7 @@ def test_the_alpha_channel_is_turned_with_the_image(tmp_path):
     assert image.getpixel((32, 0)) == (0, 0, 0)
 
 
-def test_images_without_an_alpha_channel_count_everywhere_and_that_is_reported(tmp_path, base):
+def test_images_without_alpha_count_everywhere_and_that_is_reported(tmp_path, base):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert any("No image has an alpha channel" in note for note in read_folder(tmp_path, "x", alpha=True).notes)
     assert encode(base, tmp_path).examples[0].mask is None
@@ -115,7 +115,7 @@ def test_images_without_an_alpha_channel_count_everywhere_and_that_is_reported(t
 
 
 @pytest.mark.parametrize(("crop", "message"), [("center", "in its middle square"), ("random", None)])
-def test_an_image_of_which_nothing_counts_is_refused_by_name_before_it_is_encoded(tmp_path, base, crop, message):
+def test_an_image_of_which_nothing_counts_is_refused_before_encoding(tmp_path, base, crop, message):
     cut_out((200, 64), (0, 0, 20, 64)).save(tmp_path / "edge.png")
     base.encode_image = base.encode_image if message is None else lambda pixels: pytest.fail("it was encoded")
     if message is None:

@@ -150,7 +150,7 @@ def test_a_setting_makes_another_concept_that_resumes_exactly(denoiser, bank, ch
     assert not equal(plain, uninterrupted)
 
 
-def test_a_dropped_caption_changes_what_the_concept_does_to_the_empty_prompt(denoiser, bank, text_encoder):
+def test_dropped_captions_change_what_the_concept_does_without_its_word(denoiser, bank, text_encoder):
     """Without dropped captions, the interference penalty alone decides; with them, the concept shows there, too."""
     changed = {}
     for share in (0.0, 0.9):

@@ -89,7 +89,7 @@ def test_a_preview_prompt_needs_a_text_encoder(denoiser, bank):
         train_concept(denoiser, encoded(random_concept(1)), bank, spec("a"), resolved(), options=options)
 
 
-def test_prompts_of_previews_and_held_out_images_follow_the_word_as_it_is_learned():
+def test_previews_and_held_out_images_follow_the_word_as_it_is_learned():
     (example,) = random_concept(1, images=1).examples
     named = [replace(example, texts=(text, text)) for text in ("a sksa", "one sksa")]
     preview = Example(example.mean, example.prompts[:1], texts=("a sksa in snow",))
