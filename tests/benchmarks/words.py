@@ -75,8 +75,10 @@ def variant_config(settings: Mapping[str, str], seed: int, base: Base) -> Resolv
 
 
 def _kinds() -> dict[str, type]:
-    numbers = dict.fromkeys(("token_share", "lr_token", "lr_coefficients", "lr_basis", "interference_penalty"), float)
-    return {"token_vectors": int, "method": str, "init": str, "train_on": str, "acts_on": str, **numbers}
+    numbers = ("token_share", "lr_token", "lr_coefficients", "lr_basis", "interference_penalty", "min_snr_gamma")
+    numbers += ("noise_offset", "caption_dropout", "lr_warmup")
+    texts = ("method", "init", "train_on", "acts_on", "lr_schedule")
+    return {"token_vectors": int, **dict.fromkeys(texts, str), **dict.fromkeys(numbers, float)}
 
 
 def measure(base: Base, concepts: list[MiniConcept], config: ResolvedConfig, folder: Path) -> dict:
@@ -116,7 +118,14 @@ def _train(base: Base, bank: Bank, concept: MiniConcept, config: ResolvedConfig)
     references = [Reference(image, prompts, concept.name) for image in concept.references]
     train_concept(
         base.denoiser(),
-        lambda protected, words: encode_concept(base, references, config.resolution, protected=protected, words=words),
+        lambda protected, words: encode_concept(
+            base,
+            references,
+            config.resolution,
+            protected=protected,
+            words=words,
+            empty=config.caption_dropout > 0,
+        ),
         bank,
         spec,
         config,
