@@ -28,6 +28,7 @@ from .setting_inputs import (
     training_config,
 )
 
+_TEXTS = ("caption_prefix", "preview_prompt")
 _STEPS = f"Training steps. {AUTO_STEPS}: by the number of images ({STEPS_BY_IMAGES})."
 
 
@@ -100,7 +101,7 @@ class TrainInputs:
             if name in own and own[name] != value:
                 changed.append(f"{name} {value} (instead of {own[name]})")
             elif name not in own and value != defaults[name]:
-                changed.append(f"{name} {value}")
+                changed.append(f"{name} {value!r}" if name in _TEXTS else f"{name} {value}")
         return f"From SeqLoRA Training Settings: {', '.join(changed)}." if changed else ""
 
     def spec(self) -> ConceptSpec:

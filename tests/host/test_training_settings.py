@@ -20,21 +20,21 @@ def stored(host, concept: str) -> dict:
 
 
 def test_a_graph_without_the_node_is_trained_as_before(host):
-    prompt = {**loader(), **training("dog", bank_name="wishes", layers="cross", batch_size=2)}
+    prompt = {**loader(), **training("dog", bank_name="wishes", optimizer="gradient", batch_size=2)}
     assert "Training Settings" not in text(host.run(prompt), "train-dog")
     kept = stored(host, "dog")["settings"]
-    assert (kept["layers"], kept["batch_size"], kept["lr_coefficients"]) == ("cross", 2, 0.02)
+    assert (kept["optimizer"], kept["batch_size"], kept["lr_coefficients"]) == ("gradient", 2, 0.02)
     assert (kept["caption_prefix"], kept["min_snr_gamma"], kept["hold_out"]) == ("", 0, 0)
 
 
 def test_its_values_are_used_instead_of_the_node_s_and_are_named(host):
     changes = {"bank_name": "wishes", "concept_name": "set", "batch_size": 2, "settings": ["settings", 0]}
-    own = {"alpha": 0.01, "layers": "cross", "min_snr_gamma": 5.0, "caption_prefix": "painted,"}
+    own = {"alpha": 0.01, "optimizer": "gradient", "min_snr_gamma": 5.0, "caption_prefix": "painted,"}
     prompt = {**loader(), **settings(**own), **training("cat", **changes)}
     shown = text(host.run(prompt), "train-cat")
-    assert "alpha 0.01 (instead of 0.02)" in shown and "layers cross (instead of cross-kv)" in shown
+    assert "alpha 0.01 (instead of 0.02)" in shown and "optimizer gradient (instead of adam)" in shown
     assert "batch_size 1 (instead of 2)" in shown  # the node wins with its defaults, too
-    assert "min_snr_gamma 5.0" in shown and "caption_prefix painted," in shown
+    assert "min_snr_gamma 5.0" in shown and "caption_prefix 'painted,'" in shown
     assert "noise_offset" not in shown
     kept = stored(host, "set")["settings"]
     assert (kept["lr_coefficients"], kept["batch_size"], kept["min_snr_gamma"]) == (0.01, 1, 5.0)
