@@ -160,7 +160,7 @@ def _not_learned(
         with _naming(entry), monitor.watching():
             monitor.stop_if_cancelled()
             references, prior = request.read()
-            config = request.resolve(base, dtype)
+            config = request.resolve(base, dtype, references)
             if config.learns_word:
                 check_names_word((prompt for image in references for prompt in image.prompts), request.spec.token)
             existing = bank.manifest.find(request.spec.name) if bank is not None else None

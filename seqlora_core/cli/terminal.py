@@ -25,6 +25,7 @@ class StepBar:
     def __init__(self, hidden: bool = False) -> None:
         self._hidden = hidden
         self._bar: tqdm | None = None
+        self._held_out: dict[str, str] = {}
 
     def show(self, report: StepReport) -> None:
         """Draw a step; one that is not after the last is of the next training run, which gets a bar of its own."""
@@ -34,10 +35,14 @@ class StepBar:
             interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file should get few lines
             first = {"total": report.steps, "initial": report.step - 1, "unit": "step", "disable": self._hidden}
             self._bar = tqdm(**first, dynamic_ncols=True, mininterval=interval)
-        self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+        self._bar.set_postfix(loss=f"{report.loss:.4f}", **self._held_out, refresh=False)
         self._bar.update()
         if report.step == report.steps:
             self.close()
+
+    def held_out(self, loss: float) -> None:
+        """Show the loss of the held-out images with the next steps."""
+        self._held_out = {"held_out": f"{loss:.4f}"}
 
     def close(self) -> None:
         """Leave the bar as it is, and begin a new line."""
@@ -64,6 +69,9 @@ class TerminalMonitor(Monitor):
 
     def stepped(self, report: StepReport) -> None:
         self._bar.show(report)
+
+    def held_out(self, step: int, loss: float) -> None:
+        self._bar.held_out(loss)
 
     def cancelled(self) -> bool:
         return self._interrupted.is_set()

@@ -5,7 +5,7 @@ import argparse
 from ..bank import Bank
 from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingExploded
-from ..training.trainer import CHECKPOINT_SECONDS, RunOptions
+from ..training.run_options import CHECKPOINT_SECONDS, RunOptions
 from .options import BaseOptions, add_bank, add_base, add_device, add_words, count, positive
 from .request import Request, describe_learned
 from .settings import add_settings
@@ -54,7 +54,10 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     basics = command.add_argument_group("basics")
     resources = command.add_argument_group("speed and memory")
     add_device(resources)
-    add_settings(basics, resources, command.add_argument_group("method (defaults are fine)"))
+    method = command.add_argument_group("method (defaults are fine)")
+    add_settings(
+        basics, resources, method, command.add_argument_group("captions, images, loss and learning rates (off)")
+    )
     resources.add_argument(
         "--checkpoint-seconds",
         type=positive,
@@ -96,7 +99,7 @@ def _learn_one(args: argparse.Namespace) -> None:
     folders = request.read()
     monitor.stage(f"loading {args.base}")
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
-    request.resolve(base, dtype)
+    request.resolve(base, dtype, folders[0])
     bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     options = RunOptions(
         resume=args.resume,

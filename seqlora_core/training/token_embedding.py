@@ -21,7 +21,7 @@ from ..model.text_encoder import TextEncoder, Vocabulary
 from ..randomness import named_generator
 from .config import ResolvedConfig
 from .factor_optimizer import FactorOptimizer
-from .minibatches import draw_minibatches
+from .minibatches import WORD_PHASE, draw_minibatches
 from .objective import DenoisingObjective
 
 # How much longer than the vocabulary's longest vectors a learned one may be.  Of CLIP ViT-L's, whose longest is about
@@ -137,7 +137,7 @@ class WordTraining:
             TrainingDiverged: the loss or a vector is not finite.
         """
         state, config = self.state, self.config
-        self.objective.use(draw_minibatches(self._drawn, self.denoiser, config, state.step, "word step"))
+        self.objective.use(draw_minibatches(self._drawn, self.denoiser, config, state.step, WORD_PHASE))
         loss, gradient = self.objective.word_gradient(state.vectors, self.encode, moved=state.step > 0)
         state.optimizer.step([gradient])
         vectors = state.optimizer.parameters[0].data

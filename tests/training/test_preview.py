@@ -38,8 +38,9 @@ def test_previews_come_at_their_steps_and_change_nothing(denoiser, bank, checkpo
     bank.remove("a")
     unseen = learned(Monitor(), RunOptions())
     assert all(map(torch.equal, seen, unseen)) and len(seen) == len(unseen)
-    assert [tuple(latents.shape) for latents in watched.latents] == [(1, 4, 8, 8)] * 2
-    assert not torch.allclose(*watched.latents)  # they show the concept as it was then
+    assert [tuple(latents.shape) for latents in watched.latents] == [(1, 4, 8, 8)] * 3  # steps 0, 2 and 4
+    first, second, third = watched.latents
+    assert not torch.allclose(first, second) and not torch.allclose(second, third)  # the concept as it was then
     assert all(torch.equal(value, before[name]) for name, value in denoiser.unet.state_dict().items())
 
 
