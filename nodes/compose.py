@@ -56,8 +56,9 @@ class ComposeConcepts(io.ComfyNode):
                     options=list(FUSIONS),
                     default="sum",
                     optional=True,
-                    tooltip="How the concepts are combined. sum suits concepts trained by SeqLoRA; gradient-fusion, "
-                    "loraclr and custom-diffusion suit independently trained LoRAs, are slow, and need clip.",
+                    tooltip="How the concepts are combined. sum suits concepts trained by SeqLoRA; the others suit "
+                    "independently trained LoRAs. gradient-fusion, loraclr, custom-diffusion and ssr-merge are slow "
+                    "and need clip.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -113,11 +114,11 @@ class ComposeConcepts(io.ComfyNode):
         host_model.check_not_attached(model, selected)
         knowing = clip_for(bank, selected, clip, "Compose Concepts")
         weights = [strength for _, strength in selection]
-        weights = weights if chosen.reads_base else chosen.weigh(weights)
+        weights = weights if chosen.weigh is None else chosen.weigh(weights)
         weighed = [(name, weight) for (name, _), weight in zip(selection, weights, strict=True)]
         stacks = concatenate(bank, weighed)
         adapters, memory = {layer: stacked.adapter for layer, stacked in stacks.items()}, ""
-        if chosen.reads_base:
+        if chosen.weigh is None:
             fused = _fuse(chosen, bank, selection, model, clip)
             adapters, memory = fused.adapters, f" with {fused.peak_bytes / 2**20:.0f} MB"
         lines = [_report(bank, selection, stacks)]
@@ -142,7 +143,7 @@ def _check_clip(clip: CLIP | None, fusion: str) -> None:
 
 
 def _check_own_words(model: ModelPatcher, clip: CLIP | None, fusion: Fusion) -> None:
-    if fusion.reads_base:
+    if fusion.weigh is None:
         raise UserError(
             f"The fusion {fusion.name} changes concepts as a whole, so they cannot act on their own words: set fusion "
             f"to sum, or acts_on to {EVERYTHING}."
@@ -167,10 +168,12 @@ def _confine_to_own_words(
     return patched, noting(clip, words), confinement.notes
 
 
-def _fuse(fusion: Fusion, bank: Bank, selection: list[tuple[str, float]], model: ModelPatcher, clip: CLIP) -> Fused:
+def _fuse(
+    fusion: Fusion, bank: Bank, selection: list[tuple[str, float]], model: ModelPatcher, clip: CLIP | None
+) -> Fused:
     settings = FusionSettings()
     resolution = max(bank.concept(name).settings.get("resolution", SD15.native_size) for name, _ in selection)
-    source = HostSource(model, clip, settings, resolution)
+    source = HostSource(model, clip, settings, resolution) if fusion.reads_base else None
     with host_model.outside_inference_mode():
         return fuse(fusion, select(bank, selection), settings, source)
 

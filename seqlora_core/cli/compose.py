@@ -48,7 +48,7 @@ def add_compose(commands: argparse._SubParsersAction) -> None:
         "--fusion",
         choices=tuple(FUSIONS),
         default="sum",
-        help=f"how to combine the concepts; all except {' and '.join(WITHOUT_BASE)} need --base (default: sum)",
+        help=f"how to combine the concepts; all except {', '.join(WITHOUT_BASE)} need --base (default: sum)",
     )
     command.add_argument(
         "--rank", type=count, metavar="N", help="largest rank of the file, to make it smaller (default: no limit)"

@@ -24,7 +24,7 @@ def test_every_fusion_writes_a_file_that_generate_draws_with(base_folder, two_co
     base = [] if fusion in WITHOUT_BASE else ["--base", str(base_folder), "--sampling-steps", "2"]
     command = ["compose", "--bank", str(two_concepts), "--concept", "dog", "--concept", "cat:0.5", *base]
     assert main([*command, "--fusion", fusion, "--out", str(composed)]) == 0
-    rank = 128 if fusion == "loraclr" else 4
+    rank = 128 if fusion in ("loraclr", "ties") else 4
     assert f"2 concepts, rank {rank}, by {fusion} in" in capsys.readouterr().out
     command = ["generate", "--base", str(base_folder), "--lora", str(composed), "--prompt", "a dog", "--steps", "1"]
     assert main([*command, "--size", "64", "--out", str(picture)]) == 0

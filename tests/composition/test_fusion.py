@@ -210,13 +210,84 @@ def test_loraclr_heeds_every_word_of_names_of_different_length():
         assert ((words @ (dW - own(concept)).mT).norm(dim=1) < 0.1 * (words @ own(concept).mT).norm(dim=1)).all()
 
 
+def test_ssr_merge_gives_every_concept_its_own_output_when_their_inputs_do_not_overlap():
+    """What is read may overlap all the same: the sum of the two gives other outputs."""
+    U = torch.linalg.qr(randn(N, N)).Q
+    parts = [part("a"), part("b", strength=0.5)]
+    source = KnownInputs({"a": randn(30, 2) @ U[:, :2].mT, "b": randn(40, 2) @ U[:, 2:4].mT})
+    dW, summed = fused("ssr-merge", parts, source, routing_ridge=0), fused("sum", parts)
+    for concept in parts:
+        x = source.rows[concept.name]
+        assert torch.allclose(x @ dW.mT, x @ own(concept).mT, atol=1e-4)
+        assert not torch.allclose(x @ summed.mT, x @ own(concept).mT, atol=0.1)
+
+
+def test_ssr_merge_is_least_squares_among_updates_that_read_the_concepts_bases():
+    parts = [part("a"), part("b", strength=0.7), part("c", strength=-1.0)]
+    source = KnownInputs({"a": randn(30, N), "b": randn(40, N), "c": randn(50, N)})
+    B = torch.cat([p.adapters[SPATIAL].B for p in parts], dim=1)
+    X = torch.cat([source.rows[p.name] for p in parts])
+    Y = torch.cat([source.rows[p.name] @ own(p).mT for p in parts])
+    solution = (B @ torch.linalg.lstsq(X @ B, Y).solution).mT
+    assert torch.allclose(fused("ssr-merge", parts, source, routing_ridge=0), solution, atol=1e-4)
+
+
+def test_ssr_merge_of_two_concepts_of_rank_one_is_the_router_counted_by_hand():
+    """Each reads one axis; a's only input lies on both, b's on b's.  Its ridge is on the mean over the two inputs.
+
+    Without the ridge G = [[1, 1], [1, 2]] and Q = [[1, 1], [0, 1]] (both halved), so R = [[1, 0], [-1, 1]].
+    """
+    parts = [
+        SelectedConcept(name, name, {SPATIAL: Adapter.from_factors(torch.tensor([[a]]), torch.eye(2)[:, [axis]])}, 1.0)
+        for name, a, axis in (("a", 1.0, 0), ("b", 10.0, 1))
+    ]
+    source = KnownInputs({"a": torch.tensor([[1.0, 1.0]]), "b": torch.tensor([[0.0, 1.0]])})
+    assert torch.allclose(fused("ssr-merge", parts, source, routing_ridge=0), torch.tensor([[-9.0, 10.0]]), atol=1e-5)
+    # With 0.5 on the mean, [[2, 1], [1, 3]] is inverted in place of G: R = [[2, 1], [-1, 2]] / 5.
+    assert torch.allclose(fused("ssr-merge", parts, source, routing_ridge=0.5), torch.tensor([[-1.6, 4.2]]), atol=1e-5)
+
+
+def test_ssr_merge_leaves_a_layer_of_one_concept_as_it_is():
+    alone, elsewhere = part("a", strength=0.5), part("b", TEXT)
+    merged = fuse(FUSIONS["ssr-merge"], [alone, elsewhere], FusionSettings(), KnownInputs({})).adapters
+    assert torch.equal(update(merged[SPATIAL]), own(alone))
+    assert torch.equal(update(merged[TEXT]), own(elsewhere))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.2, 0.7])
+def test_ties_is_that_of_peft(density):
+    from peft.utils.merge_utils import ties
+
+    parts = [part("a"), part("b", strength=0.5), part("c", strength=-0.3)]
+    theirs = ties([update(p.adapters[SPATIAL]) for p in parts], torch.tensor([1.0, 0.5, -0.3]), density)
+    assert torch.allclose(fused("ties", parts, density=density), theirs, atol=1e-6)
+
+
+def test_ties_trims_elects_and_averages_as_counted_by_hand():
+    """Of four numbers two stay; the second column has more mass below zero, and only its concept counts there."""
+    rows = {"a": [3.0, 2.0, 0.1, 0.0], "b": [1.0, -4.0, 0.2, 0.0]}
+    parts = [
+        SelectedConcept(name, name, {SPATIAL: Adapter(torch.tensor([[1.0]]), torch.tensor([row]))}, 1.0)
+        for name, row in rows.items()
+    ]
+    assert fused("ties", parts, density=0.5).tolist() == [[2.0, -4.0, 0.0, 0.0]]
+
+
+def test_ties_of_one_concept_keeps_its_largest_numbers():
+    alone = part("a")
+    kept = fused("ties", [alone], density=0.25)
+    least = own(alone).abs().flatten().sort(descending=True).values[N * M // 4 - 1]
+    assert torch.allclose(kept, own(alone).where(own(alone).abs() >= least, 0.0), atol=1e-6)
+    assert torch.allclose(fused("ties", [alone], density=1.0), own(alone), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(set(FUSIONS) - set(WITHOUT_BASE)))
 def test_a_fusion_that_looks_at_activations_asks_for_a_base(name):
     with pytest.raises(UserError, match=f"{name}.*--base"):
         fuse(FUSIONS[name], [part("a")], FusionSettings())
 
 
-@pytest.mark.parametrize("name", ["gradient-fusion", "loraclr"])
+@pytest.mark.parametrize("name", ["gradient-fusion", "loraclr", "ssr-merge"])
 def test_a_fusion_can_be_stopped_before_any_layer(name, monkeypatch):
     """These take minutes at Stable Diffusion's size, and a graph has a Cancel."""
     parts = [part("a", TEXT), part("b", TEXT)]
@@ -241,7 +312,7 @@ def test_a_lower_rank_keeps_the_best_part_and_says_how_much():
     assert float((update(cut) - exact).norm()) == pytest.approx(float(S[3:].norm()), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sum", "gradient-fusion", "custom-diffusion"])
+@pytest.mark.parametrize("name", ["sum", "gradient-fusion", "custom-diffusion", "ssr-merge"])
 def test_the_closed_forms_have_no_more_than_the_sum_of_the_ranks(name):
     parts = [part("a", TEXT), part("b", TEXT)]
     source = KnownInputs({"a": randn(3, N), "b": randn(4, N)}, TEXT)
@@ -263,7 +334,18 @@ def test_the_reported_memory_is_that_of_the_tensors_alive_together():
     assert 2_000_000 <= memory.peak_bytes <= 2_001_000
 
 
-@pytest.mark.parametrize("values", [{"solver": "guess"}, {"rank": 0}, {"iterations": 0}, {"ridge": -1.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"solver": "guess"},
+        {"rank": 0},
+        {"iterations": 0},
+        {"ridge": -1.0},
+        {"routing_ridge": -1.0},
+        {"density": 0.0},
+        {"density": 1.5},
+    ],
+)
 def test_settings_out_of_range_are_refused_by_name(values):
     with pytest.raises(UserError, match=next(iter(values))):
         FusionSettings(**values)

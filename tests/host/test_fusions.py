@@ -30,7 +30,7 @@ def fused_picture(host, fusion: str, concepts: str = "dog:4, cat:4") -> tuple[np
     return np.asarray(Image.open(file)).astype(int), text(outputs, "show")
 
 
-@pytest.mark.parametrize("fusion", ["loraclr", "custom-diffusion"])
+@pytest.mark.parametrize("fusion", ["loraclr", "custom-diffusion", "ssr-merge"])
 def test_concepts_are_fused_from_what_they_read_and_the_cost_is_told(host, together, fusion):
     drawn, report = fused_picture(host, fusion)
     assert np.abs(drawn - together).max() > 2
@@ -43,6 +43,14 @@ def test_one_concept_alone_is_fused_into_nearly_itself(host, together):
     alone, again = (fused_picture(host, fusion, "dog:4")[0] for fusion in ("sum", "gradient-fusion"))
     plain = draw(host, ["base", 0], "plain")
     assert np.abs(again - alone).mean() < np.abs(plain - alone).mean() / 1.5
+
+
+def test_ties_merges_concepts_without_a_clip(host, together):
+    nodes = composed("dog:4, cat:4", "fused")
+    nodes["compose"]["inputs"]["fusion"] = "ties"
+    drawn = draw(host, ["compose", 0], "ties", nodes)
+    assert np.abs(drawn - together).max() > 2
+    assert np.abs(drawn - draw(host, ["base", 0], "plain")).max() > 2
 
 
 def test_without_a_clip_the_user_is_told_what_to_connect(host, together):

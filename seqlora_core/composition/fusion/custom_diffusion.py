@@ -86,4 +86,4 @@ def _merge(layer: str, parts: Sequence[SelectedConcept], words: Sequence[Tensor]
     return Adapter.from_factors(torch.cat(A, dim=1).float(), torch.cat(B, dim=1).float())
 
 
-CUSTOM_DIFFUSION = Fusion("custom-diffusion", _run)
+CUSTOM_DIFFUSION = Fusion("custom-diffusion", _run, reads_base=True)

@@ -32,6 +32,8 @@ class FusionSettings:
         margin: the margin of loraclr's contrastive loss, in units of a whole output.
         mse_weight: weight of loraclr's mean squared error.
         norm_weight: weight of loraclr's |dW|_F.
+        routing_ridge: added to the mean Gram matrix of ssr-merge, as published not relative to it.
+        density: share of the numbers of each update that ties keeps, above 0 and at most 1.
 
     Raises:
         UserError: a value is out of range; the message names the setting.
@@ -48,6 +50,8 @@ class FusionSettings:
     margin: float = 0.5
     mse_weight: float = 0.1
     norm_weight: float = 1e-3
+    routing_ridge: float = 1e-4
+    density: float = 0.2
 
     def __post_init__(self) -> None:
         if self.solver not in ("exact", "lbfgs"):
@@ -56,8 +60,11 @@ class FusionSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")
-        if self.ridge < 0:
-            raise UserError(f"ridge must be at least 0, not {self.ridge}.")
+        for name in ("ridge", "routing_ridge"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}.")
+        if not 0 < self.density <= 1:
+            raise UserError(f"density must be above 0 and at most 1, not {self.density}.")
 
 
 class Source(Protocol):
@@ -89,17 +96,14 @@ class Fusion:
     Attributes:
         name: its name on the command line and in the nodes.
         run: (concepts, source or None, settings) -> one update A B^T per layer, of any rank.
-        weigh: turns strengths into the weights of a weighted sum; None for other fusions, whose `run` needs a source.
+        weigh: turns strengths into the weights of a weighted sum; None for other fusions.
+        reads_base: whether `run` needs a source.
     """
 
     name: str
     run: Callable[[Sequence[SelectedConcept], Source | None, FusionSettings], dict[str, Adapter]]
     weigh: Callable[[Sequence[float]], list[float]] | None = None
-
-    @property
-    def reads_base(self) -> bool:
-        """Whether `run` needs a source."""
-        return self.weigh is None
+    reads_base: bool = False
 
 
 @dataclass(frozen=True)

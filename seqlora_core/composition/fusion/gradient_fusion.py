@@ -109,4 +109,4 @@ def _by_lbfgs(A: Tensor, GB: Tensor, gram: Tensor, tokens: int, iterations: int)
     return basis, dW.detach().mT @ basis
 
 
-GRADIENT_FUSION = Fusion("gradient-fusion", _run)
+GRADIENT_FUSION = Fusion("gradient-fusion", _run, reads_base=True)

@@ -1,4 +1,4 @@
-"""The fusions that use the adapters only: their sum (eq. 3) and their weighted average."""
+"""The weighted sums of adapters: their sum (eq. 3) and their weighted average."""
 
 from collections.abc import Callable, Sequence
 

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...model.adapters import Adapter
 from ..selection import SelectedConcept, adapted_layers
 from .fusion import Fusion, FusionSettings, Source
+from .low_rank import as_factors
 
 _WEIGHT_DECAY = 1e-4
 
@@ -38,14 +39,8 @@ def _run(parts: Sequence[SelectedConcept], source: Source, settings: FusionSetti
         X = pad_sequence([inputs[layer] for inputs in samples], batch_first=True)  # [k, N, n]
         W0 = source.weight(layer)
         Y = torch.stack([_output(x, W0, adapters.get(layer)) for x, adapters in zip(X, scaled, strict=True)])
-        fused[layer] = _as_factors(_optimize(X, Y, W0, settings))
+        fused[layer] = as_factors(_optimize(X, Y, W0, settings))
     return fused
-
-
-def _as_factors(dW: Tensor) -> Adapter:
-    """Write a full-rank update [m, n] as factors, one of which is the identity."""
-    m, n = dW.shape
-    return Adapter.from_factors(torch.eye(m), dW.mT) if m < n else Adapter.from_factors(dW, torch.eye(n))
 
 
 def _output(X: Tensor, W0: Tensor, adapter: Adapter | None) -> Tensor:
@@ -86,4 +81,4 @@ def _optimize(X: Tensor, Y: Tensor, W0: Tensor, settings: FusionSettings) -> Ten
     return best
 
 
-LORACLR = Fusion("loraclr", _run)
+LORACLR = Fusion("loraclr", _run, reads_base=True)

@@ -1,8 +1,15 @@
-"""Cut an update to a rank, so that it fits a LoRA file."""
+"""Write an update as factors, and cut it to a rank, so that it fits a LoRA file."""
 
 import torch
+from torch import Tensor
 
 from ...model.adapters import Adapter
+
+
+def as_factors(dW: Tensor) -> Adapter:
+    """Write a full-rank update [m, n] as factors, one of which is the identity."""
+    m, n = dW.shape
+    return Adapter.from_factors(torch.eye(m), dW.mT) if m < n else Adapter.from_factors(dW, torch.eye(n))
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
