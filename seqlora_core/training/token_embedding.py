@@ -96,6 +96,7 @@ class WordTraining:
 
     Args:
         words: the bank's, which prompts may name besides the concept's own.
+        start: the vectors [k, w] to start from, instead of `first_vectors`.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class WordTraining:
         spec: ConceptSpec,
         config: ResolvedConfig,
         words: Words,
+        start: Tensor | None = None,
     ) -> None:
         self.denoiser, self.encoder, self.config, self.token = denoiser, encoder, config, spec.token
         self._data = data
@@ -114,7 +116,7 @@ class WordTraining:
         self.objective = DenoisingObjective(denoiser, {}, config.dtype)
         vocabulary = encoder.vocabulary()
         self._longest = NORM_SLACK * vocabulary.longest
-        first = first_vectors(encoder, vocabulary, spec, config)
+        first = first_vectors(encoder, vocabulary, spec, config) if start is None else start.clone()
         self.state = WordState.begin(first, config.lr_token * vocabulary.spread, denoiser.device)
 
     def encode(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:

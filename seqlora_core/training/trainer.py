@@ -117,7 +117,9 @@ class _Run:
         self.word: WordTraining | None = None
         if self.config.learns_word:
             check_names_word((text for example in data.examples for text in example.texts), plan.spec.token)
-            self.word = WordTraining(denoiser, text_encoder, data, plan.spec, self.config, plan.words)
+            self.word = WordTraining(
+                denoiser, text_encoder, data, plan.spec, self.config, plan.words, options.first_word
+            )
         self.progress, self.held_out = Progress(plan, monitor), HeldOutLosses()
         self.preview_seed = self.config.seed if options.preview_seed is None else options.preview_seed
         self.path = bank.checkpoint_path(plan.spec.name)
