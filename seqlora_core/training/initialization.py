@@ -12,6 +12,7 @@ from ..data.dataset import EncodedConcept
 from ..model.activations import capture_inputs, input_group
 from ..model.denoiser import Denoiser
 from ..monitor import Monitor, Stage
+from .distributed import Processes
 from .interference_penalty import InterferencePenalty, ProtectedInputs, watch_protected
 from .objective import base_is_not_finite, heldout_loss
 from .plan import TrainingPlan
@@ -39,6 +40,12 @@ class Start:
         return [
             plan.start_basis(name, generator, self.covariances.get(name), self.directions.get(name)) for name in plan.Q
         ]
+
+    def take_from_the_first(self, processes: Processes) -> None:
+        """Have what the first of some processes has measured: rounding differs, and what eigenvectors follow it."""
+        processes.take_from_the_first([*self.covariances.values(), *self.directions.values()])
+        if self.penalty is not None:
+            self.penalty.take_from_the_first(processes)
 
     def coordinates(self, plan: TrainingPlan, device: torch.device) -> list[Tensor] | None:
         """Per layer, the directions along which B moves, float32; None for its own coordinates."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from .distributed import ALONE, Processes
+
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -27,6 +29,8 @@ class RunOptions:
         store_anyway: store the concept even if the loss ended far above where it began.
         first_word: vectors [k, w] that the word starts from, of a textual inversion for example; with
             `config.token_share` 0 it stays as it is.
+        processes: those that train the concept together, each on its share of every batch; `config.batch_size` is that
+            of the whole batch.
     """
 
     resume: bool = False
@@ -40,6 +44,7 @@ class RunOptions:
     vocabulary: Container[str] = ()
     store_anyway: bool = False
     first_word: Tensor | None = None
+    processes: Processes = ALONE
 
     def preview_is_due(self, step: int) -> bool:
         """Whether a preview is made after so many steps."""
