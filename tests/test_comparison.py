@@ -1,330 +1,165 @@
-"""The experiment: equal passes, chosen learning rates, and work that is shared and never done twice."""
+"""The comparison: equal passes, step sizes by a walk, work that is done once, and intervals that mean what they say."""
 
-import dataclasses
-from pathlib import Path
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
-from training_runs import encoded, random_concept
 
-from seqlora_core.bank.spec import ConceptSpec
-from seqlora_core.composition.fusion import FusionSettings
-from seqlora_core.errors import UserError
-from seqlora_core.mini import MiniConcept, mini_concepts
-from seqlora_core.model.adapters import Adapter, attach
-from seqlora_core.model.sd15 import find_layers, layer_shapes
-from seqlora_core.monitor import Monitor
-from seqlora_core.training.config import ResolvedConfig
+from seqlora_core.data.images import to_tensor
+from seqlora_core.mini import mini_concepts
+from seqlora_core.model.base import load_base
 from seqlora_core.training.methods import METHODS
 from seqlora_core.training.protected_prompts import COMMON_SUBJECTS
-from seqlora_core.training.trainer import train_concept
-from tests.benchmarks.comparison import archive, base_drift, job_queue, records, runs, sections, tables, tuning
-from tests.benchmarks.comparison.job_queue import Job, run_jobs
-from tests.benchmarks.comparison.measure import measure
-from tests.benchmarks.comparison.recipes import ALTERNATING, SEQLORA, SYSTEMS, VARIANTS, Recipe, passes_per_step
-from tests.benchmarks.comparison.runs import Run, folded
+from tests.benchmarks.comparison import job_queue, measure, recipes, runs, tables, tuning
+from tests.benchmarks.comparison.__main__ import Comparison
+from tests.benchmarks.comparison.recipes import ABLATION, LORA, OURS, SYSTEMS, System
+from tests.benchmarks.comparison.runs import Workshop, write_json
+from tests.benchmarks.comparison.statistics import bootstrap_interval, paired
 
-RECIPES = [system.recipe for system in SYSTEMS] + [variant.recipe for variant in VARIANTS]
-
-
-def pair(lr_coefficients: float, lr_basis: float, score: float) -> dict:
-    return {"lr_coefficients": lr_coefficients, "lr_basis": lr_basis, "score": score}
+RECIPES = {recipe.name: recipe for recipe in [s.recipe for s in SYSTEMS] + [recipe for _, recipe in ABLATION]}
 
 
-ANY = pair(0.01, 0.01, 0.5)
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe.method} {dict(recipe.settings)}")
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_spends_the_same_passes_up_to_one_step(recipe):
-    config = recipe.config(600, 0, 1e-3, 1e-3)
-    step = passes_per_step(config)
-    assert 600 - step < config.steps * step <= 600
+    if recipe.settings.get("method", "seqlora") not in METHODS:
+        pytest.skip(f"this version has no method {recipe.settings['method']}")
+    config = recipe.config(0, 1e-2)
+    step = METHODS[config.method].passes(config)
+    left = recipes.PASSES - recipes.WORD_PASSES
+    assert left - step < config.steps * step <= left
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        SEQLORA,
-        ALTERNATING,
-        Recipe("lora"),
-        Recipe("inflora"),
-        Recipe("seqlora", {"inner_steps": 2, "bilevel_iterations": 2}),
-        Recipe("alternating", {"inner_steps": 2}),
-        Recipe("seqlora", {"hypergradient": "finite-difference"}),
-    ],
-    ids=lambda recipe: f"{recipe.method} {dict(recipe.settings)}",
-)
-def test_the_passes_of_a_step_are_those_that_a_training_run_makes(denoiser, bank, recipe):
-    config = recipe.config(20, 0, 1e-3, 1e-3)
-    concept = train_concept(denoiser, encoded(random_concept(1)), bank, ConceptSpec("a", "sksa", "a"), config)
-    assert concept.metrics["passes"] == config.steps * passes_per_step(config)
-
-
-def test_learning_rates_are_found_by_a_walk_that_tries_nothing_twice():
+def test_a_walk_finds_the_best_step_size_and_tries_nothing_twice():
     tried = []
 
-    def trial(lr_coefficients: float, lr_basis: float) -> float:
-        tried.append((lr_coefficients, lr_basis))
-        return -abs(lr_coefficients - 0.032) - 0.1 * abs(lr_basis - 0.01)
+    def score(step_size: float) -> float:
+        tried.append(step_size)
+        return -abs(np.log10(step_size) + 1)
 
-    chosen = tuning.choose(SEQLORA, trial)
-    assert tuning.rates(chosen) == (0.032, 0.01)
-    assert len(tried) == len(set(tried)) == len(chosen["trials"])
-    assert tuning.rates(tuning.choose(Recipe("orthogonal"), trial)) == (0.032, 0.032)
-
-
-def test_only_pairs_that_a_walk_cannot_tell_apart_are_tried_again():
-    walk = pair(0.032, 0.01, 0.51)
-    walk["trials"] = [pair(0.01, 0.01, 0.50), pair(0.032, 0.01, 0.51), pair(0.032, 0.032, 0.40)]
-    tried = []
-
-    def trial(lr_coefficients: float, lr_basis: float) -> float:
-        tried.append((lr_coefficients, lr_basis))
-        return 1 - lr_coefficients
-
-    decided = tuning.decide(walk, trial)
-    assert (tuning.rates(decided), tried) == ((0.01, 0.01), [(0.01, 0.01), (0.032, 0.01)])
-    rows = [row[1:] for row in tables.tuning([{"method": "seqlora", **decided}]).rows]
-    assert rows == [[0.01, 0.01, 0.5, 0.99, "chosen"], [0.032, 0.01, 0.51, 0.968, ""], [0.032, 0.032, 0.4, "", ""]]
-    walk["trials"] = walk["trials"][1:]
-    assert tuning.decide(walk, trial) == walk and len(tried) == 2
+    chosen = tuning.walk(score, start=-4, bounds=(-7, 0))
+    assert (chosen["step_size"], chosen["at_bound"]) == (0.1, False)
+    assert sorted(tried) == [size for size, _ in chosen["trials"]] and len(tried) == len(set(tried))
 
 
-def test_near_pairs_are_decided_by_runs_that_processes_can_share(tmp_path, monkeypatch):
-    trials = [pair(0.01, 0.01, 0.50), pair(0.032, 0.01, 0.51), pair(0.1, 0.01, 0.4)]
-    monkeypatch.setattr(tuning.Tuning, "walk", lambda self, recipe: {"score": 0.51, "trials": trials})
-    choices = tuning.Tuning(tmp_path, open_run=None, open_deciding=lambda *which: which[1:], concepts=8)
-    expected = [(size, 0.01, seed) for size in (0.01, 0.032) for seed in tuning.DECIDING_SEEDS]
-    assert choices.deciding_runs(ALTERNATING) == expected
-    assert choices.deciding_runs(Recipe("lora", tuned_for="single")) == []
-    assert choices.deciding_runs(Recipe("seqlora", decided=False)) == []
+def test_a_walk_says_where_it_ended_at_the_bound():
+    chosen = tuning.walk(lambda step_size: step_size, start=-4, bounds=(-7, 0))
+    assert (chosen["step_size"], chosen["at_bound"]) == (1.0, True)
 
 
-def test_a_method_is_tuned_once_with_its_defaults_except_under_an_alias(tmp_path, monkeypatch):
-    """By gradient and by Adam, learning rates have nothing in common, so those are tuned apart."""
-    tuned = []
-    monkeypatch.setattr(tuning.Tuning, "walk", lambda self, recipe: tuned.append(recipe) or {**ANY, "trials": [ANY]})
-    experiment = SimpleNamespace(tuning=tuning.Tuning(tmp_path, open_run=None, open_deciding=None, concepts=8))
-    published = Recipe("seqlora", {"layers": "all", "interference_penalty": 0.0}, alias="published")
-    changed = [Recipe("seqlora", {"layers": "all"}), Recipe("seqlora", {"train_on": "bare", "optimizer": "gradient"})]
-    asked = [SEQLORA, *changed, published]
-    for _ in range(2):
-        for job in sections.choosing_jobs(experiment, asked):
-            job.do()
-    assert tuned == [SEQLORA, Recipe("seqlora", {"optimizer": "gradient"}), published]
-    assert all(tuning.rates(experiment.tuning.choice(recipe)) == (0.01, 0.01) for recipe in asked)
+def test_tuning_and_table_share_no_concept():
+    of_table = {concept.name for concept in mini_concepts()[: runs.OF_TABLE]}
+    chosen = Workshop(None, None).tuning_concepts
+    assert len(chosen) == tuning.STRENGTH_CONCEPTS and not of_table & {concept.name for concept in chosen}
 
 
-def test_a_walk_ends_at_the_border_of_the_grid():
-    largest = tuning.size(tuning.RANGE["adam"][1])
-    assert tuning.rates(tuning.choose(SEQLORA, lambda *pair: sum(pair))) == (largest, largest)
+def test_a_difference_is_paired_by_concept_and_seed():
+    first = {(0, "dog"): 0.9, (1, "dog"): 0.7, (0, "cat"): 0.5, (0, "owl"): 0.1}
+    second = {(0, "dog"): 0.8, (1, "dog"): 0.6, (0, "cat"): 0.4}
+    difference = paired(first, second)
+    assert (difference.wins, difference.pairs) == (3, 3)
+    assert difference.mean == pytest.approx(0.1) == pytest.approx(difference.low) == pytest.approx(difference.high)
+    assert difference.decided and paired(first, {}) is None
 
 
-@pytest.fixture
-def run(tmp_path, denoiser, base_identity, monkeypatch) -> Run:
-    """A run of three concepts on the small UNet, whose images are blank and score 1."""
-    layers = find_layers(denoiser.unet)
-    base = SimpleNamespace(
-        pipeline=SimpleNamespace(unet=denoiser.unet),
-        identity=base_identity,
-        layers=layer_shapes(layers),
-        denoiser=lambda: denoiser,
-    )
-    monkeypatch.setattr(
-        runs, "encode_concept", lambda base, references, *rest, **more: random_concept(len(references[0].source))
-    )
-    monkeypatch.setattr(runs, "sample_images", lambda base, prompt, seed: [Image.new("RGB", (8, 8))] * 2)
-    monkeypatch.setattr(runs, "score", lambda metric, images, references, prompt: 1.0)
-    concepts = [MiniConcept(name, "thing", (Image.new("RGB", (32, 32)),)) for name in ("one", "three", "fifth")]
-    return Run(base, tmp_path / "runs", SEQLORA.config(6, 0, 1e-3, 1e-3), concepts, Monitor())
+def test_the_interval_is_that_of_the_mean_where_it_is_known():
+    values = np.random.default_rng(1).normal(0.2, 1.0, 400)
+    low, high = bootstrap_interval([[value] for value in values])
+    error = values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.01)
 
 
-def test_a_concept_is_trained_once_whatever_is_asked_for_later(run):
-    first = run.learn(1)
-    again = Run(run.base, run.folder.parent, run.config, run.concepts, Monitor())
-    assert again.folder == run.folder
-    assert again.learn(3)[:1] == first
-    assert [concept.name for concept in again.learn(3)] == ["one", "three", "fifth"]
-    assert again.learn(2) == again.learn(3)[:2]
-
-
-def test_a_changed_default_of_a_method_is_another_run(run, monkeypatch):
-    def folder(**settings) -> Path:
-        config = Recipe("seqlora", settings).config(6, 0, 1e-3, 1e-3)
-        return Run(run.base, run.folder.parent, config, run.concepts, Monitor()).folder
-
-    asked_for = folder(interference_penalty=METHODS["seqlora"].defaults["interference_penalty"])
-    assert folder() == asked_for == run.folder
-    defaults = {**METHODS["seqlora"].defaults, "interference_penalty": 0.5}
-    monkeypatch.setitem(METHODS, "seqlora", dataclasses.replace(METHODS["seqlora"], defaults=defaults))
-    assert folder() == folder(interference_penalty=0.5) != run.folder
-
-
-def test_another_order_of_the_concepts_is_another_run(run):
-    other = Run(run.base, run.folder.parent, run.config, run.concepts[::-1], Monitor())
-    assert other.folder != run.folder
-
-
-def test_a_run_is_trained_with_the_bank_s_concepts_protected(run, monkeypatch):
-    asked = []
-
-    def encode(base, references, config, protected):
-        asked.append(set(protected))
-        return random_concept(len(asked))
-
-    monkeypatch.setattr(runs, "encode_concept", encode)
-    run.learn(2)
-    assert "photo of a sksone thing" in asked[1] - asked[0]
-
-
-def test_other_settings_of_a_fusion_are_another_composition():
-    other = dataclasses.replace(SYSTEMS[0], settings=FusionSettings(iterations=7))
-    assert other.composition != SYSTEMS[0].composition
-
-
-def test_an_interrupted_sheet_continues_with_the_missing_images(run, monkeypatch):
-    learned, sampled = run.learn(3), []
-
-    def sample_images(base, prompt, seed):
-        if len(sampled) == 2:
-            raise KeyboardInterrupt
-        sampled.append(prompt)
-        return [Image.new("RGB", (8, 8))] * 2
-
-    monkeypatch.setattr(runs, "sample_images", sample_images)
-    with pytest.raises(KeyboardInterrupt):
-        run.sheet("s", learned, lambda: ({}, {"fusion_seconds": 3.0}))
-    sampled.clear()
-    record = run.sheet("s", learned, lambda: ({}, {"fusion_seconds": 9.0}))
-    assert sampled == ["photo of a sksfifth thing"]
-    assert record == {"scores": {"one": 1.0, "three": 1.0, "fifth": 1.0}, "fusion_seconds": 3.0}
-    assert run.sheet("s", learned, lambda: pytest.fail("made again")) == record
-
-
-def test_the_cost_of_a_sheet_is_returned_at_once_and_later(run, monkeypatch):
-    monkeypatch.setattr(runs, "sample_images", lambda base, prompt, seed: [Image.new("RGB", (8, 8))] * 2)
-    first = run.sheet("s", run.learn(1), lambda: ({}, {"fusion_seconds": 3.0}))
-    assert first["fusion_seconds"] == run.sheet("s", run.learn(1), lambda: pytest.fail())["fusion_seconds"] == 3.0
-
-
-def test_folded_adapters_act_as_attached_ones_and_restore_the_weights(denoiser):
-    layers = find_layers(denoiser.unet)
-    before = {name: layer.weight.clone() for name, layer in layers.items()}
-    adapters = {
-        name: Adapter.from_factors(torch.randn(layer.out_features, 2) / 10, torch.randn(layer.in_features, 2) / 10)
-        for name, layer in layers.items()
-    }
-    inputs = torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 7, 32)
-    with torch.no_grad(), attach(layers, adapters):
-        expected = denoiser.predict_noise(*inputs)
-    with torch.no_grad(), folded(SimpleNamespace(pipeline=SimpleNamespace(unet=denoiser.unet)), adapters):
-        assert torch.allclose(denoiser.predict_noise(*inputs), expected, atol=1e-4)
-    assert all(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
-
-
-@pytest.mark.parametrize(("fusion", "initial"), [("sum", [1, 2, 3]), ("weighted-average", [1, 1, 1])])
-def test_a_concept_is_scored_after_its_training_in_the_end_and_alone(run, monkeypatch, fusion, initial):
-    """A fusion is made anew for every set of concepts and has no history: before it, each concept is as it is alone."""
-    name, layer = find_layers(run.base.pipeline.unet, run.config.layers).popitem()
-    plain = layer.weight.detach().clone()
-
-    def sample_images(base, prompt, seed):
-        update = find_layers(base.pipeline.unet)[name].weight.detach() - plain
-        concepts = int(torch.linalg.matrix_rank(update, rtol=1e-4)) // run.config.rank
-        return [Image.new("L", (8, 8), concepts)]
-
-    monkeypatch.setattr(runs, "sample_images", sample_images)
-    monkeypatch.setattr(runs, "score", lambda metric, images, references, prompt: images[0].getpixel((0, 0)))
-    result = measure(dataclasses.replace(SYSTEMS[0], fusion=fusion), run, 3)
-    scores = result["scores"]
-    assert result["settings"] == run.config.as_dict()
-    assert list(scores["initial"].values()) == initial
-    assert list(scores["final"].values()) == [3, 3, 3]
-    assert list(scores["single"].values()) == [1, 1, 1]
-
-
-def test_images_of_other_things_are_compared_to_the_base_s_own(run, monkeypatch):
-    weight = find_layers(run.base.pipeline.unet, run.config.layers).popitem()[1].weight.data
-
-    def sample_images(base, prompt, seed):
-        now = find_layers(base.pipeline.unet, run.config.layers).popitem()[1].weight.data
-        noise = np.random.default_rng(len(prompt) if torch.equal(now, weight) else 0)
-        return [Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8))]
-
-    monkeypatch.setattr(base_drift, "sample_images", sample_images)
-    alike = base_drift.measure_base_drift(SYSTEMS[0], run, 3)["alike"]
-    assert alike.keys() == {"0", "1"}  # 4 and 16 concepts are more than there are
-    assert alike["0"] == pytest.approx(1.0)
-    assert alike["1"] < 0.99
+def test_seeds_of_one_concept_do_not_narrow_the_interval():
+    values = list(np.random.default_rng(2).normal(size=20))
+    once = bootstrap_interval([[value] for value in values])
+    assert bootstrap_interval([[value] * 3 for value in values]) == pytest.approx(once)
 
 
 def test_other_things_are_neither_protected_nor_concepts():
-    names = base_drift.unprotected_things()
-    assert len(set(names)) == base_drift.THINGS
+    names = measure.unprotected_things()
     held_out = {concept.name for concept in mini_concepts()}
+    assert len(set(names)) == measure.THINGS
     assert not any(name in held_out or set(name.split()) & set(COMMON_SUBJECTS) for name in names)
 
 
 def test_a_job_that_another_process_works_on_is_left_for_later(tmp_path, monkeypatch):
+    from filelock import FileLock
+
     done, elsewhere = [], FileLock(tmp_path / "a.lock")
     elsewhere.acquire()
     monkeypatch.setattr(job_queue.time, "sleep", lambda seconds: (done.append("waited"), elsewhere.release()))
-    run_jobs([Job(name, tmp_path / f"{name}.lock", lambda name=name: done.append(name)) for name in ("a", "b")])
+    jobs = [job_queue.Job(name, tmp_path / f"{name}.lock", lambda name=name: done.append(name)) for name in ("a", "b")]
+    job_queue.run_jobs(jobs)
     assert done == ["b", "waited", "a"]
 
 
-def test_old_results_are_read_under_todays_names_with_todays_settings(tmp_path):
-    """Known values: what version 0.1.0 computed for settings that were left open."""
-    config = {"method": "seqlora", "alpha": 0.032, "beta": 0.01, "crosstalk": None, "train_on": "subsets"}
-    config |= {"lower_step": "auto", "hypergradient": "exact", "draw": "independent", "rank": 2}
-    records.write_json(tmp_path / "results" / "main" / "a.json", {"system": "a", "config": config})
-    [record] = sections.read_results(tmp_path, "main")
-    assert record["system"] == "a" and "config" not in record
-    settings = ResolvedConfig.from_dict(record["settings"])
-    assert (settings.lr_coefficients, settings.lr_basis, settings.interference_penalty) == (0.032, 0.01, 0.01)
-    assert (settings.train_on, settings.lower_step, settings.column_sampling) == ("alternate", "repeat", "independent")
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Comparison:
+    """The comparison with two concepts, a few passes and small sets of images."""
+    for module, name, value in (
+        (recipes, "PASSES", 8),
+        (recipes, "WORD_PASSES", 2),
+        (runs, "WORD_PASSES", 2),
+        (runs, "IMAGES", 1),
+        (runs, "SAMPLER_STEPS", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("tests.benchmarks.comparison.__main__.MIDDLE", 2)
+    monkeypatch.setattr(tables, "MIDDLE", 2)
+    shop = Workshop(load_base("mini", "cpu"), tmp_path)
+    choices = tuning.Tuning(shop)
+    for recipe in RECIPES.values():
+        write_json(choices.folder / f"{recipe.name}.json", {"step_size": 0.01, "trials": [[0.01, 0.5]]})
+    return Comparison(shop, choices, (0,))
 
 
-def test_old_choices_of_learning_rates_are_read_under_todays_names(tmp_path):
-    old = {"alpha": 0.1, "beta": 0.01, "score": 0.5}
-    records.write_json(tmp_path / "a.json", {"method": "lora", **old, "trials": [old], "finals": [old]})
-    new = pair(0.1, 0.01, 0.5)
-    assert records.read_record(tmp_path / "a.json") == {"method": "lora", **new, "trials": [new], "finals": [new]}
+def test_systems_are_measured_once_and_make_the_same_tables_twice(small, tmp_path, monkeypatch):
+    systems = [System("SeqLoRA (ours)", OURS), System("LoRA, summed", LORA), System("TIES", OURS, "own words")]
+    small._measure("main", 2, systems, 0)
+    results = tables.Results(tmp_path)
+    [ours] = results.of("main", "SeqLoRA (ours)", 2)
+    assert ours["scores"]["final"].keys() == ours["scores"]["after"].keys() == ours["scores"]["alone"].keys()
+    last = list(ours["scores"]["final"])[-1]
+    assert ours["scores"]["final"][last] == ours["scores"]["after"][last]
+    monkeypatch.setattr(runs, "generate", lambda *anything, **more: pytest.fail("drawn again"))
+    monkeypatch.setattr(runs, "train_concept", lambda *anything, **more: pytest.fail("trained again"))
+    (tmp_path / "results" / "main" / "SeqLoRA (ours)-2-0.json").unlink()
+    small._measure("main", 2, systems, 0)
+    assert tables.Results(tmp_path).of("main", "SeqLoRA (ours)", 2) == [ours]
+    for folder in ("first", "second"):
+        tables.write_tables(tmp_path, tmp_path / folder)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    assert "| SeqLoRA (ours) | 1 |" in made["report.md"].decode() and Image.open(tmp_path / "first" / "grid.png")
 
 
-def test_todays_records_are_read_as_they_were_written(tmp_path, run):
-    choice = {"method": "seqlora", **ANY, "trials": [ANY]}
-    forecast = {"crosstalk": {"dog": [1.0]}, "forgetting": {"dog": 0.1}}
-    for document in ({"settings": run.config.as_dict()}, choice, forecast):
-        records.write_json(tmp_path / "a.json", document)
-        assert records.read_record(tmp_path / "a.json") == document
+def test_without_eq_4_a_basis_may_overlap_with_earlier_ones(small):
+    def overlap(recipe: recipes.Recipe) -> float:
+        run = small.run(recipe, 0)
+        first, second = run.parts(run.learn(2))
+        layer = next(iter(first.adapters))
+        return (first.adapters[layer].down @ second.adapters[layer].down.T).abs().max().item()
+
+    free = RECIPES["no-eq4"]
+    assert overlap(OURS) < 1e-5 < overlap(free)
+    assert METHODS["seqlora"].constrained
 
 
-def test_an_experiment_continues_from_an_archive_with_what_it_lacks(tmp_path):
-    first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "archive.json"
-    records.write_json(first / "experiment.json", {"passes": 300})
-    records.write_json(first / "tuning" / "lora.json", {"alpha": 0.1})
-    records.write_json(first / "results" / "main" / "a.json", {"system": "a"})
-    records.write_json(second / "tuning" / "lora.json", {"alpha": 0.2})
-    archive.write_archive(first, file)
-    archive.restore(file, second)
-    assert records.read_json(second / "results" / "main" / "a.json") == {"system": "a"}
-    assert records.read_json(second / "tuning" / "lora.json") == {"alpha": 0.2}
+def test_a_folder_of_another_experiment_is_refused(small, tmp_path):
+    run = small.run(OURS, 0)
+    path = run.folder / "run.json"
+    path.write_text(path.read_text("utf-8").replace('"rank": 2', '"rank": 3'), "utf-8")
+    with pytest.raises(Exception, match="another experiment"):
+        small.run(OURS, 0)
 
 
-def test_an_archive_of_other_settings_is_refused(tmp_path):
-    records.write_json(tmp_path / "archive.json", {"experiment.json": {"passes": 300}})
-    records.write_json(tmp_path / "out" / "experiment.json", {"passes": 600})
-    with pytest.raises(UserError, match=r"300.*600"):
-        archive.restore(tmp_path / "archive.json", tmp_path / "out")
-
-
-def test_an_archive_cannot_write_outside_its_experiment(tmp_path):
-    records.write_json(tmp_path / "archive.json", {"experiment.json": {}, "../evil.json": {}})
-    with pytest.raises(UserError, match="outside"):
-        archive.restore(tmp_path / "archive.json", tmp_path / "out")
-    assert not (tmp_path / "evil.json").exists()
+def test_folded_adapters_leave_the_weights_as_they_were(small):
+    run = small.run(OURS, 0)
+    [part] = run.parts(run.learn(1))
+    unet = small.shop.base.pipeline.unet
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    plain, drawn = (to_tensor(draw("photo of a dog")) for draw in (run.draw, run.drawing_with(part.adapters)))
+    assert not torch.equal(plain, drawn)
+    assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
+    assert json.loads((run.folder / "run.json").read_text("utf-8"))["order"][0] == run.concepts[0].name

@@ -43,6 +43,10 @@ class Request:
         spec = concept_spec(args.name, args.token, args.class_word)
         return cls(spec, requested_config(vars(args)), args.images, args.prior_images)
 
+    def shared_by(self, count: int) -> "Request":
+        """The request of so many processes, each of which has as many images per forward pass as were asked for."""
+        return replace(self, config=replace(self.config, batch_size=count * self.config.batch_size))
+
     def continuing(self, bank: str) -> "Request":
         """The request that an unfinished run in the bank can go on with: one of before learned words has none."""
         if self.config.token_vectors is None and Bank.exists(bank):

@@ -52,19 +52,25 @@ class StepBar:
 
 
 class TerminalMonitor(Monitor):
-    """Shows progress and messages on stderr."""
+    """Shows progress and messages on stderr.
 
-    def __init__(self) -> None:
-        self._bar = StepBar()
+    Args:
+        hidden: show nothing, and only watch for Ctrl-C.
+    """
+
+    def __init__(self, hidden: bool = False) -> None:
+        self._hidden = hidden
+        self._bar = StepBar(hidden)
         self._stage = ""
         self._interrupted = threading.Event()
 
     def message(self, text: str) -> None:
-        _log.info(text)
+        if not self._hidden:
+            _log.info(text)
 
     def stage(self, text: str, done: int = 0, total: int = 0) -> None:
         if text != self._stage:
-            _log.info(text)
+            self.message(text)
         self._stage = text
 
     def stepped(self, report: StepReport) -> None:

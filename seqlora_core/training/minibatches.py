@@ -1,7 +1,7 @@
 """The minibatches of a step: a pure function of the seed and the step's number."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -31,14 +31,35 @@ class Minibatch:
     texts: tuple[str, ...] = ()  # b prompts, where their examples know them
     own_rows: Tensor | None = None  # [b, tokens], the rows of the text on which the concept acts; None is all
     timestep_weights: Tensor | None = None  # [b], of each image's error; None weights all alike
+    counted: Tensor | None = None  # what the mask of the whole batch adds up to, where this is a share of it
 
     def squared_error(self, prediction: Tensor) -> Tensor:
         """Compute the weighted mean squared error over the latent values inside the mask, a scalar."""
         error = (prediction.to(self.noise.dtype) - self.noise).square().mean(1, keepdim=True)  # [b, 1, h, w]
         if self.timestep_weights is not None:
             error = error * self.timestep_weights.view(-1, 1, 1, 1)
-        counted = self.mask.sum().clamp_min(1e-6)  # a window may miss the mask
-        return self.weight * (error * self.mask).sum() / counted
+        counted = self.mask.sum() if self.counted is None else self.counted
+        return self.weight * (error * self.mask).sum() / counted.clamp_min(1e-6)  # a window may miss the mask
+
+    def share(self, index: int, count: int) -> "Minibatch":
+        """Take one of `count` shares of the images; the errors of all shares add up to that of the minibatch.
+
+        Where there are fewer images than shares, some have an image that does not count.
+        """
+        if count == 1:
+            return self
+        images = len(self.noisy)
+        first, end = index * images // count, (index + 1) * images // count
+        rows = slice(first, max(end, first + 1))
+        return replace(
+            self,
+            **{name: value[rows] for name in _OF_IMAGES if (value := getattr(self, name)) is not None},
+            weight=self.weight if end > first else 0.0,
+            counted=self.mask.sum(),
+        )
+
+
+_OF_IMAGES = ("noisy", "timesteps", "noise", "text", "mask", "with_earlier", "texts", "own_rows", "timestep_weights")
 
 
 def draw_minibatches(

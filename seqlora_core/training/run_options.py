@@ -4,6 +4,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from PIL import Image
+from torch import Tensor
+
+from .distributed import ALONE, Processes
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -24,6 +27,10 @@ class RunOptions:
         preview_seed: of the previews' noise; None is the training run's seed.
         vocabulary: entries of the base's tokenizer, by which a token that is an ordinary word is recognized.
         store_anyway: store the concept even if the loss ended far above where it began.
+        first_word: vectors [k, w] that the word starts from, of a textual inversion for example; with
+            `config.token_share` 0 it stays as it is.
+        processes: those that train the concept together, each on its share of every batch; `config.batch_size` is that
+            of the whole batch.
     """
 
     resume: bool = False
@@ -36,6 +43,8 @@ class RunOptions:
     preview_seed: int | None = None
     vocabulary: Container[str] = ()
     store_anyway: bool = False
+    first_word: Tensor | None = None
+    processes: Processes = ALONE
 
     def preview_is_due(self, step: int) -> bool:
         """Whether a preview is made after so many steps."""

@@ -20,6 +20,7 @@ from ..model.denoiser import Denoiser
 from ..model.text_encoder import TextEncoder, Vocabulary
 from ..randomness import named_generator
 from .config import ResolvedConfig
+from .distributed import ALONE, Processes
 from .factor_optimizer import FactorOptimizer
 from .minibatches import WORD_PHASE, draw_minibatches
 from .objective import DenoisingObjective
@@ -96,6 +97,8 @@ class WordTraining:
 
     Args:
         words: the bank's, which prompts may name besides the concept's own.
+        start: the vectors [k, w] to start from, instead of `first_vectors`.
+        processes: those that share every batch.
     """
 
     def __init__(
@@ -106,15 +109,17 @@ class WordTraining:
         spec: ConceptSpec,
         config: ResolvedConfig,
         words: Words,
+        start: Tensor | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.denoiser, self.encoder, self.config, self.token = denoiser, encoder, config, spec.token
         self._data = data
         self._drawn = dataclasses.replace(data, prior=())  # their prompts do not name the word
         self.words = {token: vectors for token, vectors in words.items() if token.casefold() != spec.token.casefold()}
-        self.objective = DenoisingObjective(denoiser, {}, config.dtype)
+        self.objective = DenoisingObjective(denoiser, {}, config.dtype, processes=processes)
         vocabulary = encoder.vocabulary()
         self._longest = NORM_SLACK * vocabulary.longest
-        first = first_vectors(encoder, vocabulary, spec, config)
+        first = first_vectors(encoder, vocabulary, spec, config) if start is None else start.clone()
         self.state = WordState.begin(first, config.lr_token * vocabulary.spread, denoiser.device)
 
     def encode(self, prompts: Sequence[str], vectors: Tensor) -> Tensor:

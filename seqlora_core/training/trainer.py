@@ -11,6 +11,7 @@ from .. import subspace
 from ..bank import Bank, Concept, ConceptSpec, NewConcept, Provenance
 from ..data.dataset import EncodedConcept
 from ..data.words import Words
+from ..errors import UserError
 from ..hashing import fingerprint
 from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
@@ -19,6 +20,7 @@ from ..model.text_encoder import TextEncoder
 from ..monitor import Monitor, wait_for_others
 from .checkpoint import Checkpoint, Expected, resumable_checkpoint
 from .config import OWN_WORDS, ResolvedConfig, TrainingConfig
+from .distributed import Processes
 from .earlier_concepts import EarlierConcepts
 from .held_out import HeldOutLosses, held_out_loss
 from .initialization import Start, measure_start
@@ -73,12 +75,14 @@ def train_concept(
     if text_encoder is None and (config.learns_word or config.acts_on == OWN_WORDS or options.preview_prompt):
         raise ValueError("A word is learned, and prompts are encoded, with a text encoder.")
     monitor, requested = monitor or Monitor(), requested or config
+    if options.processes.count > 1 and (config.method, config.hypergradient) == ("seqlora", "exact"):
+        raise UserError("The exact hypergradient trains in one process only: choose lookahead, or start one process.")
     layers = find_layers(denoiser.unet, config.layers)
     plan = make_plan(bank.refresh(), spec, requested, config, layers, options.replace)
     planned_for = bank.manifest.generation
     for note in bank.check_words(spec, options.vocabulary):
         monitor.message(note)
-    with bank.training(wait_for_others(monitor)):
+    with _the_only_run(bank, monitor, options.processes):
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, requested, config, layers, options.replace)
         for note in plan.notes:
@@ -91,8 +95,20 @@ def train_concept(
         if plan.full:
             monitor.message(describe_full_layers(plan.full, config.rank))
         concept = _Run(denoiser, data, bank, plan, layers, monitor, options, text_encoder).train()
-        bank.discard_checkpoint(spec.name)
+        if options.processes.is_first:
+            bank.discard_checkpoint(spec.name)
     return concept
+
+
+@contextmanager
+def _the_only_run(bank: Bank, monitor: Monitor, processes: Processes) -> Iterator[None]:
+    """Be the only training run in a bank; the first process holds the lock for all."""
+    with bank.training(wait_for_others(monitor)) if processes.is_first else nullcontext():
+        processes.agree()
+        if not processes.is_first:
+            bank.refresh()
+        yield
+        processes.agree()
 
 
 class _Run:
@@ -110,14 +126,16 @@ class _Run:
         text_encoder: TextEncoder | None,
     ) -> None:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
-        self.monitor, self.options, self.config = monitor, options, plan.config
+        self.monitor, self.options, self.config, self.processes = monitor, options, plan.config, options.processes
         self.text_encoder = text_encoder
         self.layers = {name: layers[name] for name in plan.Q}
         self.Q = [Q.float().to(denoiser.device) for Q in plan.Q.values()]
         self.word: WordTraining | None = None
         if self.config.learns_word:
             check_names_word((text for example in data.examples for text in example.texts), plan.spec.token)
-            self.word = WordTraining(denoiser, text_encoder, data, plan.spec, self.config, plan.words)
+            self.word = WordTraining(
+                denoiser, text_encoder, data, plan.spec, self.config, plan.words, options.first_word, options.processes
+            )
         self.progress, self.held_out = Progress(plan, monitor), HeldOutLosses()
         self.preview_seed = self.config.seed if options.preview_seed is None else options.preview_seed
         self.path = bank.checkpoint_path(plan.spec.name)
@@ -131,6 +149,8 @@ class _Run:
     def train(self) -> Concept:
         """All steps, from the start or from the checkpoint."""
         saved = self._saved()
+        done = (saved.word_step, saved.step) if saved else (0, 0)
+        self.processes.check_same(f"{self.identity} {self.config} {done}")
         check_base_is_finite(self.denoiser, self.data, self.config)
         if self.word is not None:
             self._learn_word(self.word, saved)
@@ -143,8 +163,9 @@ class _Run:
         with earlier.attached(self.denoiser.unet):
             resumed = saved if saved and saved.has_factors else None
             start = measure_start(self.denoiser, self.data, self.plan, self.layers, self.monitor, bool(resumed))
+            start.take_from_the_first(self.processes)
             objective = DenoisingObjective(
-                self.denoiser, self.layers, self.config.dtype, self.config.ridge, start.penalty, earlier
+                self.denoiser, self.layers, self.config.dtype, self.config.ridge, start.penalty, earlier, self.processes
             )
             state = self._begin(start, objective, resumed)
             sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
@@ -152,7 +173,14 @@ class _Run:
             with objective.attached(), sparing, self._saving_on_exit(lambda: self._save(state, objective)):
                 self._all_steps(state, objective)
                 check_not_exploded(state.losses, self.options.store_anyway, self.monitor)
+                return self._store(state, objective)
+
+    def _store(self, state: TrainingState, objective: DenoisingObjective) -> Concept:
+        """Add the concept to the bank, which the first process does."""
+        with self.processes.after_the_first():
+            if self.processes.is_first:
                 return self.bank.add(self._result(state, objective), replace=self.options.replace)
+            return self.bank.refresh().concept(self.plan.spec.name)
 
     def _learn_word(self, word: WordTraining, saved: Checkpoint | None) -> None:
         """All steps of the word, on the base model without the bank's concepts."""
@@ -177,17 +205,18 @@ class _Run:
         self._save_word(word)  # what comes next may take minutes
 
     def _preview_word(self, word: WordTraining) -> None:
-        if self.options.preview_is_due(step := word.state.step):
+        if self.processes.is_first and self.options.preview_is_due(step := word.state.step):
             latents = preview_latents(word.objective, ([], []), word.encoded(), self.preview_seed)
             show_preview(self.monitor, latents, step)
 
     def _preview(self, state: TrainingState, objective: DenoisingObjective) -> None:
-        if self.options.preview_is_due(step := self.plan.word_steps + state.step):
+        if self.processes.is_first and self.options.preview_is_due(step := self.plan.word_steps + state.step):
             latents = preview_latents(objective, self._factors(state), self.data, self.preview_seed)
             show_preview(self.monitor, latents, step)
 
     def _measure_held_out(self, state: TrainingState, objective: DenoisingObjective) -> None:
-        if not (self.data.held_out and self.held_out.is_due(state.step, self.plan.steps)):
+        is_measured = self.processes.is_first and self.data.held_out
+        if not (is_measured and self.held_out.is_due(state.step, self.plan.steps)):
             return
         loss = held_out_loss(objective, self._factors(state), self.data, self.config.seed)
         if math.isfinite(loss):
@@ -236,6 +265,7 @@ class _Run:
         else:
             A = [zeros(layer.out_features, self.config.rank) for layer in self.layers.values()]
             B = start.bases(self.plan)
+            self.processes.take_from_the_first(B)
         along = start.coordinates(self.plan, device)
         state = TrainingState.begin(A, B, self.config, self.plan.first_averaged, along, device)
         state.coordinates = fingerprint(start.directions) if along else ""
@@ -301,6 +331,8 @@ class _Run:
         state: TrainingState | None = None,
     ) -> None:
         """Write a checkpoint; one that cannot be written is no reason to lose the run."""
+        if not self.processes.is_first:
+            return
         checkpoint = Checkpoint(
             step=state.step if state else 0,
             config=self.config,

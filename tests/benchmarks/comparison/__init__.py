@@ -1,1 +1,1 @@
-"""The comparison of all methods on the mini base; run it with `experiment.py` in the folder above."""
+"""The comparison of all methods on the mini base: `python -m tests.benchmarks.comparison --help`."""

@@ -1,89 +1,163 @@
-"""The scores of a system with the first concepts of a run: right after training, in the end, alone, and in between."""
+"""The scores of a system: in the end, right after training, alone, in selections, in pairs, and of other things."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from statistics import fmean
+
+import torch
+from PIL import Image
 
 from seqlora_core.bank import Concept
 from seqlora_core.bank.names import slug
+from seqlora_core.composition.confined_sampling import confine_on, generate_confined
+from seqlora_core.composition.fusion import FUSIONS, fuse
+from seqlora_core.composition.fusion.base_source import BaseSource
+from seqlora_core.data.images import to_tensor
+from seqlora_core.data.prompts import subject_prompt
+from seqlora_core.hashing import digest
+from seqlora_core.mini.identity import identity_similarity, load_identity
 from seqlora_core.model.adapters import sum_adapters
+from seqlora_core.training.protected_prompts import COMMON_SUBJECTS
+from tests.mini.catalogue import learned as known_things
+from tests.mini.identity import halves
 
 from .recipes import System
-from .runs import Run, put_together
+from .runs import Run
 
-STAGES = (1, 4, 8, 16, 32, 48)  # numbers of concepts after which all learned so far are scored
+SELECTIONS, SELECTED = 6, (2, 4, 8)  # how many of each size
+# Places in the order of training; of the pairs, the first six look alike.
+ALIKE = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (12, 13))
+OTHERS = ((0, 8), (1, 15), (2, 6), (3, 11), (5, 14), (7, 10))
+THINGS, LOADED = 12, (1, 4, 16)
+
+Draw = Callable[[str], list[Image.Image]]
 
 
-def measure(system: System, run: Run, count: int, trajectory: bool = False) -> dict:
-    """Measure the scores of every concept, and the costs.
+def drawing(system: System, run: Run, concepts: Sequence[Concept]) -> Draw:
+    """The function that draws a prompt's images with these concepts put together."""
+    if system.merge == "words alone":
+        return run.draw
+    parts = run.parts(concepts, system.strength)
+    if system.merge == "own words":
+        words = run.bank.words()
+        return lambda prompt: generate_confined(
+            run.base, confine_on(run.base, prompt, parts, run.sampling, words), run.sampling, words
+        )
+    if system.merge == "sum":
+        return run.drawing_with(sum_adapters([(part.adapters, part.strength) for part in parts]))
+    fusion = FUSIONS[system.merge]
+    fused = fuse(fusion, parts, system.settings, BaseSource(run.base, system.settings) if fusion.reads_base else None)
+    cost = {"seconds": round(fused.seconds, 2), "megabytes": round(fused.peak_bytes / 2**20, 1)}
+    run.kept(_costs(system, concepts), lambda: cost)
+    return run.drawing_with(fused.adapters)
 
-    Args:
-        trajectory: add the mean over the concepts learned so far after each of `STAGES`, if the system has a history.
-    """
-    learned = run.learn(count)
-    single = {concept.name: alone(run, concept) for concept in learned}
-    initial = single
-    if system.sequential:
-        initial = {c.name: after(run, learned[: i + 1], [c])[c.name] for i, c in enumerate(learned)}
-    sheet = final_sheet(system, run, learned)
-    stages = [stage for stage in STAGES if stage < count] if trajectory and system.sequential else []
-    means = {stage: fmean(after(run, learned[:stage], learned[:stage]).values()) for stage in stages}
+
+def costs(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
+    """Seconds and megabytes of putting these concepts together, once that was done; empty for sums."""
+    return run.kept(_costs(system, concepts), dict) if system.merge in FUSIONS and system.merge != "sum" else {}
+
+
+def _costs(system: System, concepts: Sequence[Concept]) -> str:
+    return f"costs/{_name(system)}/{len(concepts)}"
+
+
+def final(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
+    """Each concept, with all of these put together."""
+    if system.merge == "switching":
+        return alone(run, concepts)
+    return run.scores(final_sheet(system, concepts), concepts, lambda: drawing(system, run, concepts))
+
+
+def final_sheet(system: System, concepts: Sequence[Concept]) -> str:
+    """The name of the scores of `final`."""
+    names = digest([concept.name for concept in concepts])[:8]
+    return f"final/{_name(system)}/{len(concepts)}-{names}"
+
+
+def alone(run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
+    """Each concept, with no other one in place."""
+    system = System("", run.recipe)
+    scores = {}
+    for concept in concepts:
+        scores |= run.scores(f"alone/{slug(concept.name)}", [concept], lambda c=concept: drawing(system, run, [c]))
+    return scores
+
+
+def after(run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
+    """Each concept in the sum up to it."""
+    system, scores = System("", run.recipe), {}
+    for count, concept in enumerate(concepts, start=1):
+        so_far = concepts[:count]
+        sheet = f"after/{count:02d}"
+        scores |= run.scores(sheet, [concept], lambda so_far=so_far: drawing(system, run, so_far))
+    return scores
+
+
+def selections(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, list[float]]:
+    """The mean score of each of some random selections, by their size."""
     return {
-        "system": system.name,
-        "concepts": count,
-        "seed": run.config.seed,
-        "scores": {
-            "single": single,
-            "initial": initial,
-            "final": {concept.name: sheet["scores"][concept.name] for concept in learned},
-        },
-        "trajectory": {**means, count: fmean(sheet["scores"][c.name] for c in learned)} if stages else {},
-        "layers_skipped": {concept.name: len(concept.layers_skipped) for concept in learned},
-        "training_seconds": fmean(concept.metrics["seconds"] for concept in learned),
-        "passes": fmean(concept.metrics["passes"] for concept in learned),
-        "fusion_seconds": sheet.get("fusion_seconds", 0.0),
-        "fusion_megabytes": sheet.get("fusion_megabytes", 0.0),
-        "run": run.folder.name,
-        "settings": run.config.as_dict(),
+        str(size): [fmean(final(system, run, chosen).values()) for chosen in _selections(concepts, size)]
+        for size in SELECTED
     }
 
 
-def alone(run: Run, concept: Concept) -> float:
-    """Score a concept with no other one in place."""
-    sheet = run.sheet(alone_name(concept.name), [concept], lambda: (_sum(run, [concept]), {}))
-    return sheet["scores"][concept.name]
+def _selections(concepts: Sequence[Concept], size: int) -> list[list[Concept]]:
+    rng = random.Random(size)
+    return [[concepts[place] for place in sorted(rng.sample(range(len(concepts)), size))] for _ in range(SELECTIONS)]
 
 
-def after(run: Run, stage: Sequence[Concept], asked: Sequence[Concept]) -> dict[str, float]:
-    """Score some concepts in the sum of those that had been learned by a stage."""
-    sheet = run.sheet(stage_name(len(stage)), asked, lambda: (_sum(run, stage), {}))
-    return {concept.name: sheet["scores"][concept.name] for concept in asked}
+def pairs(system: System, run: Run, concepts: Sequence[Concept], all_loaded: bool) -> dict[str, list[float]]:
+    """Both things of "a X left of a Y", each by its half: the mean of a pair's two scores.
+
+    Args:
+        all_loaded: put all concepts together, not the two of the prompt.
+    """
+
+    def measure() -> dict[str, list[float]]:
+        draw = drawing(system, run, concepts) if all_loaded else None
+        return {
+            kind: [_pair(run, pair, draw or drawing(system, run, pair)) for pair in _chosen(concepts, places)]
+            for kind, places in (("look-alikes", ALIKE), ("others", OTHERS))
+        }
+
+    return run.kept(f"pairs/{_name(system)}/{len(concepts) if all_loaded else 2}", measure)
 
 
-def final_sheet(system: System, run: Run, learned: Sequence[Concept]) -> dict:
-    """Score all concepts of a system together; record what putting them together cost."""
-    if system.sequential:
-        return run.sheet(stage_name(len(learned)), learned, lambda: (_sum(run, learned), {}))
-    return run.sheet(
-        final_name(system, len(learned)),
-        learned,
-        lambda: put_together(run.base, system, run.selected(learned, system.strength)),
-    )
+def _chosen(concepts: Sequence[Concept], places: Sequence[tuple[int, int]]) -> list[list[Concept]]:
+    return [[concepts[place] for place in pair] for pair in places]
 
 
-def final_name(system: System, count: int) -> str:
-    """Name the sheet of a system's images in the end."""
-    return stage_name(count) if system.sequential else f"{system.composition}/{count:03d}"
+@torch.no_grad()
+def _pair(run: Run, pair: Sequence[Concept], draw: Draw) -> float:
+    left, right = pair
+    sides = halves(to_tensor(draw(f"a {left.subject} left of a {right.subject}")), "left of")
+    return round(fmean(run.identity(concept, side) for concept, side in zip(pair, sides, strict=True)), 4)
 
 
-def stage_name(stage: int) -> str:
-    """Name the sheet of the sum of a run's first concepts."""
-    return f"after/{stage:03d}"
+def drift(system: System, run: Run, concepts: Sequence[Concept]) -> dict[str, float]:
+    """How alike images of other things are to the base's own from the same noise, by the number of concepts loaded."""
+
+    def measure() -> dict[str, float]:
+        own = {name: to_tensor(run.draw(subject_prompt(name))) for name in unprotected_things()}
+        load_identity()
+        return {str(count): _alike(drawing(system, run, concepts[:count]), own) for count in LOADED}
+
+    return run.kept(f"drift/{_name(system)}", measure)
 
 
-def alone_name(concept: str) -> str:
-    """Name the sheet of a concept that was sampled with no other one in place."""
-    return f"alone/{slug(concept)}"
+def unprotected_things() -> list[str]:
+    """Names of things that the base has learned, none with a word of `COMMON_SUBJECTS`."""
+    names = [thing.name for thing in known_things() if not set(thing.name.split()) & set(COMMON_SUBJECTS)]
+    return random.Random(0).sample(names, THINGS)
 
 
-def _sum(run: Run, concepts: Sequence[Concept]):
-    return sum_adapters([(one.adapters, one.strength) for one in run.selected(concepts)])
+def _alike(draw: Draw, own: dict[str, torch.Tensor]) -> float:
+    similarities = [
+        identity_similarity(to_tensor(draw(subject_prompt(name))), images).mean().item() for name, images in own.items()
+    ]
+    return round(fmean(similarities), 4)
+
+
+def _name(system: System) -> str:
+    """A system's name in a run's files: what decides how it puts concepts together."""
+    return slug(f"{system.merge} {system.strength} {system.settings.step_size:g}")

@@ -1,0 +1,52 @@
+"""The figures: how scores change as the bank grows, and what concepts look like in the end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+SIDE, LABEL = 64, 330
+
+
+def draw_growth(growth: Mapping[str, Mapping[int, float]], folder: Path) -> None:
+    """Draw the mean final score by the number of concepts, as PNG and SVG."""
+    if not growth:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same figure is the same file
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for place, (name, points) in enumerate(growth.items()):
+        width = 3 if place == 0 else 1.3
+        axes.plot(points.keys(), points.values(), marker="o", markersize=4, linewidth=width, label=name)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({count for points in growth.values() for count in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("concepts put together")
+    axes.set_ylabel("mean identity")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(folder / "growth.png", dpi=120)
+    figure.savefig(folder / "growth.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def draw_grid(rows: Mapping[str, Path], concepts: Sequence[str], path: Path) -> None:
+    """Draw one image per concept and system.
+
+    Args:
+        rows: the folder of each system's images.
+        concepts: the names of their files.
+    """
+    sheet = Image.new("RGB", (LABEL + len(concepts) * SIDE, len(rows) * SIDE), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (name, folder) in enumerate(rows.items()):
+        pen.text((6, row * SIDE + SIDE // 2 - 6), name, fill="black")
+        for column, concept in enumerate(concepts):
+            with Image.open(folder / f"{concept}.png") as picture:
+                enlarged = picture.convert("RGB").resize((SIDE - 2, SIDE - 2), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (LABEL + column * SIDE, row * SIDE))
+    sheet.save(path, optimize=True)
