@@ -57,6 +57,17 @@ export function allNodes(graph = app.rootGraph ?? app.graph, prefix = "", depth 
   ]);
 }
 
+/** Do something that the page's undo takes back in one step; without an action, what was changed since the last step. */
+export function oneStep(action = () => {}) {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  tracker?.beforeChange?.();
+  try {
+    return action();
+  } finally {
+    tracker?.afterChange?.();
+  }
+}
+
 /** Call `own` after a method of one node that the page or another extension may have set. */
 export function after(node, method, own) {
   const before = node[method];
