@@ -40,7 +40,7 @@ export class RegionCanvas {
     const handle = element("div", {
       className: `seqlora-handle seqlora-${edge}`, role: "slider", tabIndex: 0, "aria-valuemin": 0, "aria-valuemax": 1,
       "aria-orientation": edge === "left" || edge === "right" ? "horizontal" : "vertical",
-      onkeydown: (event) => this.key(event, (box, by) => nudgeEdge(box, edge, by, event.shiftKey)), onkeyup: () => this.actions.end(),
+      onkeydown: (event) => this.key(event, (box, by) => nudgeEdge(box, edge, by, event.shiftKey)), onkeyup: () => this.keyEnd(),
     });
     handle.dataset.edges = edge;
     handle.dataset.key = `edge ${edge}`;
@@ -65,7 +65,7 @@ export class RegionCanvas {
 
   face(index) {
     const face = element("button", {
-      type: "button", className: "seqlora-box", onfocus: () => this.actions.select(index), onkeyup: () => this.actions.end(),
+      type: "button", className: "seqlora-box", onfocus: () => this.actions.select(index), onkeyup: () => this.keyEnd(),
       onkeydown: (event) => {
         if (event.key === "Delete" || event.key === "Backspace") this.actions.remove(index);
         else this.key(event, (box, by) => nudge(box, by, event.shiftKey));
@@ -106,7 +106,14 @@ export class RegionCanvas {
     const by = ARROWS[event.key];
     if (!by || !this.selected || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
+    this.keyed = true;
     this.actions.change(this.selected.index, changed(this.selected.box, by));
+  }
+
+  /** However long a key is held, undo takes it back in one step. */
+  keyEnd() {
+    if (this.keyed) this.actions.end();
+    this.keyed = false;
   }
 
   /** Where an event is, as fractions of the canvas. */

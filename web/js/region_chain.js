@@ -35,7 +35,7 @@ export function write(region, values) {
     const widget = widgetOf(region, name);
     if (!widget || isLinked(region, name) || widget.value === value) continue;
     widget.value = value;
-    widget.callback?.(value);
+    if (typeof value !== "number") widget.callback?.(value); // those of numbers round to 0.01, coarser than the grid
   }
   region.graph?.setDirtyCanvas?.(true, true);
 }

@@ -45,7 +45,8 @@ class RegionEditor {
 
   /** What the page alone knows of this node; it outlives an undo. */
   get own() {
-    const key = `${this.node.graph.id} ${this.node.id}`;
+    const { id, graph } = this.node, workflow = app.extensionManager?.workflow?.activeWorkflow?.path;
+    const key = [workflow, graph === (app.rootGraph ?? app.graph) ? "" : graph.id, id].join(" ");
     if (!memory.has(key)) memory.set(key, { ratio: RATIOS[0], background: null, selected: null });
     return memory.get(key);
   }
@@ -83,6 +84,7 @@ class RegionEditor {
     const { own } = this, regions = this.regions(), size = canvasSize(this.node), address = addressOf(own.background);
     const rows = regions.map(({ node, lock }) => [node.graph.id, node.id, lock, isLinked(node, "prompt"), isLinked(node, "strength")]);
     const values = regions.map(({ node, name, box }) => [name, box, widgetOf(node, "prompt")?.value, widgetOf(node, "strength")?.value]);
+    this.focusAfterUndo();
     const shown = JSON.stringify([rows, values, size, own.ratio, own.selected, address, this.node.size[0]]);
     if (shown === this.shown) return;
     this.shown = shown;
@@ -95,7 +97,7 @@ class RegionEditor {
       this.list.rebuild(regions);
     }
     this.draw(regions, size, address);
-    this.focus(focused ?? this.afterUndo());
+    this.focus(focused);
   }
 
   draw(regions, size, address) {
@@ -134,18 +136,18 @@ class RegionEditor {
     if (part && part !== document.activeElement) part.focus({ preventScroll: true });
   }
 
-  afterUndo() {
-    if (!undone || Date.now() > undone.until || undone.own !== this.own) return null;
-    const { key } = undone;
+  /** Give the focus back that the page took from the node before this one. */
+  focusAfterUndo() {
+    if (undone?.own !== this.own || undone.root === this.root || !this.root.getClientRects().length) return;
+    if (Date.now() < undone.until) this.focus(undone.key);
     undone = null;
-    return key;
   }
 
   /** Keep the page's shortcuts for nodes away, except those with Ctrl, such as undo. */
   key(event) {
     if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
     else if (["z", "y"].includes(event.key.toLowerCase()))
-      undone = { own: this.own, key: event.target.dataset.key, until: Date.now() + RESTORING };
+      undone = { own: this.own, root: this.root, key: event.target.dataset.key, until: Date.now() + RESTORING };
   }
 
   select(index) {
