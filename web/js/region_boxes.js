@@ -81,8 +81,9 @@ export function depths(boxes) {
   return boxes.map((_, index) => order.indexOf(index));
 }
 
-/** The largest box, in eighths of the canvas, that no other box covers; the middle where there is none. */
+/** The largest box, in eighths of the canvas, that no other box covers: the left half first, the middle at last. */
 export function freePlace(boxes) {
+  if (!boxes.length) return { left: 0, top: 0, right: 0.5, bottom: 1 };
   const lines = Array.from({ length: 9 }, (_, index) => index / 8);
   const overlaps = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
   const spans = lines.flatMap((low) => lines.filter((high) => high > low).map((high) => [low, high]));

@@ -91,7 +91,7 @@ export class RegionCanvas {
   showFrame() {
     this.frame.hidden = !this.selected;
     if (!this.selected) return;
-    const { index, box, colour } = this.selected, face = this.faces[this.regions.indexOf(this.selected)];
+    const { index, box, colour } = this.selected, face = this.faceOf(this.selected);
     if (face.nextSibling !== this.frame && !this.frame.contains(document.activeElement)) face.after(this.frame);
     this.frame.style.setProperty("--seqlora-colour", colour);
     lie(this.frame, box);
@@ -100,6 +100,10 @@ export class RegionCanvas {
       handle.setAttribute("aria-label", t("regions.edge", { edge: t(`regions.${edge}`), number: index + 1 }));
       handle.setAttribute("aria-valuenow", box[edge]);
     }
+  }
+
+  faceOf(region) {
+    return this.faces[this.regions.indexOf(region)];
   }
 
   key(event, changed) {
@@ -130,7 +134,8 @@ export class RegionCanvas {
     this.held = { index, box, edges: edges?.split(","), from: this.at(event), x: event.clientX, y: event.clientY };
     this.root.setPointerCapture(event.pointerId);
     event.preventDefault(); // no selection of text
-    (edges ? event.target : face)?.focus({ preventScroll: true });
+    const part = edges && event.target.tabIndex < 0 ? this.faceOf(this.selected) : edges ? event.target : face;
+    part?.focus({ preventScroll: true });
   }
 
   drag(event) {

@@ -13,7 +13,7 @@ const COLOURS = ["#f2a65a", "#6cb6ff", "#8ddb8c", "#f69ac6", "#d9c24a", "#b8a1ff
 const RATIOS = ["1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"];
 const BAR = 28, ROW = 62, GAP = 4, MARGIN = 10, TALLEST = 300, MOST_ROWS = 4, WIDE = 560; // px; rows
 const EVERY = 300; // ms between two looks at the graph
-const RESTORING = 5000; // ms that the page may take to undo
+const RESTORING = 10000; // ms that the page may take to undo
 
 const memory = new Map(); // node of a workflow -> what the page alone knows of it: image, ratio, selected region
 let undone = null; // where the focus was when the page began to undo, which makes all nodes anew
@@ -84,12 +84,18 @@ class RegionEditor {
     const { own } = this, regions = this.regions(), size = canvasSize(this.node), address = addressOf(own.background);
     const rows = regions.map(({ node, lock }) => [node.graph.id, node.id, lock, isLinked(node, "prompt"), isLinked(node, "strength")]);
     const values = regions.map(({ node, name, box }) => [name, box, widgetOf(node, "prompt")?.value, widgetOf(node, "strength")?.value]);
-    this.focusAfterUndo();
     const shown = JSON.stringify([rows, values, size, own.ratio, own.selected, address, this.node.size[0]]);
-    if (shown === this.shown) return;
-    this.shown = shown;
+    if (shown !== this.shown) {
+      this.shown = shown;
+      this.update(regions, size, address, JSON.stringify([rows, size]));
+    }
+    this.focusAfterUndo();
+  }
+
+  /** Draw anew; rows and bar are made anew only where they differ in more than values. */
+  update(regions, size, address, built) {
+    const { own } = this;
     this.ratio = size ? size[0] / size[1] : own.ratio.split(":").reduce((width, height) => width / height);
-    const built = JSON.stringify([rows, size]);
     const focused = this.root.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     if (built !== this.built) {
       this.built = built;
