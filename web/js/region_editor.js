@@ -128,10 +128,10 @@ class RegionEditor {
     const add = element("button", { type: "button", title: t("regions.add.tip"), onclick: () => this.add(freePlace(this.regions().filter(({ lock }) => !lock).map(({ box }) => box))) }, t("regions.add"));
     add.dataset.key = "add";
     const ratio = size ? element("span", { className: "seqlora-size", title: t("regions.size.tip") }, size.join(" × "))
-      : element("select", { title: t("regions.ratio.tip"), "aria-label": t("regions.ratio"), onchange: () => { own.ratio = ratio.value; this.look(); } },
+      : element("select", { title: t("regions.ratio.tip"), "aria-label": t("regions.ratio"), onchange: () => { this.own.ratio = ratio.value; this.look(); } },
         ...RATIOS.map((value) => element("option", { value, selected: value === own.ratio }, value)));
     this.bar.replaceChildren(add, ratio, ...backgroundChoice(own.background, (background) => {
-      own.background = background;
+      this.own.background = background; // of the workflow as it is called now
       this.look();
     }));
   }
