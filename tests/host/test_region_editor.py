@@ -125,3 +125,18 @@ def test_an_image_behind_the_boxes_is_not_saved_with_the_graph(page, host):
     )
     page.wait_for(f"document.querySelector('{CANVAS} img').naturalWidth")
     assert page.evaluate("JSON.stringify(app.graph.serialize())") == before
+
+
+def test_regions_inside_a_subgraph_are_shown_and_stay_chained(page, host):
+    page.errors.clear()
+    page.evaluate(BUILD)
+    page.wait_for(f"document.querySelector('{CANVAS}')?.getBoundingClientRect().width")
+    for number, left in enumerate((0.02, 0.4, 0.77)):
+        draw(page, (left, 0.02, left + 0.2, 0.98))
+        page.wait_for(f"{REGIONS}.length === {number + 1}")
+    page.evaluate(f"app.graph.convertToSubgraph(new Set({REGIONS}.slice(1))); 0")
+    page.wait_for(f"{REGIONS}.length === 1 && document.querySelectorAll('{BOX}').length === 3")
+    for left in (2, 1):
+        page.click(".seqlora-remove", "×", until=f"document.querySelectorAll('{BOX}').length === {left}")
+    assert page.evaluate(f"document.querySelector('{BOX}').ariaLabel").endswith("left 0, top 0, right 0.25, bottom 1")
+    assert own_errors(page, host) == []

@@ -1,8 +1,13 @@
 // Ways through the graph: what feeds an input and what an output feeds, across reroutes and the borders of subgraphs.
 import { app } from "./page.js";
 
-export const FROM_SUBGRAPH_INPUT = -10, TO_SUBGRAPH_OUTPUT = -20; // node ids of links that cross a subgraph's border
+const INPUT = -10, OUTPUT = -20; // ids that stand for a subgraph's borders; later pages write ids as texts
 const DEEPEST = 50;
+
+/** Whether a link comes from outside of its subgraph. */
+export const comesIn = (link) => Number(link?.origin_id) === INPUT;
+/** Whether a link leads out of its subgraph. */
+export const goesOut = (link) => Number(link?.target_id) === OUTPUT;
 
 export const linkIn = (graph, id) => (id == null ? undefined : graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id]);
 
@@ -26,7 +31,7 @@ export function nodeAround(graph, within = app.rootGraph ?? app.graph, depth = 0
 export function sourceOf(node, input, depth = 0) {
   const link = linkIn(node.graph, node.inputs?.[typeof input === "string" ? inputOf(node, input) : input]?.link);
   if (!link || depth > DEEPEST) return undefined;
-  if (link.origin_id !== FROM_SUBGRAPH_INPUT) return producer(node.graph.getNodeById(link.origin_id), link.origin_slot, depth);
+  if (!comesIn(link)) return producer(node.graph.getNodeById(link.origin_id), link.origin_slot, depth);
   const around = nodeAround(node.graph);
   return around && sourceOf(around, link.origin_slot, depth + 1);
 }
@@ -36,7 +41,7 @@ function producer(node, slot, depth) {
   if (!node?.subgraph || depth > DEEPEST) return node ?? undefined;
   const link = linkIn(node.subgraph, node.subgraph.outputs?.[slot]?.linkIds?.[0]);
   if (!link) return undefined;
-  if (link.origin_id === FROM_SUBGRAPH_INPUT) return sourceOf(node, link.origin_slot, depth + 1);
+  if (comesIn(link)) return sourceOf(node, link.origin_slot, depth + 1);
   return producer(node.subgraph.getNodeById(link.origin_id), link.origin_slot, depth + 1);
 }
 
@@ -46,9 +51,10 @@ export function consumersOf(node) {
 }
 
 function targets(graph, ids, depth = 0) {
-  return (ids ?? []).map((id) => linkIn(graph, id)).filter(Boolean).flatMap(({ target_id: id, target_slot: slot }) => {
+  return (ids ?? []).map((id) => linkIn(graph, id)).filter(Boolean).flatMap((link) => {
+    const { target_id: id, target_slot: slot } = link;
     if (depth > DEEPEST) return [];
-    if (id === TO_SUBGRAPH_OUTPUT) {
+    if (goesOut(link)) {
       const around = nodeAround(graph);
       return around ? targets(around.graph, around.outputs?.[slot]?.links, depth + 1) : [];
     }

@@ -1,5 +1,5 @@
 // The Region nodes behind a Compose Regions node: their boxes, the canvas that they lie on, adding and removing one.
-import { FROM_SUBGRAPH_INPUT, TO_SUBGRAPH_OUTPUT, consumersOf, isLinked, linkIn, nodeAround, sourceOf, valueOf, widgetOf } from "./links.js";
+import { comesIn, consumersOf, goesOut, isLinked, linkIn, nodeAround, sourceOf, valueOf, widgetOf } from "./links.js";
 import { oneStep } from "./page.js";
 import { EDGES } from "./region_boxes.js";
 
@@ -58,7 +58,7 @@ export function addRegion(compose, box) {
 /** The input that the last Region is connected to, in the graph where that node is. */
 function endOf(compose) {
   let [node, slot] = [compose, slotOf(compose)];
-  for (let link; (link = linkIn(node.graph, node.inputs[slot].link))?.origin_id === FROM_SUBGRAPH_INPUT;) {
+  for (let link; comesIn((link = linkIn(node.graph, node.inputs[slot].link)));) {
     const around = nodeAround(node.graph);
     if (!around) break;
     [node, slot] = [around, link.origin_slot];
@@ -80,17 +80,18 @@ export function removeRegion(region) {
   oneStep(() => {
     const { graph } = region, before = linkIn(graph, region.inputs[slotOf(region)].link);
     const after = (region.outputs[0].links ?? []).map((id) => linkIn(graph, id)).filter(Boolean);
-    if (before) for (const link of after) join(graph, before, link);
     graph.remove(region);
+    if (before) for (const link of after) join(graph, before, link);
   });
 }
 
 /** Connect the origin of one link to the target of another; either may be the border of a subgraph. */
-function join(graph, { origin_id: origin, origin_slot: output }, { target_id: target, target_slot: input }) {
-  const from = graph.getNodeById(origin), to = graph.getNodeById(target);
+function join(graph, before, after) {
+  const { origin_slot: output } = before, { target_slot: input } = after;
+  const from = graph.getNodeById(before.origin_id), to = graph.getNodeById(after.target_id);
   if (from && to) from.connect(output, to, input);
-  else if (to && origin === FROM_SUBGRAPH_INPUT) graph.inputs[output].connect(to.inputs[input], to);
-  else if (from && target === TO_SUBGRAPH_OUTPUT) graph.outputs[input].connect(from.outputs[output], from);
+  else if (to && comesIn(before)) graph.inputs[output].connect(to.inputs[input], to);
+  else if (from && goesOut(after)) graph.outputs[input].connect(from.outputs[output], from);
 }
 
 /** The size in px of the image that is drawn, from the empty latents of the next sampler; undefined if not known. */
