@@ -135,7 +135,8 @@ export class RegionCanvas {
     this.root.setPointerCapture(event.pointerId);
     event.preventDefault(); // no selection of text
     const part = edges && event.target.tabIndex < 0 ? this.faceOf(this.selected) : edges ? event.target : face;
-    part?.focus({ preventScroll: true });
+    if (part) part.focus({ preventScroll: true });
+    else document.activeElement?.blur(); // what was typed counts
   }
 
   drag(event) {

@@ -168,10 +168,11 @@ class RegionEditor {
   }
 
   add(box) {
+    const index = chainOf(this.node).length;
     addRegion(this.node, box);
-    this.own.selected = this.chain.length;
     this.look();
-    this.focus(`prompt ${this.own.selected}`);
+    this.select(index);
+    this.focus(`prompt ${index}`);
   }
 
   remove(index) {
