@@ -16,6 +16,7 @@ from comfy_server import Host
 
 READY = "window.app?.extensionManager && window.LiteGraph?.registered_node_types?.SeqLoRAInspectBank"
 GRAPH = "app.graph._nodes"
+ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 SECONDS = 300  # a page of the front end is some megabytes of JavaScript, and machines differ
 
 
@@ -110,12 +111,12 @@ class Browser:
             self.mouse("mouseMoved", x + part * right, y + part * down)
         self.mouse("mouseReleased", x + right, y + down)
 
-    def key(self, key: str, shift: bool = False) -> None:
+    def key(self, key: str, shift: bool = False, control: bool = False) -> None:
         """Press and release a key."""
-        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40}[key]
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, "Delete": 46, "z": 90}.get(key) or 37 + ARROWS.index(key)
         for kind in ("rawKeyDown", "keyUp"):
             own = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code}
-            self.call("Input.dispatchKeyEvent", **own, modifiers=8 if shift else 0)
+            self.call("Input.dispatchKeyEvent", **own, modifiers=8 * shift + 2 * control)
 
     def screenshot(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -3,7 +3,7 @@ import { thumbnail } from "./banks.js";
 import { element, t } from "./page.js";
 
 const GAP = 8; // px
-let card = null;
+let card = null, described = null; // the card, and the element that it is about
 
 /** The facts about a concept as [label, value]. */
 export function facts(concept) {
@@ -20,7 +20,8 @@ export function facts(concept) {
 /** Take the card away. */
 export function hideCard() {
   card?.remove();
-  card = null;
+  described?.removeAttribute("aria-describedby");
+  card = described = null;
 }
 
 function showCard(anchor, view, concept) {
@@ -30,6 +31,8 @@ function showCard(anchor, view, concept) {
   if (concept.thumbnail) card.append(element("img", { src: thumbnail(view, concept), alt: "" }));
   card.append(element("strong", {}, concept.name), element("dl", {}, ...rows));
   document.body.append(card);
+  described = anchor;
+  anchor.setAttribute("aria-describedby", card.id);
   const at = anchor.getBoundingClientRect(), own = card.getBoundingClientRect();
   const left = at.right + GAP + own.width < innerWidth ? at.right + GAP : at.left - GAP - own.width;
   card.style.left = `${Math.max(GAP, left)}px`;
@@ -38,7 +41,6 @@ function showCard(anchor, view, concept) {
 
 /** Show a concept's card while an element has the pointer or the focus. */
 export function withCard(anchor, view, concept) {
-  anchor.setAttribute("aria-describedby", "seqlora-card");
   for (const event of ["pointerenter", "focus"]) anchor.addEventListener(event, () => showCard(anchor, view, concept));
   for (const event of ["pointerleave", "blur"]) anchor.addEventListener(event, hideCard);
   anchor.addEventListener("keydown", (event) => { if (event.key === "Escape") hideCard(); });
