@@ -17,7 +17,7 @@ SMALL = {**SMALLEST, "SeqLoRATrainConcept": {"steps": 4, "resolution": 64, "prev
 
 def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host, pictures):
     page.errors.clear()
-    page.evaluate(f"app.loadGraphData({json.dumps(read('train-one'))})")
+    page.evaluate(f"app.loadGraphData({json.dumps(read('1-train-one'))})")
     page.wait_for(f"{GRAPH}.some(node => node.type === 'SeqLoRATrainConcept')")
     page.evaluate(
         f"{GRAPH}.forEach(node => Object.entries({json.dumps(SMALL)}[node.type] ?? {{}}).forEach("
