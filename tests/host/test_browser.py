@@ -53,7 +53,7 @@ def boxes_of_nodes(page: Browser) -> list[tuple[str, float, float, float, float]
 
 
 def covered(page: Browser) -> list[tuple[str, str]]:
-    """The pairs of nodes that cover each other, and of groups and nodes that stick out of them or cover their titles."""
+    """The pairs of nodes that cover each other, and of groups and nodes that stick out of one or cover its title."""
     nodes = boxes_of_nodes(page)
     groups = "app.graph._groups.map(g => [g.title, ...g.pos, g.pos[0] + g.size[0], g.pos[1] + g.size[1], g.font_size])"
     found = [(a[0], b[0]) for a, b in itertools.combinations(nodes, 2) if overlap(a, b)]
@@ -126,12 +126,11 @@ def test_a_workflow_runs_from_the_browser_and_covers_nothing(page, host, picture
         "([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }))"
     )
     page.errors.clear()
-    page.evaluate("app.queuePrompt(0)")
-    saved = f"{GRAPH}.filter(n => n.type === 'SaveImage').some(n => app.nodeOutputs[n.id]?.images?.length)"
-    wait_until(lambda: page.evaluate(saved) or own_errors(page, host), "no picture came")
+    run_to_the_end(page)
     trainings = f"{GRAPH}.filter(node => node.type === 'SeqLoRATrainConcept')"
     texts = f"{trainings}.map(node => node.widgets.find(widget => widget.name === 'text')?.element.textContent)"
     wait_until(lambda: all("Final loss" in str(text) for text in page.evaluate(texts)), "a training said nothing")
+    page.wait_for(f"{GRAPH}.filter(n => n.type === 'SaveImage').some(n => app.nodeOutputs[n.id]?.images?.length)")
     if not elements:
         page.wait_for(f"{GRAPH}.find(node => node.type === 'SaveImage').imgs?.length")
     page.screenshot(host.folder / f"{name}-{'elements' if elements else 'canvas'}.png")
