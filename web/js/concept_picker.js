@@ -166,9 +166,12 @@ class Picker {
     if (!concept) row.append(element("span", { className: "seqlora-warning" }, t("picker.missing")));
     else if (twice) row.append(element("span", { className: "seqlora-warning" }, t("picker.twice")));
     else if (Number.isNaN(strength)) row.append(element("span", { className: "seqlora-warning seqlora-number" }, t("picker.number")));
-    row.append(this.lock(name, locked));
     row.classList.toggle("seqlora-locked", locked);
-    if (index < 0) return row;
+    const lock = this.lock(name, locked);
+    if (index < 0) {
+      row.append(lock);
+      return row;
+    }
     const input = strengthInput(t("picker.strength", { name }), strength, (next) => {
       this.strength(index, key, next);
       toggle.checked = next !== 0;
@@ -179,7 +182,7 @@ class Picker {
     input.title = t("picker.strength.tip");
     const grip = this.handle(name, index, count);
     input.disabled = grip.disabled = locked;
-    row.append(input, grip);
+    row.append(input, grip, lock);
     return row;
   }
 
