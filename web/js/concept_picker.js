@@ -234,7 +234,11 @@ class Picker {
     };
     const mark = (to) => [...this.list.children].forEach((row, at) => row.classList.toggle("seqlora-target", at === to && to !== index));
     let held = false;
-    grip.addEventListener("pointerdown", (event) => { held = true; grip.setPointerCapture(event.pointerId); });
+    grip.addEventListener("pointerdown", (event) => {
+      if (grip.disabled) return;
+      held = true;
+      grip.setPointerCapture(event.pointerId);
+    });
     grip.addEventListener("pointermove", (event) => { if (held) mark(target(event)); });
     grip.addEventListener("pointerup", (event) => {
       if (held && target(event) !== index) this.move(index, target(event));

@@ -37,7 +37,7 @@ export function strengthInput(label, value, changed) {
 function dragging(input, current, set) {
   let from = null, start = 0, moved = false;
   input.addEventListener("pointerdown", (event) => {
-    if (document.activeElement === input || event.button) return;
+    if (input.disabled || document.activeElement === input || event.button) return; // browsers tell disabled ones, too
     [from, start, moved] = [event.clientX, current() || 0, false];
     input.setPointerCapture(event.pointerId);
     event.preventDefault();
