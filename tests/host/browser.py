@@ -1,6 +1,8 @@
 """A headless Chromium, spoken to over its DevTools protocol with nothing but a websocket."""
 
 import base64
+import contextlib
+import copy
 import itertools
 import json
 import os
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,12 +48,28 @@ class Browser:
         self._numbers = itertools.count(1)
         port_file = folder / "DevToolsActivePort"
         wait_until(lambda: port_file.is_file() and port_file.read_text().count("\n"), "the browser did not start")
-        port = port_file.read_text().splitlines()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as response:
+        self._port = port_file.read_text().splitlines()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/json/list") as response:
             (page,) = [target for target in json.load(response) if target["type"] == "page"]
+        self._attach(page)
+
+    def _attach(self, page: dict) -> None:
         self._socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=SECONDS)
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+
+    @contextlib.contextmanager
+    def second_tab(self, address: str) -> Iterator["Browser"]:
+        """Another page of the same user."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self._port}/json/new?{address}", method="PUT")
+        with urllib.request.urlopen(request) as response:
+            page = json.load(response)
+        tab = copy.copy(self)
+        tab.errors = []
+        tab._attach(page)
+        yield tab
+        tab.call("Page.close")
+        tab._socket.close()
 
     def call(self, method: str, **parameters) -> dict:
         """One command of the protocol; events that come before its answer are looked through for errors."""

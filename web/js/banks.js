@@ -1,6 +1,6 @@
 // What the server says of banks, kept until something may have changed, and the requests that change them.
 import { sourceOf, valueOf } from "./links.js";
-import { api } from "./page.js";
+import { api, app, t } from "./page.js";
 
 const views = new Map(); // bank name -> a promise of its view
 let version = 0; // grows whenever the views may be out of date
@@ -12,6 +12,7 @@ export const banksVersion = () => version;
 export function forgetBanks() {
   version += 1;
   views.clear();
+  overlaps.clear();
 }
 
 /** Ask the server; throws an Error with its sentence. */
@@ -27,6 +28,38 @@ export async function change(path, values) {
   return answer;
 }
 
+/**
+ * Send files, and hear how far it is: {answer: a promise as of `change`, abort: ends it}.
+ * `progressed` receives the share that is sent; at 1 the server has begun to work on them.
+ */
+export function upload(path, query, files, progressed) {
+  const request = new XMLHttpRequest(), body = new FormData();
+  for (const file of files) body.append("file", file, file.name);
+  const answer = new Promise((resolve, reject) => {
+    request.upload.onprogress = ({ loaded, total }) => progressed(total ? loaded / total : 0);
+    request.onabort = () => reject(new DOMException("", "AbortError"));
+    request.onerror = () => reject(new Error(t("import.lost")));
+    request.onload = () => {
+      const ok = request.status === 200, given = parsed(request.responseText);
+      if (!ok) return reject(new Error(given.error ?? `${request.status} ${request.statusText}`));
+      forgetBanks();
+      resolve(given);
+    };
+  });
+  request.open("POST", api.apiURL(`/seqlora/${path}?${new URLSearchParams(query)}`));
+  if (api.user) request.setRequestHeader("Comfy-User", api.user);
+  request.send(body);
+  return { answer, abort: () => request.abort() };
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return {};
+  }
+}
+
 async function answerOf(response) {
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
@@ -37,6 +70,14 @@ async function answerOf(response) {
 export function readBank(name) {
   if (!views.has(name)) views.set(name, ask("bank", { bank: name }).catch((error) => ({ problem: error.message })));
   return views.get(name);
+}
+
+const overlaps = new Map(); // bank name -> a promise of its measured overlaps
+
+/** How far the concepts of a bank overlap (see nodes/host/routes.py), or {problem: sentence}. */
+export function readOverlaps(name) {
+  if (!overlaps.has(name)) overlaps.set(name, ask("overlaps", { bank: name }).catch((error) => ({ problem: error.message })));
+  return overlaps.get(name);
 }
 
 /** The address of a concept's thumbnail; another one after every change of the bank. */

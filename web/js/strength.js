@@ -47,7 +47,7 @@ export function strengthInput(label, value, changed, limits = {}) {
 function dragging(input, current, by, set) {
   let from = null, start = 0, moved = false;
   input.addEventListener("pointerdown", (event) => {
-    if (document.activeElement === input || event.button) return;
+    if (input.disabled || document.activeElement === input || event.button) return; // browsers tell disabled ones, too
     [from, start, moved] = [event.clientX, current() || 0, false];
     input.setPointerCapture(event.pointerId);
     event.preventDefault();
