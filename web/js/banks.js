@@ -1,6 +1,6 @@
 // What the server says of banks, kept until something may have changed, and the requests that change them.
 import { sourceOf, valueOf } from "./links.js";
-import { api, app, t } from "./page.js";
+import { api, t } from "./page.js";
 
 const views = new Map(); // bank name -> a promise of its view
 let version = 0; // grows whenever the views may be out of date
