@@ -13,6 +13,7 @@ from .image_folder import LoadImageFolder
 from .importing import ImportLora
 from .inspect_bank import InspectBank
 from .region import RegionNode
+from .settings import TrainingSettings
 from .train import TrainConcept
 
 register_model_folder()
@@ -26,6 +27,7 @@ class SeqLoRAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             TrainConcept,
+            TrainingSettings,
             BasisBankLoader,
             ComposeConcepts,
             RegionNode,

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..seqlora_core.data.images import fit, from_tensor, to_rgb
+from ..seqlora_core.data.encoding import Frame
+from ..seqlora_core.data.images import alpha_of, from_tensor, to_rgb
 
 LARGEST_RESOLUTION = 1024  # side of the largest training images, in px
 
@@ -18,22 +19,25 @@ def to_pillow(batches: Sequence[Tensor]) -> list[Image.Image]:
     return [to_rgb(from_tensor(frame, f"image {number}")) for number, frame in enumerate(frames, 1)]
 
 
+def to_alphas(batches: Sequence[Tensor]) -> list[Image.Image | None]:
+    """The alpha channel of every image of IMAGE batches, as 8-bit gray; None where it has none."""
+    frames = [frame for batch in batches for frame in batch]
+    return [alpha_of(from_tensor(frame, f"image {number}")) for number, frame in enumerate(frames, 1)]
+
+
 def to_image(image: Image.Image) -> Tensor:
     """A Pillow image as IMAGE [1, H, W, 3]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).float()[None] / 255
 
 
-def latent_mask(mask: Tensor, size: tuple[int, int], resolution: int, scale: int) -> Tensor:
+def latent_mask(mask: Tensor, size: tuple[int, int], frame: Frame) -> Tensor:
     """Turn the MASK [H, W] of an image into the mask [1, h, w] of its latents.
 
     A MASK of another size covers the whole image, as in the host's own nodes.
 
     Args:
         size: width and height of the image, in px.
-        resolution: side of the square training image, in px.
-        scale: px per latent px.
+        frame: how the image is scaled and cropped.
     """
     covering = from_tensor(mask, "mask").resize(size, Image.Resampling.BILINEAR)
-    square = fit(covering, resolution, True, scale)
-    side = resolution // scale
-    return torch.from_numpy(np.array(square.resize((side, side), Image.Resampling.BOX))).float()[None] / 255
+    return frame.weights(frame.fit(covering))

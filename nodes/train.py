@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
+from PIL import Image
 from torch import Tensor
 
 from ..seqlora_core.bank import Bank, Concept, ConceptSpec
 from ..seqlora_core.data.captions import caption_prompts, describe_missing_token
 from ..seqlora_core.data.dataset import EncodedConcept
+from ..seqlora_core.data.hold_out import check_hold_out, split_held_out
 from ..seqlora_core.data.listing import counted
-from ..seqlora_core.data.prompts import describe_cut_prompts
+from ..seqlora_core.data.prompts import describe_cut_prompts, prefixed
 from ..seqlora_core.data.words import Words, named_words
 from ..seqlora_core.errors import UserError
+from ..seqlora_core.hashing import images_fingerprint
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.plots import loss_curve
 from ..seqlora_core.training.config import WITHOUT_WORD, ResolvedConfig
@@ -35,7 +38,7 @@ from .host.prompt import model_file
 from .host.text_encoder import HostTextEncoder
 from .host.texts import check_texts, count_tokens
 from .host.words import knowing_words, known_words
-from .image_tensors import to_image, to_pillow
+from .image_tensors import to_alphas, to_image, to_pillow
 from .train_inputs import TrainInputs, train_inputs
 
 _NO_WORD = (
@@ -117,12 +120,15 @@ def _train(
 ) -> tuple[Bank, Concept, str]:
     """The bank, the concept in it, and what happened to it: it was learned, or found unchanged."""
     requested, spec = inputs.config(), inputs.spec()
-    config = resolve(requested, SD15.native_size, host_model.training_dtype(model))
     images = to_pillow(batches)
     if not images:
         raise UserError("There is no image on the input images: connect at least one image of the subject.")
-    prompts = caption_prompts(inputs.captions, trained_subject(spec, config), len(images))
-    latent_masks = encoders.latent_masks(masks, images, config.resolution)
+    keys = [images_fingerprint([image]) for image in images]
+    distinct = len(set(keys))  # a folder with repeats has copies
+    check_hold_out(distinct, requested.hold_out)
+    config = resolve(requested, SD15.native_size, host_model.training_dtype(model), distinct)
+    prompts = caption_prompts(inputs.captions, trained_subject(spec, config), len(images), config.caption_prefix)
+    latent_masks = _latent_masks(batches, masks, images, config, monitor)
     bank = Bank.open_or_create(inputs.bank_folder(), *host_model.identify(model, model_file(node)))
     changes = [encoders.identify_encoders(clip, vae), host_model.other_patches(model, clip)]
 
@@ -151,14 +157,32 @@ def _train(
         def encode(protected: Sequence[str], words: Words) -> EncodedConcept:
             """Encode images and prompts, then load the UNet: loaded earlier, the VAE and CLIP would push it out."""
             pair = encoders.Encoders(model, clip, vae, words)
-            examples, embeddings = pair.encode(images, latent_masks, prompts, protected, config, monitor)
+            others = [*protected, *([""] if config.caption_dropout else [])]
+            examples, embeddings = pair.encode(images, latent_masks, prompts, others, config, monitor)
             monitor.stage("loading the model")
             in_memory.enter_context(denoiser.loaded())
-            return EncodedConcept(examples, protected=embeddings, source=source)
+            trained, held_out = split_held_out(examples, config.hold_out, config.seed, keys)
+            empty = embeddings[-1] if config.caption_dropout else None
+            kept = embeddings[: len(protected)] if protected else None
+            return EncodedConcept(trained, protected=kept, source=source, held_out=held_out, empty=empty)
 
         options = inputs.options(thumbnail=images[0])
         concept = train_concept(denoiser, encode, bank, spec, config, monitor, options, requested, text_encoder)
     return bank, concept, "learned"
+
+
+def _latent_masks(
+    batches: list[Tensor],
+    masks: list[Tensor],
+    images: list[Image.Image],
+    config: ResolvedConfig,
+    monitor: interface.NodeMonitor,
+) -> list[Tensor | None]:
+    """The mask of every image, from the input masks and from alpha channels."""
+    alphas = to_alphas(batches) if config.alpha_masks else [None] * len(images)
+    if config.alpha_masks and not any(alphas):
+        monitor.message("No image has an alpha channel, so alpha_masks changes nothing.")
+    return encoders.latent_masks(masks, alphas, images, encoders.frame_of(config))
 
 
 def _words_in(clip: CLIP, prompts: list[tuple[str, ...]], token: str) -> list[object]:
@@ -180,15 +204,18 @@ def _of_rare_word(
     if not config.learns_word or inputs.on_existing == "replace":
         return None
     without = replace(config, **WITHOUT_WORD)
-    source = fingerprint_of(caption_prompts(inputs.captions, trained_subject(spec, without), images))
+    subject = trained_subject(spec, without)
+    source = fingerprint_of(caption_prompts(inputs.captions, subject, images, without.caption_prefix))
     found = already_trained(bank, spec, without, source)
     return found if found is not None and "token_vectors" not in found.settings else None
 
 
 def _describe_data(inputs: TrainInputs, images: int, clip: CLIP) -> list[str]:
     """Sentences about what is trained on, and what of the captions is lost."""
-    captions = [line.strip() for line in inputs.captions.splitlines() if line.strip()]
+    lines = [line.strip() for line in inputs.captions.splitlines() if line.strip()]
+    captions = prefixed(inputs.config().caption_prefix, lines)
     return [
+        *([changed] if (changed := inputs.from_settings()) else []),
         f"{counted(images, 'image')}, {counted(len(captions), 'caption')}.",
         *describe_missing_token(captions, inputs.token.strip()),
         *describe_cut_prompts(captions, lambda caption: count_tokens(clip, caption), SD15.prompt_tokens),
@@ -206,11 +233,12 @@ def _outputs(
 ) -> io.NodeOutput:
     curve = concept.metrics["loss_curve"]
     patched = host_model.apply_adapters(model, bank.load([concept])[concept.name], [concept])
-    plot = to_image(loss_curve(curve, f"{concept.name}: loss"))
+    plot = to_image(loss_curve(curve, f"{concept.name}: loss", concept.metrics.get("held_out_curve", ())))
     losses = {"loss": [torch.tensor(loss) for loss in curve]}
-    lines = [
-        f"{concept.name} {outcome}. Final loss {concept.metrics['final_loss']:.4f}. File: {bank.folder / concept.file}"
-    ]
+    final = f"Final loss {concept.metrics['final_loss']:.4f}"
+    if (held_out := concept.metrics.get("held_out_loss")) is not None:
+        final += f", of the held-out images {held_out:.4f}"
+    lines = [f"{concept.name} {outcome}. {final}. File: {bank.folder / concept.file}"]
     console.say(lines[0])
     if full := full_layers(bank, concept):
         notes = [*notes, describe_full_layers(full, concept.rank)]

@@ -1,7 +1,7 @@
 """The inputs of SeqLoRA Train Concept, and their values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -11,13 +11,25 @@ from ..seqlora_core.bank import Bank
 from ..seqlora_core.bank.spec import ConceptSpec
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.sd15 import SD15
-from ..seqlora_core.training.config import OLD_NAMES, OLD_VALUES, TOKEN_VECTORS, TrainingConfig
+from ..seqlora_core.training.config import STEPS_BY_IMAGES, TOKEN_VECTORS, TrainingConfig
 from ..seqlora_core.training.trainer import RunOptions
 from .bank import BankType
-from .host import folders, interface
+from .host import folders
 from .image_tensors import LARGEST_RESOLUTION
+from .setting_inputs import (
+    AUTO_STEPS,
+    LARGEST_EXACT_INTEGER,
+    OWN_SEED,
+    PREVIEW_EVERY,
+    SettingsType,
+    described,
+    expert_inputs,
+    expert_word_inputs,
+    training_config,
+)
 
-_LARGEST_EXACT_INTEGER = 2**53  # of the front end's JavaScript
+_TEXTS = ("caption_prefix", "preview_prompt")
+_STEPS = f"Training steps. {AUTO_STEPS}: by the number of images ({STEPS_BY_IMAGES})."
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,13 @@ class TrainInputs:
     beta: float = TrainingConfig.lr_basis
     batch_size: int = TrainingConfig.batch_size
     gradient_checkpointing: bool = TrainingConfig.gradient_checkpointing
-    preview_every: int = 100
+    preview_every: int = PREVIEW_EVERY
     train_on: str = "auto"
     token_vectors: int = 0  # before there were learned words, all graphs trained without
     token_share: float = TrainingConfig.token_share
     lr_token: float = TrainingConfig.lr_token
     acts_on: str = TrainingConfig.acts_on
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def from_lists(cls, lists: Mapping[str, Sequence[object]]) -> "TrainInputs":
@@ -66,7 +79,7 @@ class TrainInputs:
         for name in lists:
             if name not in values and name in cls._required():
                 raise UserError(f"The input {name} received an empty list: connect a node that returns a value.")
-        return cls(**values)
+        return cls(**{**values, "settings": values.get("settings") or {}})
 
     @classmethod
     def _required(cls) -> set[str]:
@@ -78,7 +91,18 @@ class TrainInputs:
         Raises:
             UserError: a setting cannot be used.
         """
-        return TrainingConfig.from_dict(vars(self))
+        return training_config({**vars(self), **self.settings})
+
+    def from_settings(self) -> str:
+        """What the connected settings changed, as a sentence; empty if nothing."""
+        own, defaults = vars(self), {**vars(TrainingConfig()), "preview_prompt": "", "preview_seed": OWN_SEED}
+        changed = []
+        for name, value in self.settings.items():
+            if name in own and own[name] != value:
+                changed.append(f"{name} {value} (instead of {own[name]})")
+            elif name not in own and value != defaults[name]:
+                changed.append(f"{name} {value!r}" if name in _TEXTS else f"{name} {value}")
+        return f"From SeqLoRA Training Settings: {', '.join(changed)}." if changed else ""
 
     def spec(self) -> ConceptSpec:
         """The concept's name, token and class word.
@@ -94,18 +118,34 @@ class TrainInputs:
 
     def options(self, thumbnail: Image.Image) -> RunOptions:
         """How the training run behaves."""
+        seed = int(self.settings.get("preview_seed", OWN_SEED))
         return RunOptions(
             resume=True,
             restart_if_changed=True,
             replace=self.on_existing == "replace",
             thumbnail=thumbnail,
-            preview_every=self.preview_every,
+            preview_every=int(self.settings.get("preview_every", self.preview_every)),
+            preview_prompt=str(self.settings.get("preview_prompt", "")).strip(),
+            preview_seed=None if seed == OWN_SEED else seed,
         )
 
 
 def train_inputs() -> list[io.Input]:
     """All inputs of the node."""
-    return [*_graph_inputs(), *_concept_inputs(), *_optional_inputs(), *_advanced_inputs(), *_word_inputs()]
+    return [
+        *_graph_inputs(),
+        *_concept_inputs(),
+        *_optional_inputs(),
+        *expert_inputs(),
+        # Here, although it is not advanced: saved graphs hold the values of inputs by their order.
+        io.Int.Input("token_vectors", optional=True, **described("token_vectors", default=TOKEN_VECTORS, unset=False)),
+        *expert_word_inputs(),
+        SettingsType.Input(
+            "settings",
+            optional=True,
+            tooltip="From SeqLoRA Training Settings, whose values are used instead of the advanced inputs here.",
+        ),
+    ]
 
 
 def _graph_inputs() -> list[io.Input]:
@@ -130,18 +170,21 @@ def _concept_inputs() -> list[io.Input]:
             "token", default="", tooltip="A rare word that stands for the subject in prompts, such as sksdog."
         ),
         io.String.Input("class_word", default="", tooltip="What the subject is, such as dog."),
-        io.Int.Input("rank", **_described("rank", max=128)),
-        io.Int.Input("steps", **_described("steps", max=100000)),
+        io.Int.Input("rank", **described("rank", max=128)),
+        io.Int.Input(
+            "steps",
+            **described("steps", min=AUTO_STEPS, max=100000, unset=False, tooltip=_STEPS),
+        ),
         # The front end rounds to multiples of the step, counted from the minimum.
         io.Int.Input(
             "resolution",
-            **_described("resolution", default=SD15.native_size, min=64, max=LARGEST_RESOLUTION, step=64, unset=False),
+            **described("resolution", default=SD15.native_size, min=64, max=LARGEST_RESOLUTION, step=64, unset=False),
         ),
-        io.Combo.Input("method", **_described("method")),
+        io.Combo.Input("method", **described("method")),
         io.Int.Input(
             "seed",
             # A seed that changes by itself would ask for another concept at the next run.
-            **_described("seed", max=_LARGEST_EXACT_INTEGER, control_after_generate=False),
+            **described("seed", max=LARGEST_EXACT_INTEGER, control_after_generate=False),
         ),
         io.Combo.Input(
             "on_existing",
@@ -166,64 +209,3 @@ def _optional_inputs() -> list[io.Input]:
         ),
         io.Mask.Input("masks", optional=True, tooltip="One mask per image: the loss counts only inside it."),
     ]
-
-
-def _advanced_inputs() -> list[io.Input]:
-    # TrainingConfig refuses useless learning rates with a sentence; a bound here would only say "bigger than max".
-    learning_rate = {"min": 0.0, "max": 1e6, "step": 0.0001, "round": False}
-    return [
-        _advanced(io.Combo.Input, "layers"),
-        _advanced(io.Combo.Input, "optimizer"),
-        _advanced(io.Combo.Input, "hypergradient"),
-        _advanced(io.Float.Input, "alpha", display_name="lr coefficients", **learning_rate),
-        _advanced(io.Float.Input, "beta", display_name="lr basis", **learning_rate),
-        _advanced(io.Int.Input, "batch_size", max=64),
-        _advanced(io.Boolean.Input, "gradient_checkpointing"),
-        interface.advanced(
-            io.Int.Input,
-            "preview_every",
-            default=TrainInputs.preview_every,
-            min=0,
-            max=100000,
-            optional=True,
-            tooltip="Training steps between two preview images on the node; 0 turns previews off.",
-        ),
-        _advanced(io.Combo.Input, "train_on"),
-    ]
-
-
-def _word_inputs() -> list[io.Input]:
-    """At the end, although not all are advanced: saved graphs hold the values of inputs by their order."""
-    return [
-        io.Int.Input("token_vectors", optional=True, **_described("token_vectors", default=TOKEN_VECTORS, unset=False)),
-        _advanced(io.Float.Input, "token_share", step=0.01, round=False),
-        _advanced(io.Float.Input, "lr_token", display_name="lr token", min=0.0, max=10.0, step=0.01, round=False),
-        _advanced(io.Combo.Input, "acts_on"),
-    ]
-
-
-_SETTINGS = {entry.name: entry for entry in fields(TrainingConfig)}
-
-
-def _described(input_name: str, unset: bool = True, **changes: object) -> dict[str, object]:
-    """Default, choices, bounds and tooltip of a setting's input, from the setting's own metadata.
-
-    Args:
-        unset: whether the input offers "auto" for a setting that may be left open.
-        changes: what is different for the input.
-    """
-    entry = _SETTINGS[OLD_NAMES.get(input_name, input_name)]
-    facts = entry.metadata
-    text = f"{facts['help'][0].upper()}{facts['help'][1:]}."
-    described = {"default": entry.default, "min": facts["least"], "max": facts["most"]}
-    described = {name: value for name, value in described.items() if value is not None}
-    if facts["choices"]:
-        described["options"] = [*facts["choices"], *OLD_VALUES.get(entry.name, {})]
-    if facts["unset"] and unset:
-        described |= {"options": ["auto", *described["options"]], "default": "auto"}
-        text += f" auto: {facts['unset']}."
-    return {**described, "tooltip": text, **changes}
-
-
-def _advanced(kind: type[io.Input], name: str, **changes: object) -> io.Input:
-    return interface.advanced(kind, name, optional=True, **_described(name, **changes))

@@ -17,6 +17,10 @@ class TrainingExploded(TrainingDiverged):
     """The loss is finite but far above where it began; the concept is stored only if the user says so."""
 
 
+class EndedTogether(Exception):
+    """A process of a training run ends because of an error that another process of the run reports."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 200 characters, for a sentence; its kind if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -68,19 +68,21 @@ def images_fingerprint(images: Iterable[Image.Image]) -> str:
     return hashed.hexdigest()
 
 
-def data_fingerprint(encoders: str, *groups: Sequence[tuple[Image.Image, tuple[str, ...], int]]) -> str:
+def data_fingerprint(encoders: str, *groups: Sequence[tuple]) -> str:
     """Hash training data before it is encoded; banks store it with every concept.
 
     Args:
         encoders: the fingerprint of the VAE and the text encoder.
-        groups: the images of the concept and those of its class, each image with its prompts and repeats.
+        groups: the images of the concept and those of its class: (image, prompts, repeats), and its mask if it has one.
     """
     hashed = hashlib.sha256(encoders.encode())
     for group in groups:
         hashed.update(f"{len(group)} images".encode())
-        for image, prompts, repeats in group:
+        for image, prompts, repeats, *masks in group:
             hashed.update(repr((image.size, prompts)).encode())
             hashed.update(image.tobytes())
             if repeats != 1:  # without, hashes are those of versions that knew no repeats
                 hashed.update(f"{repeats} repeats".encode())
+            for mask in masks:
+                hashed.update(b"mask" + mask.tobytes())
     return hashed.hexdigest()

@@ -43,6 +43,9 @@ class Monitor:
     def stepped(self, report: StepReport) -> None:
         """Receive the report of a step.  The factors are consistent here: raising stops the run and loses nothing."""
 
+    def held_out(self, step: int, loss: float) -> None:
+        """Receive the loss of the images that are not trained on, after so many steps."""
+
     def previewed(self, latents: Tensor) -> None:
         """Receive a preview of the concept, latents [1, c, h, w]; `RunOptions` of the trainer sets how often."""
 

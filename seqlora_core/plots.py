@@ -9,9 +9,11 @@ _INK, _GRID = (40, 40, 40), (225, 225, 225)
 _LINES = ((30, 110, 200), (205, 80, 50), (60, 150, 70), (140, 85, 180), (120, 120, 120), (215, 160, 30))
 
 
-def loss_curve(losses: Sequence[float], title: str, size: tuple[int, int] = (640, 360)) -> Image.Image:
-    """Draw the losses of a training run, with their range at the axis."""
-    return line_chart({title: losses}, size)
+def loss_curve(
+    losses: Sequence[float], title: str, held_out: Sequence[float] = (), size: tuple[int, int] = (640, 360)
+) -> Image.Image:
+    """Draw the losses of a training run, and those of its held-out images, with their range at the axis."""
+    return line_chart({title: losses, **({"held-out images": held_out} if held_out else {})}, size)
 
 
 def line_chart(curves: Mapping[str, Sequence[float]], size: tuple[int, int] = (640, 360)) -> Image.Image:

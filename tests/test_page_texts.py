@@ -29,3 +29,10 @@ def test_the_scripts_use_texts_that_exist():
     assert used <= texts("en").keys()
     buttons = set(re.findall(r'button\("([a-z.]+)"', SCRIPTS))
     assert {f"{key}.tip" for key in buttons} <= texts("en").keys()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "locales").glob("*/nodeDefs.json")), ids=lambda path: path.parent.name)
+def test_the_texts_of_nodes_are_no_syntax_of_the_host_s_translations(file):
+    """Braces, @ and | have a meaning in them."""
+    values = json.loads(file.read_text("utf-8"), object_hook=lambda found: [*found.values()])
+    assert not re.search(r"[{}@|]", json.dumps(values, ensure_ascii=False))

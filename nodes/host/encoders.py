@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...seqlora_core.data.dataset import Example
-from ...seqlora_core.data.images import fit
+from ...seqlora_core.data.encoding import Frame
 from ...seqlora_core.data.listing import counted
 from ...seqlora_core.data.words import NO_WORDS, Words
 from ...seqlora_core.errors import UserError
@@ -21,6 +21,8 @@ from .kept import used_to_encode
 from .latents import ImageEncoder
 from .model import as_loaded
 from .texts import TextEncoder
+
+_MULTIPLE = 64  # px; every level of SD1.5's UNet halves the sides evenly
 
 
 def check_encoders(clip: CLIP | None, vae: VAE | None) -> None:
@@ -45,27 +47,45 @@ def identify_encoders(clip: CLIP, vae: VAE) -> str:
     return fingerprint(used_to_encode(weights), torch.bfloat16)  # the least precise type in which machines hold a VAE
 
 
-def latent_masks(masks: list[Tensor], images: list[Image.Image], resolution: int) -> list[Tensor]:
-    """Turn MASKs [H, W] into the masks [1, h, w] of their images' latents; no masks stay no masks.
+def latent_masks(
+    masks: list[Tensor], alphas: list[Image.Image | None], images: list[Image.Image], frame: Frame
+) -> list[Tensor | None]:
+    """Turn MASKs [H, W] and alpha channels into the masks [1, h, w] of their images' latents.
 
     Args:
-        resolution: side of the square training images, in px.
+        masks: one per image, or none.
+        alphas: as gray images, one per image; where there is a MASK, too, a pixel counts as both say.
+        frame: how the images are scaled and cropped.
 
     Raises:
         UserError: the number of masks differs from that of the images, or nothing of an image would count.
     """
-    if not masks:
-        return []
-    if len(masks) != len(images):
+    if masks and len(masks) != len(images):
         raise UserError(f"There are {len(masks)} masks for {len(images)} images: connect one mask per image, or none.")
-    made = [latent_mask(m, i.size, resolution, SD15.vae_scale_factor) for m, i in zip(masks, images, strict=True)]
-    for number, mask in enumerate(made, 1):
-        if not (mask > 0).any():
+    made: list[Tensor | None] = []
+    part = "its image" if frame.bucket_multiple else "the middle square of its image"
+    for number, (image, alpha) in enumerate(zip(images, alphas, strict=True), 1):
+        mask = latent_mask(masks[number - 1], image.size, frame) if masks else None
+        if mask is not None and not (mask > 0).any():
             raise UserError(
-                f"Mask {number} of {len(made)} is empty in the middle square of its image, so nothing of that image "
+                f"Mask {number} of {len(masks)} is empty in {part}, so nothing of that image "
                 "would count: paint the subject into the mask, or disconnect the masks."
             )
+        if alpha is not None:
+            weights = frame.weights(frame.fit(alpha))
+            mask = weights if mask is None else weights * mask
+            if not (mask > 0).any():
+                raise UserError(
+                    f"Image {number} of {len(images)} is transparent, or its mask is black where it is not, so nothing "
+                    "of it would count: leave the image out, or switch alpha_masks off."
+                )
+        made.append(mask)
     return made
+
+
+def frame_of(config: ResolvedConfig) -> Frame:
+    """How a training run scales and crops its images."""
+    return Frame(config.resolution, SD15.vae_scale_factor, bucket_multiple=_MULTIPLE if config.buckets else 0)
 
 
 class Encoders:
@@ -81,7 +101,7 @@ class Encoders:
     def encode(
         self,
         images: Sequence[Image.Image],
-        masks: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
         prompts: Sequence[Sequence[str]],
         protected: Sequence[str],
         config: ResolvedConfig,
@@ -90,14 +110,14 @@ class Encoders:
         """Encode what no node has encoded yet; the monitor receives the progress, and is asked whether to stop.
 
         Args:
-            masks: per image, from `latent_masks`; may be empty.
+            masks: per image, from `latent_masks`.
             prompts: of each image.
             protected: further prompts.
 
         Returns:
             An example per image, and the embeddings [P, 77, 768] of the further prompts; None where there are none.
         """
-        squares = [fit(image, config.resolution, True, SD15.vae_scale_factor) for image in images]
+        squares = [frame_of(config).fit(image) for image in images]
         every = list(dict.fromkeys([*(prompt for own in prompts for prompt in own), *protected]))
         new_prompts = len(self._texts.missing(every))
         new_images = len(self._images.missing(squares, config.seed))
@@ -108,6 +128,6 @@ class Encoders:
         latents = self._images.encode(squares, config.seed, lambda done: stage.reached(new_prompts + done))
         examples = [
             Example(latent, torch.stack([embeddings[prompt] for prompt in own]), mask=mask, texts=tuple(own))
-            for latent, own, mask in zip(latents, prompts, masks or [None] * len(images), strict=True)
+            for latent, own, mask in zip(latents, prompts, masks, strict=True)
         ]
         return examples, torch.stack([embeddings[prompt] for prompt in protected]) if protected else None

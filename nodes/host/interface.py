@@ -83,6 +83,7 @@ class NodeMonitor(Monitor):
         self._bar = None
         self._console_bar = StepBar(hidden=not comfy.utils.PROGRESS_BAR_ENABLED)
         self._previewer = None
+        self._held_out = ""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -122,9 +123,15 @@ class NodeMonitor(Monitor):
         self._bar.update_absolute(report.step, report.steps)
         self._console_bar.show(report)
         minutes, seconds = divmod(round(report.seconds_left), 60)
-        status = f"step {report.step} of {report.steps}, loss {report.loss:.4f}, {minutes}:{seconds:02} left"
+        losses = f"loss {report.loss:.4f}{self._held_out}"
+        status = f"step {report.step} of {report.steps}, {losses}, {minutes}:{seconds:02} left"
         self._run.stepped(report.step, report.steps, report.loss, status)
         self._show_above_messages(status)
+
+    def held_out(self, step: int, loss: float) -> None:
+        self._held_out = f", of held-out images {loss:.4f}"
+        self._console_bar.held_out(loss)
+        self._run.held_out(step, loss)
 
     def _show_above_messages(self, status: str) -> None:
         _show(self.node_id, "\n".join([status, *self.messages]))
@@ -137,7 +144,8 @@ class NodeMonitor(Monitor):
             self._previewer = _latent_previewer(self._model)
         image = self._previewer.decode_latent_to_preview_image("JPEG", latents)
         self._run.previewed(image[1])
-        self._bar.update_absolute(self._bar.current, preview=image)
+        bar = self._bar or comfy.utils.ProgressBar(1, self.node_id)  # before the first step
+        bar.update_absolute(bar.current, preview=image)
 
 
 def _show(node_id: str | None, text: str) -> None:

@@ -1,7 +1,7 @@
 """The routes below /seqlora (and /api/seqlora) by which the page's parts see and change banks.
 
 Names come in, never paths, and are checked like those on nodes.  GET changes nothing.  A change is a POST with a small
-JSON document, and only from a page of this server.
+JSON document, or with files to import, and only from a page of this server.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -22,7 +23,7 @@ from ...seqlora_core.bank.folder import read_thumbnail
 from ...seqlora_core.bank.inspection import OVERLAP_LIMIT, inspect
 from ...seqlora_core.bank.view import view
 from ...seqlora_core.errors import UserError
-from . import folders, runs
+from . import folders, runs, uploads
 from .exporting import export_concept
 
 MAX_BODY = 2**21  # bytes: a thumbnail of 256 px takes far less
@@ -228,6 +229,26 @@ async def _answer(action: Callable[[Values], dict | bytes], values: Values) -> w
     return web.json_response(result, headers={"Cache-Control": "no-store"})
 
 
+async def import_upload(request: web.Request) -> web.Response:
+    """Add the files in a request to a bank; the query names the bank and the concept, and says whether to project.
+
+    What the query says wrong is refused before anything is received.
+    """
+    check_same_origin(request)
+    if request.content_type != "multipart/form-data":
+        raise Refused(415, "The request has to be multipart/form-data.")
+    query = {name: _text(request.query, name, "") for name in ("bank", "name", "token", "class_word", "project")}
+    bank, spec = await asyncio.to_thread(_bank, query), uploads.spec_of(query)
+    bank.require_free(spec.name)
+    with uploads.temporary_folder() as folder:
+        try:
+            files = await uploads.receive(request, Path(folder))
+        except uploads.TooLarge as error:
+            raise Refused(413, f"The files are larger than {uploads.MAX_BYTES // 2**30} GB.") from error
+        text = await asyncio.to_thread(uploads.import_files, bank, files, spec, query["project"] == "1")
+    return web.json_response({"text": text}, headers={"Cache-Control": "no-store"})
+
+
 def _guarded(handler: Callable) -> Callable:
     """Turn what an action raises into a JSON answer with one sentence."""
 
@@ -272,6 +293,7 @@ ROUTES = [
     web.post("/seqlora/remove", poster(remove)),
     web.post("/seqlora/thumbnail", poster(replace_thumbnail)),
     web.post("/seqlora/export", poster(export)),
+    web.post("/seqlora/import", _guarded(import_upload)),
 ]
 
 

@@ -27,6 +27,7 @@ class Run:
         node: execution id, such as "3:7" for node 7 in the subgraph 3.
         state: "running", "done", or "stopped" by Cancel or an error.
         points: (step, loss) from step 1 on; of a long run every second, fourth ... one.
+        held_out_points: (step, loss) of the held-out images.
         previews: step -> JPEG file.
     """
 
@@ -37,13 +38,15 @@ class Run:
     status: str = ""
     steps: int = 0
     points: list[tuple[int, float]] = field(default_factory=list)
+    held_out_points: list[tuple[int, float]] = field(default_factory=list)
     previews: dict[int, bytes] = field(default_factory=dict)
     _stride: int = 1
 
     def describe(self) -> dict:
         """JSON-ready values of the whole run."""
         with _lock:
-            return {**self._head(), "points": list(self.points), "previews": list(self.previews)}
+            lists = {"points": self.points, "held_out": self.held_out_points, "previews": self.previews}
+            return {**self._head(), **{name: list(values) for name, values in lists.items()}}
 
     def _head(self) -> dict:
         return {name: getattr(self, name) for name in ("workflow", "node", "concept", "state", "status", "steps")}
@@ -63,6 +66,12 @@ class Run:
                 self._stride *= 2
                 self.points = [point for point in self.points if point[0] % self._stride == 0]
         self._send({"point": (step, loss)})
+
+    def held_out(self, step: int, loss: float) -> None:
+        """Note the loss of the held-out images."""
+        with _lock:
+            self.held_out_points.append((step, loss))
+        self._send({"held_out_point": (step, loss)})
 
     def previewed(self, image: Image.Image) -> None:
         """Keep a preview of the step that was noted last; of many, every second one goes."""

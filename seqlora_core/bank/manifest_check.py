@@ -20,8 +20,9 @@ _FOLDERS = {"file": "concepts", "thumbnail": "thumbnails", "embedding": "embeddi
 _PROVENANCE = {"data": str, "source": str, "sha256": str, "projected": bool}
 # Metrics that are printed; a report must not fail on them.
 _NUMBERS = ("first_loss", "final_loss", "steps", "passes", "seconds", "images", "remaining", "least_remaining")
-_METRICS = {**dict.fromkeys((*_NUMBERS, "share", "uncounted", "partly"), (int, float, type(None)))}
-_METRICS |= {"loss_curve": list, "word_loss_curve": list, "left_out": dict, "alpha_known": bool, "device": str}
+_CURVES = ("loss_curve", "word_loss_curve", "held_out_curve", "held_out_steps")
+_METRICS = {**dict.fromkeys((*_NUMBERS, "held_out_loss", "share", "uncounted", "partly"), (int, float, type(None)))}
+_METRICS |= {**dict.fromkeys(_CURVES, list), "left_out": dict, "alpha_known": bool, "device": str}
 
 
 def check_document(document: Mapping[str, object]) -> None:
@@ -94,13 +95,10 @@ def _check_metrics(metrics: Mapping[str, object]) -> None:
     for name, value in metrics.items():
         if name in _METRICS:
             _check_type(name, value, _METRICS[name])
-    numbers = [
-        *metrics.get("loss_curve", ()),
-        *metrics.get("word_loss_curve", ()),
-        *metrics.get("left_out", {}).values(),
-    ]
+    numbers = [number for curve in _CURVES for number in metrics.get(curve, ())]
+    numbers += metrics.get("left_out", {}).values()
     if not {*map(type, numbers)} <= {int, float}:  # a bank of a thousand concepts has 200,000 of them
-        raise ValueError("loss_curve, word_loss_curve or left_out does not hold numbers")
+        raise ValueError(f"{', '.join(_CURVES)} or left_out does not hold numbers")
 
 
 def _check_relative(relative: str, folder: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import Cancelled, TrainingDiverged, UserError
+from ..errors import Cancelled, EndedTogether, TrainingDiverged, UserError
 from .bank import add_import, add_inspect, add_list, add_remove, add_rename
 from .compose import add_compose, add_generate
 from .demo import add_demo
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
+    except EndedTogether:
+        return 1
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -61,9 +61,9 @@ def add_device(options: Options) -> None:
     )
 
 
-def add_bank(options: Options, required: bool = True, text: str = "folder of the bank") -> None:
+def add_bank(options: Options, required: bool = True, text: str = "folder of the bank", action: str = "store") -> None:
     """Add --bank."""
-    options.add_argument("--bank", required=required, metavar="DIR", help=text)
+    options.add_argument("--bank", required=required, metavar="DIR", action=action, help=text)
 
 
 def add_concepts(options: Options, required: bool) -> None:

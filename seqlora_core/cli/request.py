@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..bank import Bank, Concept, ConceptSpec
 from ..data.encoding import cut_prompts, encode_concept
+from ..data.hold_out import check_hold_out
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..model.base import Base
 from ..training.checkpoint import is_of_rare_word
@@ -42,6 +43,10 @@ class Request:
         spec = concept_spec(args.name, args.token, args.class_word)
         return cls(spec, requested_config(vars(args)), args.images, args.prior_images)
 
+    def shared_by(self, count: int) -> "Request":
+        """The request of so many processes, each of which has as many images per forward pass as were asked for."""
+        return replace(self, config=replace(self.config, batch_size=count * self.config.batch_size))
+
     def continuing(self, bank: str) -> "Request":
         """The request that an unfinished run in the bank can go on with: one of before learned words has none."""
         if self.config.token_vectors is None and Bank.exists(bank):
@@ -54,19 +59,26 @@ class Request:
         """Read the reference images and those of the class.
 
         Raises:
-            UserError: a folder or file cannot be read (see `read_folder`).
+            UserError: a folder or file cannot be read (see `read_folder`), or no image would be left to train on.
         """
-        references = read_folder(self.images, trained_subject(self.spec, self.config), token=self.spec.token)
+        references = read_folder(
+            self.images,
+            trained_subject(self.spec, self.config),
+            token=self.spec.token,
+            prefix=self.config.caption_prefix,
+            alpha=self.config.alpha_masks,
+        )
+        check_hold_out(len(references), self.config.hold_out)
         prior = read_folder(self.prior_images, self.spec.class_word) if self.prior_images else ReferenceFolder(())
         return references, prior
 
-    def resolve(self, base: Base, dtype: str) -> ResolvedConfig:
-        """Decide what the request leaves open.
+    def resolve(self, base: Base, dtype: str, references: ReferenceFolder) -> ResolvedConfig:
+        """Decide what the request leaves open, by the base and by the images that `read` returned.
 
         Raises:
             UserError: the base cannot draw images of that size.
         """
-        config = resolve(self.config, base.native_size, dtype)
+        config = resolve(self.config, base.native_size, dtype, len(references))
         base.check_resolution(config.resolution)
         return config
 
@@ -81,7 +93,7 @@ class Request:
     ) -> Concept:
         """Train the concept on what `read` returned, and add it to the bank (see `train_concept`)."""
         references, prior = folders
-        config = self.resolve(base, dtype)
+        config = self.resolve(base, dtype, references)
         for note in (*references.notes, *prior.notes, *cut_prompts(base, [*references, *prior])):
             monitor.message(note)
         monitor.message(f"{references.summary}; {config}")
@@ -96,8 +108,12 @@ class Request:
                     prior,
                     prompts,
                     crop=config.crop,
+                    buckets=config.buckets,
                     flip=config.flip,
                     words=words,
+                    hold_out=config.hold_out,
+                    seed=config.seed,
+                    empty=config.caption_dropout > 0,
                     monitor=monitor,
                 ),
                 bank,
@@ -112,8 +128,10 @@ class Request:
 
 def describe_learned(bank: Bank, concept: Concept) -> str:
     """What the command says at the end of a training run."""
-    metrics = concept.metrics
+    metrics, held_out = concept.metrics, ""
+    if curve := metrics.get("held_out_curve"):
+        held_out = f", of the held-out images {curve[0]:.4f} -> {curve[-1]:.4f}"
     return (
-        f"Learned {concept.name!r} as '{concept.subject}' in {metrics['seconds']:.0f} s: "
-        f"loss {metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}. It is in {bank.folder / concept.file}."
+        f"Learned {concept.name!r} as '{concept.subject}' in {metrics['seconds']:.0f} s: loss "
+        f"{metrics['first_loss']:.4f} -> {metrics['final_loss']:.4f}{held_out}. It is in {bank.folder / concept.file}."
     )

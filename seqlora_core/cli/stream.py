@@ -14,6 +14,7 @@ from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingDiverged, TrainingExploded, UserError
 from ..model.base import Base
 from ..training.config import OLD_NAMES, TrainingConfig
+from ..training.distributed import Processes
 from ..training.plan import already_trained
 from ..training.token_embedding import check_names_word
 from ..training.trainer import RunOptions
@@ -28,22 +29,23 @@ _FLAGS = tuple(entry.name for entry in fields(TrainingConfig) if entry.type is b
 _OPTIONS = {*_OF_AN_ENTRY, *(entry.name for entry in fields(TrainingConfig))} - {*_OF_THE_LIST}
 
 
-def learn_stream(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+def learn_stream(args: argparse.Namespace, command: argparse.ArgumentParser, processes: Processes) -> None:
     """Check all entries, then learn those that the bank does not have yet.
 
     Args:
         args: the values of `train`'s options.
         command: the parser of these options, which reads those of an entry, too.
+        processes: those that train every concept together.
 
     Raises:
         UserError: an entry has a mistake; the message names it, and nothing was trained.
         Cancelled, TrainingDiverged: as for one concept; what was learned before is in the bank.
     """
-    monitor = TerminalMonitor()
+    monitor = TerminalMonitor(hidden=not processes.is_first)
     stream = read_stream(args.stream, args.first)
     for note in stream.notes:
         monitor.message(note)
-    requests = [(entry, _request(entry, args, command)) for entry in stream]
+    requests = [(entry, _request(entry, args, command).shared_by(processes.count)) for entry in stream]
     _check_names(requests)
     dtype = args.dtype or best_dtype(resolve_device(args.device))
     monitor.stage(f"loading {args.base}")
@@ -52,18 +54,21 @@ def learn_stream(args: argparse.Namespace, command: argparse.ArgumentParser) -> 
     if bank is not None:
         bank.check_base(base.identity)
     left = _not_learned(requests, base, dtype, bank, args.on_existing, monitor)
-    bank = Bank.open_or_create(args.bank, base.identity, base.layers)
+    with processes.after_the_first():
+        bank = Bank.open_or_create(args.bank, base.identity, base.layers)
     options = RunOptions(
         resume=True,
         restart_if_changed=True,
         replace=args.on_existing == "replace",
         store_anyway=args.store_anyway,
         checkpoint_seconds=args.checkpoint_seconds,
+        processes=processes,
     )
     for entry, request in left:
         monitor.message(f"Concept {entry.place} of {len(stream)}: {request.spec.name}")
         _learn(entry, request.continuing(args.bank), base, dtype, bank, options)
-    print(f"All {len(stream)} concepts of {stream.path} are in {bank.folder}; {len(left)} of them are new.")
+    if processes.is_first:
+        print(f"All {len(stream)} concepts of {stream.path} are in {bank.folder}; {len(left)} of them are new.")
 
 
 def _learn(
@@ -74,7 +79,7 @@ def _learn(
     bank: Bank,
     options: RunOptions,
 ) -> None:
-    monitor = TerminalMonitor()  # of its own, as it remembers where a run was stopped
+    monitor = TerminalMonitor(not options.processes.is_first)  # of its own, as it remembers where a run was stopped
     try:
         concept = request.train(base, dtype, bank, request.read(), monitor, options)
     except Cancelled as stop:
@@ -85,7 +90,8 @@ def _learn(
         raise TrainingExploded(f"{entry}: {error} To store it as it is, add --store-anyway.") from error
     except TrainingDiverged as error:
         raise TrainingDiverged(f"{entry}: {error}") from error
-    print(describe_learned(bank, concept), flush=True)
+    if options.processes.is_first:
+        print(describe_learned(bank, concept), flush=True)
 
 
 @contextmanager
@@ -114,7 +120,7 @@ def _request(entry: Entry, args: argparse.Namespace, command: argparse.ArgumentP
                 arguments.append(f"--{key.replace('_', '-')}={value}")
             else:
                 raise UserError(f"{key} must be a number or a text, not {value!r}: correct it, or leave it out.")
-        own = command.parse_args(arguments, argparse.Namespace(**vars(args)))
+        own = command.parse_args(arguments, argparse.Namespace(**{**vars(args), "bank": None}))
         if own.class_word is None:
             raise UserError("It has no class_word: give it one, such as dog.")
         return Request.parse(argparse.Namespace(**{**vars(own), **off}))
@@ -160,7 +166,7 @@ def _not_learned(
         with _naming(entry), monitor.watching():
             monitor.stop_if_cancelled()
             references, prior = request.read()
-            config = request.resolve(base, dtype)
+            config = request.resolve(base, dtype, references)
             if config.learns_word:
                 check_names_word((prompt for image in references for prompt in image.prompts), request.spec.token)
             existing = bank.manifest.find(request.spec.name) if bank is not None else None

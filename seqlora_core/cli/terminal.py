@@ -25,6 +25,7 @@ class StepBar:
     def __init__(self, hidden: bool = False) -> None:
         self._hidden = hidden
         self._bar: tqdm | None = None
+        self._held_out: dict[str, str] = {}
 
     def show(self, report: StepReport) -> None:
         """Draw a step; one that is not after the last is of the next training run, which gets a bar of its own."""
@@ -34,10 +35,14 @@ class StepBar:
             interval = 0.2 if sys.stderr.isatty() else 30  # seconds; a log file should get few lines
             first = {"total": report.steps, "initial": report.step - 1, "unit": "step", "disable": self._hidden}
             self._bar = tqdm(**first, dynamic_ncols=True, mininterval=interval)
-        self._bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+        self._bar.set_postfix(loss=f"{report.loss:.4f}", **self._held_out, refresh=False)
         self._bar.update()
         if report.step == report.steps:
             self.close()
+
+    def held_out(self, loss: float) -> None:
+        """Show the loss of the held-out images with the next steps."""
+        self._held_out = {"held_out": f"{loss:.4f}"}
 
     def close(self) -> None:
         """Leave the bar as it is, and begin a new line."""
@@ -47,23 +52,32 @@ class StepBar:
 
 
 class TerminalMonitor(Monitor):
-    """Shows progress and messages on stderr."""
+    """Shows progress and messages on stderr.
 
-    def __init__(self) -> None:
-        self._bar = StepBar()
+    Args:
+        hidden: show nothing, and only watch for Ctrl-C.
+    """
+
+    def __init__(self, hidden: bool = False) -> None:
+        self._hidden = hidden
+        self._bar = StepBar(hidden)
         self._stage = ""
         self._interrupted = threading.Event()
 
     def message(self, text: str) -> None:
-        _log.info(text)
+        if not self._hidden:
+            _log.info(text)
 
     def stage(self, text: str, done: int = 0, total: int = 0) -> None:
         if text != self._stage:
-            _log.info(text)
+            self.message(text)
         self._stage = text
 
     def stepped(self, report: StepReport) -> None:
         self._bar.show(report)
+
+    def held_out(self, step: int, loss: float) -> None:
+        self._bar.held_out(loss)
 
     def cancelled(self) -> bool:
         return self._interrupted.is_set()

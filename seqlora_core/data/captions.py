@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..errors import UserError
 from .formats import read_regular, shown
 from .listing import ImageFile, counted, join_names
-from .prompts import shorten, template_prompts
+from .prompts import prefixed, shorten, template_prompts
 
 MAX_CAPTION = 65536  # bytes; a prompt has room for 77 tokens
 
@@ -35,11 +35,14 @@ def read_caption(file: ImageFile, notes: list[str]) -> str:
     return lines[0] if lines else ""
 
 
-def describe_captions(files: Sequence[ImageFile], captions: Sequence[str], token: str | None) -> list[str]:
+def describe_captions(
+    files: Sequence[ImageFile], captions: Sequence[str], token: str | None, prefix: str = ""
+) -> list[str]:
     """Report missing and empty captions, and captions without the token, as sentences.
 
     Args:
         token: None skips its check.
+        prefix: text that is put before the captions, which may hold the token.
     """
     notes = []
     missing = [file.label for file, caption in zip(files, captions, strict=True) if not caption]
@@ -48,27 +51,28 @@ def describe_captions(files: Sequence[ImageFile], captions: Sequence[str], token
     elif empty := [file.label for file in files if not any(captions) and file.caption_file]:
         notes.append(f"The caption files of these images are empty: {join_names(empty)}.")
     if token:
-        notes += describe_missing_token([caption for caption in captions if caption], token)
+        notes += describe_missing_token(prefixed(prefix, filter(None, captions)), token)
     return notes
 
 
-def caption_prompts(captions: str, subject: str, images: int) -> list[tuple[str, ...]]:
+def caption_prompts(captions: str, subject: str, images: int, prefix: str = "") -> list[tuple[str, ...]]:
     """Assign the lines of `captions` to images: one line per image, or one for all; templates if there is no line.
 
     Args:
         images: the number of images.
+        prefix: text to put before captions and templates.
 
     Raises:
         UserError: the number of lines fits neither.
     """
     lines = [line.strip() for line in captions.splitlines() if line.strip()]
     if not lines:
-        return [template_prompts(subject)] * images
+        return [prefixed(prefix, template_prompts(subject))] * images
     if len(lines) not in (1, images):
         raise UserError(
             f"There are {len(lines)} captions for {counted(images, 'image')}: give one line per image, or one for all."
         )
-    return [(line,) for line in (lines if len(lines) == images else lines * images)]
+    return [prefixed(prefix, (line,)) for line in (lines if len(lines) == images else lines * images)]
 
 
 def describe_missing_token(captions: Sequence[str], token: str) -> list[str]:

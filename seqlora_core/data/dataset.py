@@ -43,6 +43,9 @@ class EncodedConcept:
             example (cut to the smallest sides in the batch, if the sizes differ).
         protected: [K, tokens, d] text embeddings of the protected prompts (see `training.protected_prompts`), of which
             no images are needed; None if there are none.
+        held_out: images of the concept that are not trained on (see `training.held_out`).
+        empty: [tokens, d] text embedding of the empty prompt, for captions that are dropped; None drops none.
+        preview: what previews show instead of the first prompt of the first example: its size counts, and its prompt.
         source: a fingerprint of the images and captions before encoding.  The encoding itself may differ between runs
             (a host's VAE samples) and between machines (rounding).  If empty, the tensors are hashed instead.
 
@@ -55,11 +58,14 @@ class EncodedConcept:
     window: int | None = None
     protected: Tensor | None = None
     source: str = ""
+    held_out: Sequence[Example] = ()
+    empty: Tensor | None = None
+    preview: Example | None = None
 
     def __post_init__(self) -> None:
         if not self.examples:
             raise UserError("There is no training image: give at least one.")
-        for example in (*self.examples, *self.prior):
+        for example in (*self.examples, *self.prior, *self.held_out):
             _check(example)
 
     @property
@@ -69,18 +75,28 @@ class EncodedConcept:
         return height, width
 
     def with_prompts(self, encode: Callable[[Sequence[str]], Tensor]) -> "EncodedConcept":
-        """Encode the prompts of all examples again, each text once.
+        """Encode the prompts of all examples but those of the class again, each text once.
 
         Args:
             encode: (N texts) -> [N, tokens, d] on the CPU.
         """
-        texts = list(dict.fromkeys(text for example in self.examples for text in example.texts))
+        preview = [] if self.preview is None else [self.preview]
+        own = [*self.examples, *self.held_out, *preview]
+        texts = list(dict.fromkeys(text for example in own for text in example.texts))
         encoded = dict(zip(texts, encode(texts), strict=True))
-        examples = [
-            replace(example, prompts=torch.stack([encoded[text] for text in example.texts]))
-            for example in self.examples
-        ]
-        return replace(self, examples=examples, source=self.fingerprint())
+
+        def again(examples: Sequence[Example]) -> list[Example]:
+            return [
+                replace(example, prompts=torch.stack([encoded[text] for text in example.texts])) for example in examples
+            ]
+
+        return replace(
+            self,
+            examples=again(self.examples),
+            held_out=again(self.held_out),
+            preview=next(iter(again(preview)), None),
+            source=self.fingerprint(),
+        )
 
     def with_own_rows(self, mark: Callable[[Sequence[str]], Tensor]) -> "EncodedConcept":
         """Mark the rows on which the concept acts, in all examples.
@@ -92,7 +108,14 @@ class EncodedConcept:
         def marked(examples: Sequence[Example]) -> list[Example]:
             return [replace(example, own_rows=mark(example.texts)) for example in examples]
 
-        return replace(self, examples=marked(self.examples), prior=marked(self.prior), source=self.fingerprint())
+        return replace(
+            self,
+            examples=marked(self.examples),
+            prior=marked(self.prior),
+            held_out=marked(self.held_out),
+            preview=None if self.preview is None else marked([self.preview])[0],
+            source=self.fingerprint(),
+        )
 
     def fingerprint(self) -> str:
         """Return the fingerprint by which training runs recognize the same data."""
@@ -102,7 +125,7 @@ class EncodedConcept:
         """Hash the encoded tensors."""
         tensors = (
             tensor
-            for example in (*self.examples, *self.prior)
+            for example in (*self.examples, *self.prior, *self.held_out)
             for tensor in (example.mean, example.std, example.prompts, example.mask)
             if tensor is not None
         )

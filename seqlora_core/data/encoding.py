@@ -1,17 +1,24 @@
 """Encode images and captions once, before training, with the frozen VAE and text encoder of a base."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
 import torch
+from PIL import Image
 from PIL.ImageOps import mirror
 from torch import Tensor
 
+from ..errors import UserError
 from ..hashing import data_fingerprint
 from ..model.base import Base
 from ..model.text_encoder import BATCH
 from ..monitor import Monitor, Stage
+from .buckets import fit_to_bucket
 from .dataset import EncodedConcept, Example
+from .formats import shown
+from .hold_out import split_held_out
 from .images import fit, to_tensor
 from .listing import counted
 from .prompts import describe_cut_prompts
@@ -27,8 +34,12 @@ def encode_concept(
     protected: Sequence[str] = (),
     *,
     crop: str = "center",
+    buckets: bool = False,
     flip: bool = False,
     words: Words = NO_WORDS,
+    hold_out: int = 0,
+    seed: int = 0,
+    empty: bool = False,
     monitor: Monitor | None = None,
 ) -> EncodedConcept:
     """Encode a concept's references into latents (mean and standard deviation) and text embeddings, on the CPU.
@@ -41,15 +52,25 @@ def encode_concept(
         protected: prompts whose images a training run must leave as they are (see `training.protected_prompts`).
         crop: "center" cuts the central square; "random" encodes the whole image, and each step of a training run cuts
             its own square out of the latents.
+        buckets: whether images keep about their own ratio instead (see `buckets`).
         flip: whether mirrored images are encoded as further examples.
         words: the vectors of the bank's learned words, which prompts may name.
+        hold_out: the number of references that are not trained on, chosen by the seed.
+        seed: of the training run.
+        empty: whether the empty prompt is encoded, for captions that are dropped.
         monitor: receives the progress, and is asked between passes whether to stop.
 
     Raises:
         Cancelled: the monitor asks to stop.
+        UserError: too few images would be left, or nothing of an image with an alpha channel would count.
     """
-    images = [*references, *prior]
-    prompts = list(dict.fromkeys([*(prompt for image in images for prompt in image.prompts), *protected]))
+    trained, held_out = split_held_out(references, hold_out, seed)
+    images = [*trained, *prior, *held_out]
+    frame = Frame(resolution, base.vae_scale_factor, crop == "center", base.size_multiple if buckets else 0)
+    for image in images:
+        _check_alpha(image, frame)
+    every = [*(prompt for image in images for prompt in image.prompts), *protected, *([""] if empty else [])]
+    prompts = list(dict.fromkeys(every))
     text = f"encoding {counted(len(images), 'image')} and {counted(len(prompts), 'prompt')}"
     stage = Stage(monitor or Monitor(), text, len(images) + len(prompts))
     embeddings = _embeddings(base, prompts, words, stage.reached)
@@ -60,18 +81,28 @@ def encode_concept(
         for reference in group:
             stage.reached(next(numbers))
             own = torch.stack([embeddings[prompt] for prompt in reference.prompts])  # [P, tokens, d]
-            made += _examples(base, reference, own, resolution, crop == "center", flip)
+            made += _examples(base, reference, own, frame, flip)
         return made
 
     window = None if crop == "center" else resolution // base.vae_scale_factor
     kept = torch.stack([embeddings[prompt] for prompt in protected]) if protected else None
-    source = source_fingerprint(base, references, prior)
-    return EncodedConcept(examples(references), examples(prior), window, kept, source)
+    return EncodedConcept(
+        examples(trained),
+        examples(prior),
+        window,
+        kept,
+        source_fingerprint(base, references, prior),
+        [example for image in held_out for example in examples([image])[:1]],  # no mirrored or repeated ones
+        embeddings[""] if empty else None,
+    )
 
 
 def source_fingerprint(base: Base, references: Sequence[Reference], prior: Sequence[Reference] = ()) -> str:
     """The fingerprint by which training runs on these images recognize the same data, without encoding them."""
-    groups = [[(r.image, r.prompts, r.repeats) for r in group] for group in (references, prior)]
+    groups = [
+        [(r.image, r.prompts, r.repeats, *([] if r.alpha is None else [r.alpha])) for r in group]
+        for group in (references, prior)
+    ]
     return data_fingerprint(base.encoding_fingerprint(), *groups)
 
 
@@ -91,12 +122,49 @@ def _embeddings(base: Base, prompts: Sequence[str], words: Words, reached: Calla
     return embeddings
 
 
-def _examples(
-    base: Base, reference: Reference, prompts: Tensor, resolution: int, square: bool, flip: bool
-) -> list[Example]:
-    image = fit(reference.image, resolution, square, base.vae_scale_factor)
+@dataclass(frozen=True)
+class Frame:
+    """How images and masks are scaled and cropped.
+
+    Attributes:
+        resolution: side of the square, in px.
+        scale: px per latent px.
+        square: whether the middle square is cut out.
+        bucket_multiple: the number of px that the sides of buckets are multiples of; 0 makes no buckets.
+    """
+
+    resolution: int
+    scale: int
+    square: bool = True
+    bucket_multiple: int = 0
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """Scale and crop an image."""
+        if self.bucket_multiple:
+            return fit_to_bucket(image, self.resolution, self.bucket_multiple)
+        return fit(image, self.resolution, self.square, self.scale)
+
+    def weights(self, mask: Image.Image) -> Tensor:
+        """Turn a fitted gray image into the mask [1, h, w] of its latents."""
+        small = mask.resize((mask.width // self.scale, mask.height // self.scale), Image.Resampling.BOX)
+        return torch.from_numpy(np.array(small)).float()[None] / 255
+
+
+def _examples(base: Base, reference: Reference, prompts: Tensor, frame: Frame, flip: bool) -> list[Example]:
+    image, alpha = frame.fit(reference.image), None if reference.alpha is None else frame.fit(reference.alpha)
     examples = []
-    for variant in [image, mirror(image)] if flip else [image]:
-        mean, std = base.encode_image(to_tensor([variant]))
-        examples += [Example(mean[0], prompts, std[0], texts=tuple(reference.prompts))] * reference.repeats
+    for turn in (Image.Image.copy, mirror) if flip else (Image.Image.copy,):
+        mean, std = base.encode_image(to_tensor([turn(image)]))
+        mask = None if alpha is None else frame.weights(turn(alpha))
+        examples += [Example(mean[0], prompts, std[0], mask, tuple(reference.prompts))] * reference.repeats
     return examples
+
+
+def _check_alpha(reference: Reference, frame: Frame) -> None:
+    """Raises UserError where nothing of an image would count."""
+    if reference.alpha is not None and not (frame.weights(frame.fit(reference.alpha)) > 0).any():
+        where = " in its middle square" if frame.square and not frame.bucket_multiple else ""
+        raise UserError(
+            f"The image {shown(reference.source)} is fully transparent{where}, so with alpha_masks nothing of it would "
+            "count: take it out of the folder, or leave out alpha_masks."
+        )

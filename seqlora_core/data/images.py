@@ -30,6 +30,16 @@ def read_image(path: Path) -> Image.Image:
 
 def decode_image(path: Path) -> tuple[Image.Image, list[str]]:
     """The image, and what to report of it: clauses whose subject is the file."""
+    image, _, notes = _decode(path, with_alpha=False)
+    return image, notes
+
+
+def decode_with_alpha(path: Path) -> tuple[Image.Image, Image.Image | None, list[str]]:
+    """The image, its alpha channel (see `alpha_of`), and what to report, as in `decode_image`."""
+    return _decode(path, with_alpha=True)
+
+
+def _decode(path: Path, with_alpha: bool) -> tuple[Image.Image, Image.Image | None, list[str]]:
     content = read_regular(path, MAX_FILE, "image")
     kind = identify(content)
     if kind not in FORMATS:
@@ -44,7 +54,7 @@ def decode_image(path: Path) -> tuple[Image.Image, list[str]]:
     failure = None
     for limit in (MAX_METADATA, 0):
         try:
-            image, more = _load(with_small_metadata(content, kind, limit), kind, path)
+            image, alpha, more = _load(with_small_metadata(content, kind, limit), kind, path, with_alpha)
         except UserError:
             raise
         except Exception as error:  # on damaged files, Pillow raises almost anything: struct.error, IndexError ...
@@ -52,14 +62,14 @@ def decode_image(path: Path) -> tuple[Image.Image, list[str]]:
             continue
         if failure:
             more.append("has metadata that is damaged or too large, which is ignored; check that it is upright.")
-        return image, notes + more
+        return image, alpha, notes + more
     raise UserError(f"The image {shown(path)} cannot be read: replace it or take it out of the folder.") from failure
 
 
 _NAMED = {".png": "PNG", ".webp": "WEBP", **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")}
 
 
-def _load(content: bytes, kind: str, path: Path) -> tuple[Image.Image, list[str]]:
+def _load(content: bytes, kind: str, path: Path, with_alpha: bool) -> tuple[Image.Image, Image.Image | None, list[str]]:
     """Decode the first frame, after a look at the header; raises what Pillow raises."""
     notes = []
     with warnings.catch_warnings():
@@ -72,16 +82,17 @@ def _load(content: bytes, kind: str, path: Path) -> tuple[Image.Image, list[str]
             _check_size(file.size, path)
             frames = getattr(file, "n_frames", 1)
             file.load()
-            image, orientation = to_rgb(file), _orientation(file)
+            image, alpha, orientation = to_rgb(file), alpha_of(file) if with_alpha else None, _orientation(file)
     if frames > 1:
         notes.append(f"holds {frames} images; the first is used.")
     if orientation is None:
         notes.append("has EXIF data that is damaged or too large, which is ignored; check that it is upright.")
-        return image, notes
-    image.info.clear()  # or Pillow writes all EXIF data again as it turns the image, which fails where it is damaged
-    image.getexif()[_ORIENTATION] = orientation
-    ImageOps.exif_transpose(image, in_place=True)
-    return image, notes
+        return image, alpha, notes
+    for part in (image, alpha) if alpha is not None else (image,):
+        part.info.clear()  # or Pillow writes all EXIF data again as it turns the image, which fails where it is damaged
+        part.getexif()[_ORIENTATION] = orientation
+        ImageOps.exif_transpose(part, in_place=True)
+    return image, alpha, notes
 
 
 def _check_size(size: tuple[int, int], path: Path) -> None:
@@ -126,6 +137,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """The alpha channel of any Pillow image as 8-bit gray, 255 where it is opaque; None if `to_rgb` sees none."""
+    if not image.has_transparency_data or image.mode.startswith("I") or image.mode == "F":
+        return None
+    return image.convert("RGBA").getchannel("A")
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

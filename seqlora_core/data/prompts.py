@@ -29,6 +29,11 @@ def template_prompts(subject: str) -> tuple[str, ...]:
     return tuple(template.format(subject) for template in TEMPLATES)
 
 
+def prefixed(prefix: str, prompts: Iterable[str]) -> tuple[str, ...]:
+    """Put a prefix and a space before prompts; an empty prefix leaves them as they are."""
+    return tuple(f"{prefix.strip()} {prompt}" if prefix.strip() else prompt for prompt in prompts)
+
+
 def split_at_weights(prompt: str) -> list[tuple[str, float]]:
     """Split a prompt at weights like "(sksdog:1.2)" into (text, weight); the texts joined are the prompt without them.
 

@@ -9,9 +9,9 @@ from PIL import Image
 from ..errors import UserError
 from .captions import describe_captions, read_caption
 from .formats import SUFFIXES, shown
-from .images import decode_image
+from .images import decode_image, decode_with_alpha
 from .listing import Listing, counted, list_folder
-from .prompts import template_prompts
+from .prompts import prefixed, template_prompts
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Reference:
         image: 8-bit RGB.
         caption: the text of its caption file, or empty.
         repeats: how often an epoch shows it.
+        alpha: 8-bit gray of the image's size, the weight of each pixel; None weights all alike.
     """
 
     image: Image.Image
@@ -29,6 +30,7 @@ class Reference:
     source: str
     caption: str = ""
     repeats: int = 1
+    alpha: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class ReferenceFolder(Sequence[Reference]):
 
 
 def read_folder(
-    folder: Path | str, subject: str, shorter_side: int | None = None, *, token: str | None = None
+    folder: Path | str,
+    subject: str,
+    shorter_side: int | None = None,
+    *,
+    token: str | None = None,
+    prefix: str = "",
+    alpha: bool = False,
 ) -> ReferenceFolder:
     """Read all images of a folder and of its kohya subfolders (see `listing.list_folder`), with their captions.
 
@@ -68,6 +76,8 @@ def read_folder(
         subject: "TOKEN CLASS", for the templates.
         shorter_side: images with a longer one, in px, are scaled down to it as they are read.
         token: captions that do not contain it are reported; None skips the check.
+        prefix: text to put before captions and templates.
+        alpha: read the alpha channels of the images, too.
 
     Raises:
         UserError: the folder does not exist or has no image, or an image or caption cannot be read.
@@ -75,13 +85,20 @@ def read_folder(
     listing = _list_images(folder, subject)
     notes = listing.notes
     captions = [read_caption(file, notes) for file in listing.images]
-    notes += describe_captions(listing.images, captions, token)
+    notes += describe_captions(listing.images, captions, token, prefix)
     references = []
     for file, caption in zip(listing.images, captions, strict=True):
-        image, image_notes = decode_image(file.path)
+        mask = None
+        if alpha:
+            image, mask, image_notes = decode_with_alpha(file.path)
+        else:
+            image, image_notes = decode_image(file.path)
         notes += [f"{shown(file.label)} {note}" for note in image_notes]
-        prompts = (caption,) if caption else template_prompts(subject)
-        references.append(Reference(_scale(image, shorter_side), prompts, str(file.path), caption, file.repeats))
+        prompts = prefixed(prefix, (caption,) if caption else template_prompts(subject))
+        mask = None if mask is None else _scale(mask, shorter_side)
+        references.append(Reference(_scale(image, shorter_side), prompts, str(file.path), caption, file.repeats, mask))
+    if alpha and not any(reference.alpha for reference in references):
+        notes.append("No image has an alpha channel, so alpha_masks changes nothing.")
     if len(references) == 1:
         notes.append("There is only one image, which the concept will learn as it is: 4 to 20 images work better.")
     return ReferenceFolder(tuple(references), tuple(notes))

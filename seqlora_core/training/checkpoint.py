@@ -52,6 +52,7 @@ class Checkpoint:
         tensors: factors and optimizer state by name.
         step, losses: of the factors.
         word_step, word_losses: of the word, which is learned before the factors.
+        held_out: pairs of a step of the factors and the loss of the held-out images before it.
         directions: a hash of the coordinates in which the basis's optimizer works; empty for the basis's own.
     """
 
@@ -66,6 +67,7 @@ class Checkpoint:
     directions: str | None = None  # unknown in early files of version 1
     word_step: int = 0
     word_losses: list[float] = field(default_factory=list)
+    held_out: list[list[float]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it in place of the previous one."""
@@ -81,6 +83,7 @@ class Checkpoint:
             "directions": self.directions,
             "word_step": self.word_step,
             "word_losses": self.word_losses,
+            **({"held_out": self.held_out} if self.held_out else {}),  # earlier versions do not know it
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(record)}))
@@ -112,6 +115,7 @@ class Checkpoint:
             self.seconds,
             *self.losses,
             *self.word_losses,
+            *(number for pair in self.held_out for number in pair),
             *([] if self.loss_scale is None else [self.loss_scale]),
         ]
         counts = [self.step, self.passes, self.word_step]
@@ -121,6 +125,8 @@ class Checkpoint:
             raise ValueError("losses, seconds or loss_scale")
         if self.seconds < 0 or not (self.loss_scale or 1) > 0:
             raise ValueError("losses, seconds or loss_scale")
+        if any(len(pair) != 2 or type(pair[0]) is not int for pair in self.held_out):
+            raise ValueError("held_out")
         if not isinstance(self.identity, dict) or not isinstance(self.directions, (str, type(None))):
             raise ValueError("identity or directions")
 

@@ -27,7 +27,7 @@ class FactorOptimizer:
         directions: Sequence[Tensor] | None = None,
     ) -> None:
         self.parameters = list(parameters)
-        self.step_size = step_size
+        self._first_step_size = self.step_size = step_size
         self.clip = clip
         self.adaptive = kind == "adam"
         optimizer = torch.optim.Adam if self.adaptive else torch.optim.SGD
@@ -38,6 +38,12 @@ class FactorOptimizer:
             pairs = zip(self.parameters, directions, strict=True)
             self._variables = [p.new_zeros(V.shape[1], p.shape[1]) for p, V in pairs]
         self._optimizer = optimizer(self._variables, lr=step_size)
+
+    def scale_step_size(self, factor: float) -> None:
+        """Set the step size to the first one times a factor."""
+        self.step_size = self._first_step_size * factor
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.step_size
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters along their gradients."""

@@ -1,7 +1,7 @@
 """Where the basis of a new concept starts, and in which coordinates it moves: decided from what its layers receive."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,8 @@ from ..model.activations import capture_inputs, input_group
 from ..model.adapters import sum_adapters
 from ..model.denoiser import Denoiser
 from ..monitor import Monitor, Stage
-from .interference_penalty import ProtectedInputs, watch_protected
+from .distributed import Processes
+from .interference_penalty import InterferencePenalty, ProtectedInputs, watch_protected
 from .methods.method import Penalty
 from .objective import base_is_not_finite, heldout_loss
 from .plan import TrainingPlan
@@ -28,12 +29,17 @@ class Start:
     Attributes:
         covariances: per layer, [n, n] of what it receives for the new concept; empty if nothing depends on it.
         directions: per layer, the `contrastive_directions` [n, n - k]; empty if nothing depends on them.
-        penalty: the interference penalty and that of the method, or None.
+        penalties: the interference penalty and that of the method, where there are such.
     """
 
     covariances: Mapping[str, Tensor]
     directions: Mapping[str, Tensor]
-    penalty: Penalty | None
+    penalties: Sequence[Penalty] = ()
+
+    @property
+    def penalty(self) -> Penalty | None:
+        """Their sum, or None."""
+        return (lambda A, B: sum(term(A, B) for term in self.penalties)) if self.penalties else None
 
     def bases(self, plan: TrainingPlan) -> list[Tensor]:
         """The first B [n, r] of every layer, on the CPU."""
@@ -41,6 +47,13 @@ class Start:
         return [
             plan.start_basis(name, generator, self.covariances.get(name), self.directions.get(name)) for name in plan.Q
         ]
+
+    def take_from_the_first(self, processes: Processes) -> None:
+        """Have what the first of some processes has measured: rounding differs, and what eigenvectors follow it."""
+        processes.take_from_the_first([*self.covariances.values(), *self.directions.values()])
+        for penalty in self.penalties:
+            if isinstance(penalty, InterferencePenalty):  # others are made of the bank alone
+                penalty.take_from_the_first(processes)
 
     def coordinates(self, plan: TrainingPlan, device: torch.device) -> list[Tensor] | None:
         """Per layer, the directions along which B moves, float32; None for its own coordinates."""
@@ -79,9 +92,7 @@ def measure_start(
         directions = _directions(plan, covariances, protected, monitor)
     weight = plan.config.interference_penalty
     penalties = [protected.penalty(weight)] if protected is not None and weight else []
-    penalties += _penalties_of_method(plan, denoiser.device)
-    penalty = (lambda A, B: sum(term(A, B) for term in penalties)) if penalties else None
-    return Start(covariances, directions, penalty)
+    return Start(covariances, directions, [*penalties, *_penalties_of_method(plan, denoiser.device)])
 
 
 def _penalties_of_method(plan: TrainingPlan, device: torch.device) -> list[Penalty]:

@@ -24,6 +24,7 @@ from ..model.activations import TEXT_GROUP, capture_inputs, capture_output_energ
 from ..model.denoiser import Denoiser
 from ..model.sampling import ddim
 from ..randomness import named_generator
+from .distributed import Processes
 
 STEPS = 8  # forward passes per image
 # If only layers of the text are adapted: latents (latent px) that a UNet can halve three times, and as many per batch
@@ -44,6 +45,12 @@ class InterferencePenalty:
 
     def __init__(self, covariances: Sequence[Tensor], shares: Sequence[float]) -> None:
         self._covariances, self._shares = list(covariances), list(shares)
+
+    def take_from_the_first(self, processes: Processes) -> None:
+        """Have what the first of some processes has measured."""
+        shares = torch.tensor(self._shares, dtype=torch.float64)
+        processes.take_from_the_first([*self._covariances, shares])
+        self._shares = shares.tolist()
 
     def __call__(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
         """Compute the penalty at `A [m, r]`, `B [n, r]`, one per layer: a scalar with its graph."""

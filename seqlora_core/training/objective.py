@@ -15,6 +15,7 @@ from ..model.adapters import Adapter, attach
 from ..model.denoiser import Denoiser
 from ..model.sd15 import receives_text
 from .config import ResolvedConfig
+from .distributed import ALONE, Processes
 from .earlier_concepts import EarlierConcepts
 from .minibatches import Minibatch, draw_minibatches
 
@@ -32,6 +33,7 @@ class DenoisingObjective:
         ridge: eps of a term eps/2 (|A|^2 + |B|^2), our reading of the paper's regularization weight.
         penalty: a further term of (A, B), or None.
         earlier: the earlier concepts, which minibatches may leave out.
+        processes: those that share every minibatch; gradients and losses are those of the whole one.
 
     Attributes:
         passes: forward-backward passes over a micro-batch so far.
@@ -47,6 +49,7 @@ class DenoisingObjective:
         ridge: float = 0.0,
         penalty: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
         earlier: EarlierConcepts | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.denoiser = denoiser
         self._layers = layers
@@ -56,6 +59,7 @@ class DenoisingObjective:
         self._ridge = ridge
         self._penalty = penalty
         self._earlier = earlier or EarlierConcepts()
+        self._processes = processes
         self._own_rows: Tensor | None = None  # of the pass that runs
         self._dtype = getattr(torch, dtype)
         self.passes = 0
@@ -76,10 +80,11 @@ class DenoisingObjective:
 
     def use(self, minibatches: Sequence[Minibatch]) -> None:
         """Define L by these minibatches until the next call."""
-        self._minibatches, self._finite_passes = minibatches, []
+        processes, self._finite_passes = self._processes, []
+        self._minibatches = [minibatch.share(processes.rank, processes.count) for minibatch in minibatches]
 
     def loss(self, A: Sequence[Tensor], B: Sequence[Tensor]) -> Tensor:
-        """Return L(A, B) over all minibatches, with its graph."""
+        """Return L(A, B) over all minibatches, with its graph; of this process's share, where several train."""
         self.passes += len(self._minibatches)
         with self._using(A, B):
             errors = []
@@ -206,6 +211,7 @@ class DenoisingObjective:
                 sum_of_parts += part / self.loss_scale
             total = total + error.detach()
             self.passes += 1
+        self._processes.sum([total, *totals])
         return total, totals
 
     @torch.no_grad()

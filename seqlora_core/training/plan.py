@@ -45,6 +45,13 @@ class TrainingPlan:
     concepts: tuple[str, ...]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was decided and found."""
+        if self.requested.steps is not None:
+            return self.damaged
+        return (f"The setting steps is {self.config.steps}, chosen by the number of images.", *self.damaged)
+
+    @property
     def method(self) -> Method:
         """The training method."""
         return METHODS[self.config.method]

@@ -56,6 +56,11 @@ class TrainingState:
             TailAverage(first_averaged),
         )
 
+    def scale_step_sizes(self, factor: float) -> None:
+        """Set both step sizes to the first ones times a factor."""
+        for optimizer in (self.lower, self.upper):
+            optimizer.scale_step_size(factor)
+
     def finish_step(self, loss: float) -> None:
         """Count a step whose factors are in place."""
         self.losses.append(loss)

@@ -20,8 +20,9 @@ from ..model.denoiser import Denoiser
 from ..model.text_encoder import TextEncoder, Vocabulary
 from ..randomness import named_generator
 from .config import ResolvedConfig
+from .distributed import ALONE, Processes
 from .factor_optimizer import FactorOptimizer
-from .minibatches import draw_minibatches
+from .minibatches import WORD_PHASE, draw_minibatches
 from .objective import DenoisingObjective
 
 # How much longer than the vocabulary's longest vectors a learned one may be.  Of CLIP ViT-L's, whose longest is about
@@ -97,6 +98,7 @@ class WordTraining:
     Args:
         words: the bank's, which prompts may name besides the concept's own.
         start: the vectors [k, w] to start from, instead of `first_vectors`.
+        processes: those that share every batch.
     """
 
     def __init__(
@@ -108,12 +110,13 @@ class WordTraining:
         config: ResolvedConfig,
         words: Words,
         start: Tensor | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.denoiser, self.encoder, self.config, self.token = denoiser, encoder, config, spec.token
         self._data = data
         self._drawn = dataclasses.replace(data, prior=())  # their prompts do not name the word
         self.words = {token: vectors for token, vectors in words.items() if token.casefold() != spec.token.casefold()}
-        self.objective = DenoisingObjective(denoiser, {}, config.dtype)
+        self.objective = DenoisingObjective(denoiser, {}, config.dtype, processes=processes)
         vocabulary = encoder.vocabulary()
         self._longest = NORM_SLACK * vocabulary.longest
         first = first_vectors(encoder, vocabulary, spec, config) if start is None else start.clone()
@@ -139,7 +142,7 @@ class WordTraining:
             TrainingDiverged: the loss or a vector is not finite.
         """
         state, config = self.state, self.config
-        self.objective.use(draw_minibatches(self._drawn, self.denoiser, config, state.step, "word step"))
+        self.objective.use(draw_minibatches(self._drawn, self.denoiser, config, state.step, WORD_PHASE))
         loss, gradient = self.objective.word_gradient(state.vectors, self.encode, moved=state.step > 0)
         state.optimizer.step([gradient])
         vectors = state.optimizer.parameters[0].data

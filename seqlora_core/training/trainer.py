@@ -1,18 +1,17 @@
 """The training run of one concept: from encoded examples to a concept in the bank."""
 
+import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
-from PIL import Image
 from torch import Tensor, nn, zeros
 
 from .. import subspace
 from ..bank import Bank, Concept, ConceptSpec, NewConcept, Provenance
 from ..data.dataset import EncodedConcept
 from ..data.words import Words
-from ..errors import TrainingDiverged, TrainingExploded
+from ..errors import UserError
 from ..hashing import fingerprint
 from ..model.adapters import Adapter
 from ..model.denoiser import Denoiser
@@ -21,49 +20,21 @@ from ..model.text_encoder import TextEncoder
 from ..monitor import Monitor, wait_for_others
 from .checkpoint import Checkpoint, Expected, resumable_checkpoint
 from .config import OWN_WORDS, ResolvedConfig, TrainingConfig
+from .distributed import Processes
 from .earlier_concepts import EarlierConcepts
+from .held_out import HeldOutLosses, held_out_loss
 from .initialization import Start, measure_start
 from .minibatches import draw_minibatches
 from .objective import DenoisingObjective, check_base_is_finite
 from .own_rows import mark_own_rows
 from .plan import TrainingPlan, describe_full_layers, make_plan
-from .preview import preview_latents
+from .preview import preview_latents, show_preview, with_preview_prompt
 from .progress import Progress, loss_curve, mean_of_tenth
+from .run_options import RunOptions
+from .safeguards import check_not_exploded, read_loss, undone_if_interrupted
+from .schedule import learning_rate_factor
 from .state import TrainingState
 from .token_embedding import WordState, WordTraining, check_names_word
-
-CHECKPOINT_SECONDS = 60.0
-# An exploded run ends at many times the loss that it began with, and above what predicting no noise at all costs (1).
-_EXPLODED_RATIO, _EXPLODED_LOSS = 5.0, 2.0
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a training run is carried out, as opposed to what it computes.
-
-    Attributes:
-        resume: continue from the concept's checkpoint if there is one.
-        restart_if_changed: with `resume`, start again if the checkpoint is of other settings or data, instead of
-            refusing.
-        replace: an existing concept of that name is removed once the new one is trained.
-        checkpoint_seconds: seconds between checkpoints.
-        thumbnail: stored with the concept.
-        preview_every: steps between previews for the monitor; 0 makes none.
-        vocabulary: entries of the base's tokenizer, by which a token that is an ordinary word is recognized.
-        store_anyway: store the concept even if the loss ended far above where it began.
-        first_word: vectors [k, w] that the word starts from, of a textual inversion for example; with
-            `config.token_share` 0 it stays as it is.
-    """
-
-    resume: bool = False
-    restart_if_changed: bool = False
-    replace: bool = False
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-    thumbnail: Image.Image | None = None
-    preview_every: int = 0
-    vocabulary: Container[str] = ()
-    store_anyway: bool = False
-    first_word: Tensor | None = None
 
 
 def train_concept(
@@ -73,7 +44,7 @@ def train_concept(
     spec: ConceptSpec,
     config: ResolvedConfig,
     monitor: Monitor | None = None,
-    options: RunOptions = RunOptions(),
+    options: RunOptions | None = None,
     requested: TrainingConfig | None = None,
     text_encoder: TextEncoder | None = None,
 ) -> Concept:
@@ -86,8 +57,8 @@ def train_concept(
         encode: called once, after all checks have passed and while no other training run can change the bank, with the
             protected prompts and the vectors of the bank's learned words, which they name; returns the concept's images
             and these prompts, encoded.  The concept's own word is encoded again as it is learned.
-        text_encoder: where the word is learned and found in prompts; not needed with `config.token_vectors` 0 and
-            `config.acts_on` "everything".
+        text_encoder: where the word is learned and found in prompts; not needed with `config.token_vectors` 0,
+            `config.acts_on` "everything" and no `options.preview_prompt`.
         requested: what `config` was resolved from, stored for display.
 
     The concept's word is learned first, on the base model alone, then its factors with the word as it is (see
@@ -100,27 +71,44 @@ def train_concept(
         TrainingDiverged: the loss or a factor is not finite; the last checkpoint is kept.
         TrainingExploded: the loss ended far above where it began; `options.store_anyway` stores it from the checkpoint.
     """
-    if text_encoder is None and (config.learns_word or config.acts_on == OWN_WORDS):
-        raise ValueError("A word is learned, and found in prompts, with a text encoder.")
+    options = options or RunOptions()
+    if text_encoder is None and (config.learns_word or config.acts_on == OWN_WORDS or options.preview_prompt):
+        raise ValueError("A word is learned, and prompts are encoded, with a text encoder.")
     monitor, requested = monitor or Monitor(), requested or config
+    if options.processes.count > 1 and (config.method, config.hypergradient) == ("seqlora", "exact"):
+        raise UserError("The exact hypergradient trains in one process only: choose lookahead, or start one process.")
     layers = find_layers(denoiser.unet, config.layers)
     plan = make_plan(bank.refresh(), spec, requested, config, layers, options.replace)
     planned_for = bank.manifest.generation
     for note in bank.check_words(spec, options.vocabulary):
         monitor.message(note)
-    with bank.training(wait_for_others(monitor)):
+    with _the_only_run(bank, monitor, options.processes):
         if bank.manifest.generation != planned_for:
             plan = make_plan(bank, spec, requested, config, layers, options.replace)
-        for problem in plan.damaged:
-            monitor.message(problem)
+        for note in plan.notes:
+            monitor.message(note)
         if text_encoder is not None:
             bank.check_text_encoder(text_encoder.fingerprint())
         data = encode(plan.prompts, plan.words)
+        if options.preview_every and options.preview_prompt:
+            data = with_preview_prompt(data, options.preview_prompt, text_encoder, plan.words)
         if plan.full:
             monitor.message(describe_full_layers(plan.full, config.rank))
         concept = _Run(denoiser, data, bank, plan, layers, monitor, options, text_encoder).train()
-        bank.discard_checkpoint(spec.name)
+        if options.processes.is_first:
+            bank.discard_checkpoint(spec.name)
     return concept
+
+
+@contextmanager
+def _the_only_run(bank: Bank, monitor: Monitor, processes: Processes) -> Iterator[None]:
+    """Be the only training run in a bank; the first process holds the lock for all."""
+    with bank.training(wait_for_others(monitor)) if processes.is_first else nullcontext():
+        processes.agree()
+        if not processes.is_first:
+            bank.refresh()
+        yield
+        processes.agree()
 
 
 class _Run:
@@ -138,7 +126,7 @@ class _Run:
         text_encoder: TextEncoder | None,
     ) -> None:
         self.denoiser, self.data, self.bank, self.plan = denoiser, data, bank, plan
-        self.monitor, self.options, self.config = monitor, options, plan.config
+        self.monitor, self.options, self.config, self.processes = monitor, options, plan.config, options.processes
         self.text_encoder = text_encoder
         self.layers = {name: layers[name] for name in plan.Q}
         self.Q = [Q.float().to(denoiser.device) for Q in plan.Q.values()]
@@ -146,9 +134,10 @@ class _Run:
         if self.config.learns_word:
             check_names_word((text for example in data.examples for text in example.texts), plan.spec.token)
             self.word = WordTraining(
-                denoiser, text_encoder, data, plan.spec, self.config, plan.words, options.first_word
+                denoiser, text_encoder, data, plan.spec, self.config, plan.words, options.first_word, options.processes
             )
-        self.progress = Progress(plan, monitor)
+        self.progress, self.held_out = Progress(plan, monitor), HeldOutLosses()
+        self.preview_seed = self.config.seed if options.preview_seed is None else options.preview_seed
         self.path = bank.checkpoint_path(plan.spec.name)
         self.identity = {
             "base model": bank.manifest.base.fingerprint,
@@ -160,6 +149,8 @@ class _Run:
     def train(self) -> Concept:
         """All steps, from the start or from the checkpoint."""
         saved = self._saved()
+        done = (saved.word_step, saved.step) if saved else (0, 0)
+        self.processes.check_same(f"{self.identity} {self.config} {done}")
         check_base_is_finite(self.denoiser, self.data, self.config)
         if self.word is not None:
             self._learn_word(self.word, saved)
@@ -172,16 +163,24 @@ class _Run:
         with earlier.attached(self.denoiser.unet):
             resumed = saved if saved and saved.has_factors else None
             start = measure_start(self.denoiser, self.data, self.plan, self.layers, self.monitor, bool(resumed))
+            start.take_from_the_first(self.processes)
             objective = DenoisingObjective(
-                self.denoiser, self.layers, self.config.dtype, self.config.ridge, start.penalty, earlier
+                self.denoiser, self.layers, self.config.dtype, self.config.ridge, start.penalty, earlier, self.processes
             )
             state = self._begin(start, objective, resumed)
             sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
             self.monitor.stage("training", self.plan.word_steps + state.step, self.plan.word_steps + self.plan.steps)
             with objective.attached(), sparing, self._saving_on_exit(lambda: self._save(state, objective)):
                 self._all_steps(state, objective)
-                self._check_not_exploded(state.losses)
+                check_not_exploded(state.losses, self.options.store_anyway, self.monitor)
+                return self._store(state, objective)
+
+    def _store(self, state: TrainingState, objective: DenoisingObjective) -> Concept:
+        """Add the concept to the bank, which the first process does."""
+        with self.processes.after_the_first():
+            if self.processes.is_first:
                 return self.bank.add(self._result(state, objective), replace=self.options.replace)
+            return self.bank.refresh().concept(self.plan.spec.name)
 
     def _learn_word(self, word: WordTraining, saved: Checkpoint | None) -> None:
         """All steps of the word, on the base model without the bank's concepts."""
@@ -196,23 +195,46 @@ class _Run:
         sparing = self.denoiser.checkpointing() if self.config.gradient_checkpointing else nullcontext()
         self.monitor.stage("learning the word", state.step, self.plan.word_steps + self.plan.steps)
         with sparing, word.encoder.loaded(), self._saving_on_exit(lambda: self._save_word(word)):
+            if state.step == 0:
+                self._preview_word(word)
             for _ in self._timed(state, self.plan.word_steps, lambda: self._save_word(word)):
-                with _undone_if_interrupted(state, word.objective):
+                with undone_if_interrupted(state, word.objective):
                     word.step()
                 self.progress.report(state.step, 0, state.losses[-1])
-                if self._preview_is_due(state.step):
-                    latents = preview_latents(word.objective, ([], []), word.encoded(), self.config.seed)
-                    self._show(latents, state.step)
+                self._preview_word(word)
         self._save_word(word)  # what comes next may take minutes
 
+    def _preview_word(self, word: WordTraining) -> None:
+        if self.processes.is_first and self.options.preview_is_due(step := word.state.step):
+            latents = preview_latents(word.objective, ([], []), word.encoded(), self.preview_seed)
+            show_preview(self.monitor, latents, step)
+
+    def _preview(self, state: TrainingState, objective: DenoisingObjective) -> None:
+        if self.processes.is_first and self.options.preview_is_due(step := self.plan.word_steps + state.step):
+            latents = preview_latents(objective, self._factors(state), self.data, self.preview_seed)
+            show_preview(self.monitor, latents, step)
+
+    def _measure_held_out(self, state: TrainingState, objective: DenoisingObjective) -> None:
+        is_measured = self.processes.is_first and self.data.held_out
+        if not (is_measured and self.held_out.is_due(state.step, self.plan.steps)):
+            return
+        loss = held_out_loss(objective, self._factors(state), self.data, self.config.seed)
+        if math.isfinite(loss):
+            self.held_out.losses[state.step] = loss
+            self.monitor.held_out(self.plan.word_steps + state.step, loss)
+
     def _all_steps(self, state: TrainingState, objective: DenoisingObjective) -> None:
+        if self.plan.word_steps + state.step == 0:
+            self._preview(state, objective)
         for _ in self._timed(state, self.plan.steps, lambda: self._save(state, objective)):
-            with _undone_if_interrupted(state, objective):
+            self._measure_held_out(state, objective)
+            state.scale_step_sizes(learning_rate_factor(self.config, state.step, self.plan.steps))
+            with undone_if_interrupted(state, objective):
                 objective.use(draw_minibatches(self.data, self.denoiser, self.config, state.step))
-                state.finish_step(_read(objective, self._iterate(objective, state), state))
+                state.finish_step(read_loss(objective, self._iterate(objective, state), state))
             self.progress.report(self.plan.word_steps, state.step, state.losses[-1])
-            if self._preview_is_due(step := self.plan.word_steps + state.step):
-                self._show(preview_latents(objective, self._factors(state), self.data, self.config.seed), step)
+            self._preview(state, objective)
+        self._measure_held_out(state, objective)
 
     def _timed(self, state: TrainingState | WordState, steps: int, save: Callable[[], None]) -> Iterator[None]:
         """One round per step that is left, each after a check for Cancel; counts seconds and writes checkpoints."""
@@ -226,24 +248,6 @@ class _Run:
             if now - last_saved >= self.options.checkpoint_seconds:
                 save()
                 last_saved = now
-
-    def _preview_is_due(self, step: int) -> bool:
-        return bool(self.options.preview_every) and step % self.options.preview_every == 0
-
-    def _show(self, latents: Tensor, step: int) -> None:
-        if latents.isfinite().all():
-            self.monitor.previewed(latents)
-        else:
-            self.monitor.message(f"The preview of step {step} is not finite and is left out.")
-
-    def _check_not_exploded(self, losses: Sequence[float]) -> None:
-        first, final = mean_of_tenth(losses, last=False), mean_of_tenth(losses, last=True)
-        if final <= max(_EXPLODED_LOSS, _EXPLODED_RATIO * first):
-            return
-        rise = f"The loss rose from {first:.3g} to {final:.3g}"
-        if not self.options.store_anyway:
-            raise TrainingExploded(f"{rise}, so the concept is not stored: lower lr_coefficients and lr_basis.")
-        self.monitor.message(f"{rise}; the concept is stored all the same, as you asked.")
 
     def _iterate(self, objective: DenoisingObjective, state: TrainingState) -> Tensor | float:
         """One step: some iterations on the same minibatches; returns the loss before them."""
@@ -261,6 +265,7 @@ class _Run:
         else:
             A = [zeros(layer.out_features, self.config.rank) for layer in self.layers.values()]
             B = start.bases(self.plan)
+            self.processes.take_from_the_first(B)
         along = start.coordinates(self.plan, device)
         state = TrainingState.begin(A, B, self.config, self.plan.first_averaged, along, device)
         state.coordinates = fingerprint(start.directions) if along else ""
@@ -268,6 +273,7 @@ class _Run:
             state.seconds, objective.passes = self.word.state.seconds, self.word.objective.passes
         if saved:
             state.step, state.losses, state.seconds = saved.step, saved.losses, saved.seconds
+            self.held_out = HeldOutLosses.from_record(saved.held_out)
             objective.passes, objective.loss_scale = saved.passes, saved.loss_scale or objective.loss_scale
             state.load_optimizers(saved.tensors, device, self._same_coordinates(saved, state.coordinates))
         return state
@@ -325,6 +331,8 @@ class _Run:
         state: TrainingState | None = None,
     ) -> None:
         """Write a checkpoint; one that cannot be written is no reason to lose the run."""
+        if not self.processes.is_first:
+            return
         checkpoint = Checkpoint(
             step=state.step if state else 0,
             config=self.config,
@@ -337,6 +345,7 @@ class _Run:
             directions=state.coordinates if state else None,
             word_step=self.word.state.step if self.word else 0,
             word_losses=self.word.state.losses if self.word else [],
+            held_out=self.held_out.record(),
         )
         written = False
         try:
@@ -381,31 +390,7 @@ class _Run:
                 "seconds": round(state.seconds, 2),
                 "device": str(self.denoiser.device),
                 "images": len(self.data.examples),
+                **self.held_out.metrics(),
             },
             thumbnail=self.options.thumbnail,
         )
-
-
-@contextmanager
-def _undone_if_interrupted(state: TrainingState | WordState, objective: DenoisingObjective) -> Iterator[None]:
-    """Leave everything as it was before a step that does not end: hosts raise their interrupt inside any layer."""
-    before, step, losses = state.copy(), state.step, len(state.losses)
-    passes, loss_scale = objective.passes, objective.loss_scale
-    try:
-        yield
-    except BaseException:
-        state.restore(before)
-        state.step = step
-        del state.losses[losses:]
-        objective.passes, objective.loss_scale = passes, loss_scale
-        raise
-
-
-def _read(objective: DenoisingObjective, loss: Tensor | float, state: TrainingState) -> float:
-    """Read a step's loss.  Raises TrainingDiverged where it is not finite, so that no checkpoint ever holds it."""
-    value, finite = objective.read(loss, [*state.lower.parameters, *state.upper.parameters], moved=state.step > 0)
-    if not finite:
-        raise TrainingDiverged(
-            f"The factors are no longer finite after step {state.step + 1}: lower lr_coefficients and lr_basis."
-        )
-    return value

@@ -208,3 +208,32 @@ def test_an_entry_of_another_base_is_refused_before_its_images_are_read(listing,
     command = ["train", "--base", str(other), "--bank", str(tmp_path / "bank"), "--stream", str(path)]
     assert main([*command, *SMALL]) == 2
     assert "small-sd" in capsys.readouterr().err
+
+
+def _as_process(monkeypatch, rank: int, count: int) -> None:
+    values = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_learns_a_list_of_its_own(base_folder, tmp_path, capsys, monkeypatch, rank):
+    _as_process(monkeypatch, rank, 2)
+    lists = [f"--{option}={tmp_path / name}" for name in ("one", "two") for option in ("stream", "bank")]
+    assert main(["train", "--base", str(base_folder), "--device", "cpu", *lists]) == 2
+    assert f"There is no list {tmp_path / ('one', 'two')[rank]}" in capsys.readouterr().err  # none is there
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (1, ["--stream=a", "--stream=b", "--bank=x"], "one --bank for each --stream, all different"),
+        (1, ["--stream=a", "--stream=b", "--bank=x", "--bank=x"], "one --bank for each --stream, all different"),
+        (1, ["--stream=a", "--bank=x", "--bank=y"], "one --bank for each --stream, all different"),
+        (3, ["--stream=a", "--stream=b", "--bank=x", "--bank=y"], "start as many as there are lists"),
+    ],
+)
+def test_lists_banks_and_processes_must_be_equally_many(base_folder, capsys, monkeypatch, count, options, message):
+    _as_process(monkeypatch, 0, count)
+    assert main(["train", "--base", str(base_folder), "--device", "cpu", *options]) == 2
+    assert message in capsys.readouterr().err

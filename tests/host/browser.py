@@ -1,6 +1,8 @@
 """A headless Chromium, spoken to over its DevTools protocol with nothing but a websocket."""
 
 import base64
+import contextlib
+import copy
 import itertools
 import json
 import os
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from comfy_server import Host
 
 READY = "window.app?.extensionManager && window.LiteGraph?.registered_node_types?.SeqLoRAInspectBank"
 GRAPH = "app.graph._nodes"
+ARROWS = ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown")
 SECONDS = 300  # a page of the front end is some megabytes of JavaScript, and machines differ
 
 
@@ -44,12 +48,28 @@ class Browser:
         self._numbers = itertools.count(1)
         port_file = folder / "DevToolsActivePort"
         wait_until(lambda: port_file.is_file() and port_file.read_text().count("\n"), "the browser did not start")
-        port = port_file.read_text().splitlines()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as response:
+        self._port = port_file.read_text().splitlines()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/json/list") as response:
             (page,) = [target for target in json.load(response) if target["type"] == "page"]
+        self._attach(page)
+
+    def _attach(self, page: dict) -> None:
         self._socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=SECONDS)
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+
+    @contextlib.contextmanager
+    def second_tab(self, address: str) -> Iterator["Browser"]:
+        """Another page of the same user."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self._port}/json/new?{address}", method="PUT")
+        with urllib.request.urlopen(request) as response:
+            page = json.load(response)
+        tab = copy.copy(self)
+        tab.errors = []
+        tab._attach(page)
+        yield tab
+        tab.call("Page.close")
+        tab._socket.close()
 
     def call(self, method: str, **parameters) -> dict:
         """One command of the protocol; events that come before its answer are looked through for errors."""
@@ -110,12 +130,12 @@ class Browser:
             self.mouse("mouseMoved", x + part * right, y + part * down)
         self.mouse("mouseReleased", x + right, y + down)
 
-    def key(self, key: str, shift: bool = False) -> None:
+    def key(self, key: str, shift: bool = False, control: bool = False) -> None:
         """Press and release a key."""
-        code = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40}[key]
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, "Delete": 46, "z": 90}.get(key) or 37 + ARROWS.index(key)
         for kind in ("rawKeyDown", "keyUp"):
             own = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code}
-            self.call("Input.dispatchKeyEvent", **own, modifiers=8 if shift else 0)
+            self.call("Input.dispatchKeyEvent", **own, modifiers=8 * shift + 2 * control)
 
     def screenshot(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -87,7 +87,7 @@ def page(host, tmp_path_factory):
         pytest.skip("this ComfyUI lacks spandrel, one of its own requirements, without which its front end fails")
     # The workflows name the checkpoint that a user has; the front end says so where it is missing.
     small = host.folder / "models" / "checkpoints" / "small.safetensors"
-    named = json.loads((ROOT / "workflows" / "api" / "train-one.json").read_text("utf-8"))["2"]["inputs"]["ckpt_name"]
+    named = json.loads((ROOT / "workflows" / "api" / "1-train-one.json").read_text("utf-8"))["2"]["inputs"]["ckpt_name"]
     if not (small.parent / named).exists():
         (small.parent / named).hardlink_to(small)
     host.request("/settings/Comfy.TutorialCompleted", True)  # or a first visit begins with the template browser

@@ -175,6 +175,19 @@ class Switch:
         return (text,)
 
 
+class RegionBoxes:
+    """Says which regions arrive, and in which boxes."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"regions": ("SEQLORA_REGIONS",)}})
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "tell"
+    CATEGORY = "tests"
+
+    def tell(self, regions):
+        return {"ui": {"regions": [[region.prompt, *region.area] for region in regions]}}
+
+
 NODES = (UnusableVae, Nothing, WideTexts, MovedWeights, PackedWeights, EightBitProducts)
-NODES += (SamplingAttention, Captioner, Switch)
+NODES += (SamplingAttention, Captioner, Switch, RegionBoxes)
 NODE_CLASS_MAPPINGS = {f"Tests{node.__name__}": node for node in NODES}

@@ -1,5 +1,8 @@
 """The sidebar tab: banks, their concepts as cards, and the changes to them."""
 
+import base64
+
+import lora_files
 import pytest
 from banks import make_bank
 from browser import GRAPH, own_errors
@@ -70,4 +73,36 @@ def test_a_concept_is_renamed_and_a_deletion_asks_first(tab, host):
         )
         page.wait_for(f"!{DIALOG} && {FACES}.length === {left}")
         assert len(bank.refresh().concepts) == left
+    assert own_errors(page, host) == []
+
+
+def drop(page, name: str, content: bytes) -> None:
+    """Drop a file on the panel."""
+    data = base64.b64encode(content).decode()
+    page.evaluate(
+        f"{{ const bytes = Uint8Array.from(atob('{data}'), c => c.charCodeAt(0)), data = new DataTransfer();"
+        f"data.items.add(new File([bytes], {name!r}));"
+        "document.querySelector('.seqlora-browser').dispatchEvent("
+        "new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })) }"
+    )
+
+
+def test_a_dropped_lora_becomes_a_concept_after_its_names_are_given(tab, host, tmp_path):
+    page, bank = tab
+    header = {"modelspec.title": "ink style", "modelspec.trigger_phrase": "sksink style"}
+    adapters = lora_files.random_adapters(bank)
+    file = lora_files.write(tmp_path / "ink.safetensors", adapters, lora_files.kohya, metadata=header)
+    nodes = page.evaluate(f"{GRAPH}.length")
+    drop(page, "notes.txt", b"x")
+    page.wait_for("document.body.textContent.includes('notes.txt is not a .safetensors file')")
+    drop(page, "ink.safetensors", file.read_bytes())
+    fields = "[...document.querySelectorAll('.seqlora-import input:not([type=checkbox])')]"
+    page.wait_for(f"{fields}.length === 3")
+    assert page.evaluate(f"{fields}.map(field => field.value)") == ["ink style", "sksink", "style"]
+    page.screenshot(host.folder / "bank-browser-import.png")
+    page.evaluate(f"{fields}[0].value = 'ink'; document.querySelector('.seqlora-import [type=submit]').click()")
+    page.wait_for(f"[...{FACES}].some(face => face.textContent.includes('ink'))")
+    page.wait_for("document.body.textContent.includes('Imported ink') && !document.querySelector('.seqlora-import')")
+    assert bank.refresh().concepts[-1].token == "sksink"
+    assert page.evaluate(f"{GRAPH}.length") == nodes  # the page has not taken it for a workflow
     assert own_errors(page, host) == []

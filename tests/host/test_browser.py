@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 
 import pytest
 from banks import make_bank
@@ -41,18 +42,32 @@ def shown_texts(page: Browser) -> dict[str, str]:
     return {kind: text for kind, text in page.evaluate(texts) if text}
 
 
-def covered(page: Browser) -> list[list[str]]:
-    """The pairs of nodes that cover each other, with title bars, in px of the canvas; of Nodes 2.0 as elements."""
+def boxes_of_nodes(page: Browser) -> list[tuple[str, float, float, float, float]]:
+    """Title, left, top, right, bottom of every node with its title bar, in px of the canvas; of Nodes 2.0 as drawn."""
     boxes = f"""{GRAPH}.map(node => {{
         const element = document.querySelector(`[data-node-id="${{node.id}}"]`)?.getBoundingClientRect();
         const [width, height] = element ? [element.width, element.height].map(side => side / app.canvas.ds.scale)
             : [node.size[0], node.size[1] + 30];
-        return [node.title, node.pos[0], node.pos[1] - 30, width, height] }})"""
-    return [
-        [a[0], b[0]]
-        for a, b in itertools.combinations(page.evaluate(boxes), 2)
-        if a[1] < b[1] + b[3] and b[1] < a[1] + a[3] and a[2] < b[2] + b[4] and b[2] < a[2] + a[4]
-    ]
+        return [node.title, node.pos[0], node.pos[1] - 30, node.pos[0] + width, node.pos[1] - 30 + height] }})"""
+    return list(map(tuple, page.evaluate(boxes)))
+
+
+def covered(page: Browser) -> list[tuple[str, str]]:
+    """The pairs of nodes that cover each other, and of groups and nodes that stick out of one or cover its title."""
+    nodes = boxes_of_nodes(page)
+    groups = "app.graph._groups.map(g => [g.title, ...g.pos, g.pos[0] + g.size[0], g.pos[1] + g.size[1], g.font_size])"
+    found = [(a[0], b[0]) for a, b in itertools.combinations(nodes, 2) if overlap(a, b)]
+    for *group, font_size in page.evaluate(groups):
+        title = (group[0], group[1], group[2], group[3], group[2] + font_size)
+        for node in nodes:
+            inside = all(group[i] <= node[i] for i in (1, 2)) and all(node[i] <= group[i] for i in (3, 4))
+            if overlap(title, node) or (overlap(group, node) and not inside):
+                found.append((group[0], node[0]))
+    return found
+
+
+def overlap(a: Sequence, b: Sequence) -> bool:
+    return a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
 
 
 def run_to_the_end(page: Browser) -> None:
@@ -91,27 +106,66 @@ def test_the_texts_of_nodes_stay_after_the_job_and_the_report_is_whole(page, hos
         assert "subject" in shown_texts(page)["SeqLoRABankLoader"]
 
 
+@pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
+def elements(page, request):
+    """Whether nodes are drawn as elements."""
+    draw_nodes_as_elements(page, request.param)
+    yield request.param
+    page.evaluate("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_runs_from_the_browser(page, host, pictures, name):
+def test_a_workflow_runs_from_the_browser_and_covers_nothing(page, host, pictures, elements, name):
     """In the order of the names, so that the later ones find the bank that an earlier one filled."""
     open_template(page, name)
-    bank = {"bank_name": f"browser-{'one' if name == 'train-one' else 'three'}"}
-    small = {**SMALLEST, "SeqLoRATrainConcept": {**SMALLEST["SeqLoRATrainConcept"], **bank}, "SeqLoRABankLoader": bank}
+    show_nodes(page)
+    own = {"bank_name": f"{'elements' if elements else 'canvas'}-{'one' if name == '1-train-one' else 'three'}"}
+    small = {**SMALLEST, "SeqLoRATrainConcept": {**SMALLEST["SeqLoRATrainConcept"], **own}, "SeqLoRABankLoader": own}
     page.evaluate(
         f"{GRAPH}.forEach(node => Object.entries({json.dumps(small)}[node.type] ?? {{}}).forEach("
         "([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }))"
     )
     page.errors.clear()
-    page.evaluate("app.queuePrompt(0)")
-    saved = f"{GRAPH}.find(node => node.type === 'SaveImage').imgs?.length"
-    wait_until(lambda: page.evaluate(f"Boolean({saved})") or own_errors(page, host), "no picture came")
-    page.screenshot(host.folder / f"{name}-ran.png")
+    run_to_the_end(page)
     trainings = f"{GRAPH}.filter(node => node.type === 'SeqLoRATrainConcept')"
     texts = f"{trainings}.map(node => node.widgets.find(widget => widget.name === 'text')?.element.textContent)"
     wait_until(lambda: all("Final loss" in str(text) for text in page.evaluate(texts)), "a training said nothing")
+    page.wait_for(f"{GRAPH}.filter(n => n.type === 'SaveImage').some(n => app.nodeOutputs[n.id]?.images?.length)")
+    if not elements:
+        page.wait_for(f"{GRAPH}.find(node => node.type === 'SaveImage').imgs?.length")
+    page.screenshot(host.folder / f"{name}-{'elements' if elements else 'canvas'}.png")
     assert own_errors(page, host) == []
     assert page.evaluate("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length") in (None, 0)
     assert covered(page) == []
+
+
+def shows_form(page: Browser) -> bool:
+    """Whether the page shows the open workflow as an App, which front ends of 2025 cannot."""
+    workflow = "app.extensionManager.workflow?.activeWorkflow"
+    return page.evaluate(f"({workflow}?.activeMode ?? {workflow}?.initialMode) === 'app'")
+
+
+def show_nodes(page: Browser) -> None:
+    """Leave the form of an App for its nodes."""
+    if shows_form(page):
+        page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        wait_until(lambda: not shows_form(page), "the form stayed")
+
+
+def test_the_app_is_a_form_with_its_settings_and_the_image(page, host, pictures):
+    make_bank(host, "pets", 1)
+    name = NAMES[-1]
+    open_template(page, name)
+    if not shows_form(page):
+        pytest.skip("this front end has no Apps")
+    page.errors.clear()
+    asked = [node["label"] for each in read(name)["nodes"] for node in each["inputs"] if "label" in node]
+    labels = "[...document.querySelectorAll('[data-testid=builder-widget-label]')].map(e => e.textContent.trim())"
+    page.wait_for(f"{labels}.length >= {len(asked)}")
+    assert sorted(page.evaluate(labels)) == sorted(asked)
+    page.screenshot(host.folder / "app.png")
+    show_nodes(page)
+    assert own_errors(page, host) == []
 
 
 def test_no_text_or_footer_of_a_template_covers_another_node_in_nodes_2(page, host):

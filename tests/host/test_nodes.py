@@ -388,7 +388,7 @@ def test_a_bank_that_is_not_there_is_refused_when_the_prompt_is_queued(host, tra
 
 def test_every_node_has_tooltips_and_a_help_page_on_all_its_inputs(host):
     nodes = {name: info for name, info in host.request("/object_info").items() if name.startswith("SeqLoRA")}
-    assert len(nodes) == 11
+    assert len(nodes) == 12
     for info in nodes.values():
         assert info["category"] == "SeqLoRA"
         help_page = host.fetch(f"/extensions/seqlora/docs/{info['name']}.md").decode()

@@ -92,6 +92,39 @@ def test_the_bank_is_found_through_a_reroute_and_a_training_node(picker):
     picker.wait_for(f"document.querySelectorAll('{CHECK}').length === 4")
 
 
+def test_a_locked_concept_stays_as_it_is_until_it_is_unlocked(picker):
+    lock = "document.querySelectorAll('.seqlora-lock')"
+    picker.evaluate(f"{lock}[1].click()")
+    picker.wait_for(f"{lock}[1].ariaPressed === 'true'")
+    picker.click("button", "None")
+    text_is(picker, "subject 1:1")
+    picker.drag(CHECK, 1)  # the first that is off
+    text_is(picker, "subject 1:1, subject 0:1")
+    locked = "document.querySelector('.seqlora-locked')"
+    picker.drag(".seqlora-locked .seqlora-strength", right=40)
+    picker.drag(".seqlora-locked input[type=checkbox]")
+    picker.drag(".seqlora-locked .seqlora-grip", down=36)
+    text_is(picker, "subject 1:1, subject 0:1")
+    assert picker.evaluate(f"{GRAPH}[1].serialize().properties['SeqLoRA locked']") == ["subject 1"]
+    picker.click("button", "All")
+    text_is(picker, "subject 1:1, subject 0:1, subject 2:1, subject 3:1")
+    picker.evaluate(f"{locked}.querySelector('.seqlora-lock').click()")
+    picker.wait_for(f"!{locked}")
+    picker.drag(CHECK, 0)
+    text_is(picker, "subject 0:1, subject 2:1, subject 3:1")
+
+
+def test_the_card_says_how_far_a_concept_overlaps_those_that_are_on(picker):
+    picker.evaluate("document.querySelector('.seqlora-row .seqlora-name').focus()")
+    card = "document.querySelector('.seqlora-card')?.textContent"
+    picker.wait_for(f"{card}?.includes('orthogonal to the 3 others')")
+    own = "import('/extensions/seqlora/js/card.js').then(m => m.overlapText("
+    measured = "{names: ['a', 'b', 'c'], pairs: [[0, 1, 0.25], [0, 2, 1e-9], [1, 2, 0.5]], limit: 1e-5}"
+    assert picker.evaluate(f"{own}{measured}, 'a', ['b', 'c']))") == "b 0.25"
+    assert picker.evaluate(f"{own}{measured}, 'b', ['c']))") == "c 0.50"
+    assert picker.evaluate(f"{own}{measured}, 'a', ['c']))") == "orthogonal to the 1 others that are on"
+
+
 def test_one_concept_is_picked_for_a_rename(page, host):
     make_bank(host, "picked", 4)
     build(page, "SeqLoRABankLoader", "SeqLoRARenameConcept")

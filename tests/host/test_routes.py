@@ -8,11 +8,13 @@ import random
 from pathlib import Path
 from urllib.parse import quote
 
+import lora_files
 import pytest
+import torch
 from banks import make_bank
 from PIL import Image
 
-from seqlora_core.bank import Bank
+from seqlora_core.bank import Bank, embedding_file
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +101,67 @@ def test_concepts_are_renamed_exported_and_removed_by_their_id(bank, ask, host):
     assert bank.load()
 
 
+def multipart(*files: tuple[str, bytes], boundary: str = "xyz") -> tuple[bytes, dict]:
+    """The body and the headers of an upload."""
+    parts = b"".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode(
+            "utf-8", "replace"
+        )
+        + content
+        + b"\r\n"
+        for name, content in files
+    )
+    return parts + f"--{boundary}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+
+
+IMPORT = "import?bank=routes&name=style&token=sksstyle&class_word=style"
+
+
+def test_an_uploaded_lora_and_its_word_become_a_concept(bank, ask, host, tmp_path):
+    file = lora_files.write(tmp_path / "style.safetensors", lora_files.random_adapters(bank), lora_files.kohya)
+    word = embedding_file.serialize("sksstyle", torch.ones(2, 768))
+    body, headers = multipart(("style.safetensors", file.read_bytes()), ("word.safetensors", word))
+    status, answer = ask("POST", IMPORT, body, headers)
+    assert status == 200 and "style" in answer["text"], answer
+    added = bank.refresh().concepts[-1]
+    assert (added.name, added.token, added.provenance.source, bool(added.embedding)) == (
+        "style",
+        "sksstyle",
+        "style.safetensors",
+        True,
+    )
+    status, answer = ask("POST", IMPORT, body, headers)
+    assert status == 400 and "already has a concept" in answer["error"]
+    assert list((host.folder / "temp").glob("seqlora-*")) == []
+    bank.remove("style")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Origin": "https://example.com"}, 403), ({"Sec-Fetch-Site": "cross-site"}, 403), (JSON, 415)],
+)
+def test_an_upload_from_elsewhere_or_of_another_type_is_refused(bank, ask, headers, status):
+    body, own = multipart(("style.safetensors", b"x"))
+    assert ask("POST", IMPORT, body, {**own, **headers})[0] == status
+
+
+@pytest.mark.parametrize("name", ["style.ckpt", "../style.safetensors", "C:\\style.safetensors", "con.safetensors", ""])
+def test_an_upload_with_a_wrong_name_or_content_is_refused_with_a_sentence(bank, ask, name):
+    body, headers = multipart((name, b"x"))
+    status, answer = ask("POST", IMPORT, body, headers)
+    assert status == 400 and answer["error"].endswith(".")
+
+
+def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(bank, host):
+    connection = http.client.HTTPConnection("127.0.0.1", host.port, timeout=30)
+    connection.putrequest("POST", f"/api/seqlora/{IMPORT}")
+    for name, value in {**multipart()[1], "Content-Length": str(2**31)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -121,26 +184,51 @@ def test_a_request_that_is_too_large_is_refused(bank, ask):
     assert ask("POST", "thumbnail", body)[0] == 413
 
 
-def test_thousands_of_hostile_requests_change_nothing(bank, ask, host):
-    """Wrong names, types, nesting and images on every route; never a fault of the server, never a file outside."""
-    before, generator = snapshot(host.folder / "models" / "seqlora"), random.Random(0)
+def hostile_request(generator: random.Random, valid_id: str) -> tuple[tuple, set[int]]:
+    """A request as `ask` takes it, and the statuses that it may get: wrong names, types, nesting, images, origins."""
     odd = [None, 7, -1.5, True, [], {}, ["routes"], {"a": 1}, *HOSTILE]
     bodies = [b"", b"{", b"[]", b"1", b"[" * 100000, b'{"bank": NaN}', b"\xff\xfe", b'"routes"']
-    for number in range(3000):
-        if number % 2:
-            names = [generator.choice(HOSTILE).encode("utf-8", "replace") for _ in range(2)]
-            path = f"{generator.choice(GETS[1:])}?bank={quote(names[0])}&id={quote(names[1])}"
-            status, _ = ask("GET", path)
-            allowed = {200, 400, 404}  # 200: a bank that does not exist yet
-        else:
-            values = {name: generator.choice(odd) for name in ("id", "new_name", "file_name", "image")}
-            values["bank"] = generator.choice(["routes", *odd])
-            body = values if generator.random() < 0.9 else generator.choice(bodies)
-            status, _ = ask("POST", generator.choice(POSTS), body)
-            allowed = {400, 404, 413}
-        assert status in allowed, number
+    kind = generator.choice(["get", "post", "elsewhere", "type", "upload"])
+    if kind == "get":
+        names = [quote(generator.choice(HOSTILE).encode("utf-8", "replace")) for _ in range(2)]
+        path = f"{generator.choice(GETS[1:])}?bank={names[0]}&id={names[1]}"
+        return ("GET", path), {200, 400, 404}  # 200: a bank that does not exist yet
+    if kind == "post":
+        values = {name: generator.choice(odd) for name in ("id", "new_name", "file_name", "image")}
+        values["bank"] = generator.choice(["routes", *odd])
+        body = values if generator.random() < 0.9 else generator.choice(bodies)
+        return ("POST", generator.choice(POSTS), body), {400, 404, 413}
+    valid = {"bank": "routes", "id": valid_id, "new_name": "taken over"}
+    if kind == "elsewhere":
+        origins = ("https://example.com", "null", "http://127.0.0.1", "http://127.0.0.1.example.com", "file://", "x")
+        sites = ("cross-site", "same-site", "SAME-ORIGIN ", "x")
+        header = generator.choice([("Origin", o) for o in origins] + [("Sec-Fetch-Site", s) for s in sites])
+        return ("POST", generator.choice((*POSTS, IMPORT)), valid, dict([header])), {403}
+    if kind == "type":
+        kinds = ("text/plain", "application/x-www-form-urlencoded", "application/jsonx", "multipart/form-data", "x/")
+        return ("POST", generator.choice(POSTS), valid, {"Content-Type": generator.choice(kinds)}), {415}
+    content = generator.randbytes(generator.choice([0, 7, 8, 9, 4000]))
+    content = generator.choice([content, (2**40).to_bytes(8, "little") + content, b"\x02\0\0\0\0\0\0\0{}"])
+    names = [generator.choice([*HOSTILE, "a.safetensors", "../a.safetensors"]) for _ in range(generator.randrange(4))]
+    body, headers = multipart(*((name, content) for name in names))
+    body = generator.choice([body, body[: generator.randrange(len(body))], content, b""])
+    query = {"bank": "routes", "name": "style", "token": "sks", "class_word": "style"}
+    query[generator.choice(list(query))] = generator.choice([query["bank"], *HOSTILE])
+    path = "&".join(f"{name}={quote(value.encode('utf-8', 'replace'))}" for name, value in query.items())
+    return ("POST", f"import?{path}", body, headers), {400, 404}
+
+
+def test_5000_hostile_requests_change_nothing(bank, ask, host):
+    """Never a fault of the server, never a file outside."""
+    before, generator = snapshot(host.folder / "models" / "seqlora"), random.Random(0)
+    for number in range(5000):
+        request, allowed = hostile_request(generator, bank.concepts[0].id)
+        status, _ = ask(*request)
+        assert status in allowed, (number, request)
     assert snapshot(host.folder / "models" / "seqlora") == before
-    assert "routes.py" not in host.log()  # no traceback goes through our code
+    assert list((host.folder / "temp").glob("seqlora-*")) == []
+    for file in ("routes.py", "uploads.py"):
+        assert file not in host.log()  # no traceback goes through our code
 
 
 def test_other_methods_do_not_reach_the_routes(bank, ask):

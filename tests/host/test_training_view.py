@@ -17,7 +17,7 @@ SMALL = {**SMALLEST, "SeqLoRATrainConcept": {"steps": 4, "resolution": 64, "prev
 
 def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host, pictures):
     page.errors.clear()
-    page.evaluate(f"app.loadGraphData({json.dumps(read('train-one'))})")
+    page.evaluate(f"app.loadGraphData({json.dumps(read('1-train-one'))})")
     page.wait_for(f"{GRAPH}.some(node => node.type === 'SeqLoRATrainConcept')")
     page.evaluate(
         f"{GRAPH}.forEach(node => Object.entries({json.dumps(SMALL)}[node.type] ?? {{}}).forEach("
@@ -41,6 +41,28 @@ def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host
     page.wait_for(READY)
     page.wait_for(f"{VIEW}?.textContent === {seen!r}")
     page.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
+
+
+def test_a_second_tab_of_the_same_user_shows_the_run_and_on_no_other_node(page, host, pictures):
+    """The tab opens with the graph that the user had last, as the page itself restores it."""
+    seen = page.evaluate(f"{VIEW}.textContent")
+    with page.second_tab(f"http://127.0.0.1:{host.port}/") as tab:
+        tab.wait_for(READY)
+        tab.wait_for(f"{VIEW}?.textContent === {seen!r}")
+        tab.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
+        tab.evaluate(
+            "{ const other = LiteGraph.createNode('SeqLoRATrainConcept'); app.graph.add(other);"
+            f"const run = {GRAPH}.find(node => node.type === other.type);"
+            "for (const name of ['bank_name', 'concept_name']) other.widgets.find(w => w.name === name).value ="
+            " run.widgets.find(w => w.name === name).value }; window.dispatchEvent(new Event('focus'))"
+        )
+        tab.evaluate("new Promise(resolve => setTimeout(resolve, 1500))")
+        assert tab.evaluate("document.querySelectorAll('.seqlora-training').length") == 1
+        assert tab.evaluate(
+            f"{GRAPH}.filter(node => node.widgets?.some(w => w.name === 'training')).map(node => node.title)"
+        ) == ["Learn the dog"]
+        tab.screenshot(host.folder / "second-tab.png")
+        assert own_errors(tab, host) == []
 
 
 def test_progress_reaches_the_client_that_queued_and_the_route_has_all(host):

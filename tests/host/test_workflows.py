@@ -15,8 +15,15 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "workflows"
-NAMES = ["train-one", "train-three-and-compose", "compose-only", "regional", "regional-controlnet"]
-READING = ["compose-only", "regional", "regional-controlnet"]  # a bank
+NAMES = [
+    "1-train-one",
+    "2-train-three-and-compose",
+    "3-compose-only",
+    "4-two-subjects-in-one-image",
+    "5-two-subjects-from-a-drawing",
+    "6-draw-your-subjects.app",
+]
+READING = NAMES[2:]  # a bank
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"MarkdownNote", "Note"}
 SMALLEST = {
@@ -91,7 +98,7 @@ def nodes(host) -> dict:
 @pytest.fixture(scope="module")
 def three(host, pictures) -> dict:
     """The outputs of the workflow that fills a bank, which the later ones read."""
-    return host.run(shrunk(read_api("train-three-and-compose"), "three"))
+    return host.run(shrunk(read_api("2-train-three-and-compose"), "three"))
 
 
 def picture(host, outputs: dict) -> np.ndarray:
@@ -148,7 +155,7 @@ def test_the_titles_of_groups_and_nodes_are_not_covered(name):
 
 @pytest.mark.smoke
 def test_train_one_learns_and_shows_the_difference(host, pictures):
-    outputs = host.run(shrunk(read_api("train-one"), "one"))
+    outputs = host.run(shrunk(read_api("1-train-one"), "one"))
     shown = {image["type"] for own in outputs.values() for image in own.get("images", [])}
     assert shown == {"output", "temp"}
     assert any("dog learned" in text for own in outputs.values() for text in own.get("text", []))
@@ -188,7 +195,7 @@ def checkout(host, three, tmp_path, monkeypatch):
     """A current folder with the API file, which reads a bank that is there."""
     folder = tmp_path / "workflows" / "api"
     folder.mkdir(parents=True)
-    (folder / "compose-only.json").write_text(json.dumps(shrunk(read_api("compose-only"), "three")), "utf-8")
+    (folder / "3-compose-only.json").write_text(json.dumps(shrunk(read_api("3-compose-only"), "three")), "utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,6 +1,7 @@
 // The sidebar tab with all banks: concepts as cards, room, overlaps, and the changes that nodes make otherwise.
-import { ask, banksVersion, change, readBank, thumbnail } from "./banks.js";
+import { ask, banksVersion, change, readBank, readOverlaps, thumbnail } from "./banks.js";
 import { facts, hideCard, withCard } from "./card.js";
+import { ImportForm } from "./import_form.js";
 import { allNodes, app, element, notify, t } from "./page.js";
 import { overlapMap } from "./overlap_map.js";
 import { fold, parse } from "./selection.js";
@@ -20,9 +21,13 @@ class BankBrowser {
     this.room = element("div", { className: "seqlora-room" });
     this.cards = element("div", { className: "seqlora-cards", role: "list" });
     this.overlaps = element("details", { className: "seqlora-overlaps", ontoggle: () => this.drawOverlaps() });
-    root.replaceChildren(element("div", { className: "seqlora seqlora-browser" },
-      element("div", { className: "seqlora-bar" }, this.select, this.button("browser.use", () => this.useInGraph())),
-      search, this.room, this.cards, this.overlaps));
+    this.importing = new ImportForm(() => this.bank, () => this.refresh());
+    const panel = element("div", { className: "seqlora seqlora-browser" },
+      element("div", { className: "seqlora-bar" }, this.select, this.button("browser.use", () => this.useInGraph()),
+        this.button("import.button", () => this.importing.chooser.click()), this.importing.chooser),
+      search, this.importing.root, this.room, this.cards, this.overlaps);
+    root.replaceChildren(panel);
+    this.importing.takeDrops(panel);
     root.addEventListener("keydown", (event) => event.stopPropagation());
     this.version = banksVersion();
     this.timer = setInterval(() => this.refresh(), EVERY);
@@ -31,6 +36,7 @@ class BankBrowser {
 
   stop() {
     clearInterval(this.timer);
+    this.importing.close();
     hideCard();
   }
 
@@ -152,7 +158,7 @@ class BankBrowser {
     const title = element("summary", {}, t("browser.overlaps"));
     this.overlaps.replaceChildren(title);
     if (!this.overlaps.open || this.view?.problem || this.view.concepts.length < 2) return;
-    const measured = await ask("overlaps", { bank: this.bank }).catch((error) => ({ problem: error.message }));
+    const measured = await readOverlaps(this.bank);
     this.overlaps.replaceChildren(title, ...(measured.problem ? [measured.problem] : overlapMap(measured)));
   }
 }

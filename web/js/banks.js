@@ -1,5 +1,6 @@
 // What the server says of banks, kept until something may have changed, and the requests that change them.
-import { api, app } from "./page.js";
+import { sourceOf, valueOf } from "./links.js";
+import { api, t } from "./page.js";
 
 const views = new Map(); // bank name -> a promise of its view
 let version = 0; // grows whenever the views may be out of date
@@ -11,6 +12,7 @@ export const banksVersion = () => version;
 export function forgetBanks() {
   version += 1;
   views.clear();
+  overlaps.clear();
 }
 
 /** Ask the server; throws an Error with its sentence. */
@@ -26,6 +28,38 @@ export async function change(path, values) {
   return answer;
 }
 
+/**
+ * Send files, and hear how far it is: {answer: a promise as of `change`, abort: ends it}.
+ * `progressed` receives the share that is sent; at 1 the server has begun to work on them.
+ */
+export function upload(path, query, files, progressed) {
+  const request = new XMLHttpRequest(), body = new FormData();
+  for (const file of files) body.append("file", file, file.name);
+  const answer = new Promise((resolve, reject) => {
+    request.upload.onprogress = ({ loaded, total }) => progressed(total ? loaded / total : 0);
+    request.onabort = () => reject(new DOMException("", "AbortError"));
+    request.onerror = () => reject(new Error(t("import.lost")));
+    request.onload = () => {
+      const ok = request.status === 200, given = parsed(request.responseText);
+      if (!ok) return reject(new Error(given.error ?? `${request.status} ${request.statusText}`));
+      forgetBanks();
+      resolve(given);
+    };
+  });
+  request.open("POST", api.apiURL(`/seqlora/${path}?${new URLSearchParams(query)}`));
+  if (api.user) request.setRequestHeader("Comfy-User", api.user);
+  request.send(body);
+  return { answer, abort: () => request.abort() };
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return {};
+  }
+}
+
 async function answerOf(response) {
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
@@ -38,58 +72,34 @@ export function readBank(name) {
   return views.get(name);
 }
 
+const overlaps = new Map(); // bank name -> a promise of its measured overlaps
+
+/** How far the concepts of a bank overlap (see nodes/host/routes.py), or {problem: sentence}. */
+export function readOverlaps(name) {
+  if (!overlaps.has(name)) overlaps.set(name, ask("overlaps", { bank: name }).catch((error) => ({ problem: error.message })));
+  return overlaps.get(name);
+}
+
 /** The address of a concept's thumbnail; another one after every change of the bank. */
 export function thumbnail(view, concept) {
   return api.apiURL(`/seqlora/thumbnail?${new URLSearchParams({ bank: view.name, id: concept.id, v: view.generation })}`);
 }
 
 const BANK = "SEQLORA_BANK";
-const IS_INPUT_OF_SUBGRAPH = -10; // the origin of links that enter a subgraph
-
-const linkIn = (graph, id) => (id == null ? undefined : graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id]);
-const valueOf = (node, name) => {
-  const linked = node.inputs?.some((input) => input.name === name && input.link != null);
-  return linked ? undefined : node.widgets?.find((widget) => widget.name === name)?.value;
-};
-
-/** The node in whose subgraph a graph is, with the graph that holds that node. */
-function outside(graph, within = app.rootGraph ?? app.graph, depth = 0) {
-  for (const node of within?.nodes ?? within?._nodes ?? []) {
-    if (node.subgraph === graph) return [node, within];
-    const found = node.subgraph && depth < 20 ? outside(graph, node.subgraph, depth + 1) : undefined;
-    if (found) return found;
-  }
-}
+const MOST_NODES = 50; // that pass a bank on
 
 /**
  * The name of the bank on a node's input "bank", by following links through loaders, trainings, reroutes and subgraphs;
  * undefined where it cannot be known before the run, null where nothing is connected.
  */
 export function connectedBank(node) {
-  const slot = node.inputs?.findIndex((input) => input.name === "bank" || input.type === BANK) ?? -1;
-  return slot < 0 ? null : bankAt(node, slot, node.graph, 0);
-}
-
-function bankAt(node, slot, graph, depth) {
-  const link = linkIn(graph, node.inputs?.[slot]?.link);
-  if (!link) return null;
-  if (depth > 50) return undefined;
-  if (link.origin_id === IS_INPUT_OF_SUBGRAPH) {
-    const [parent, above] = outside(graph) ?? [];
-    return parent && bankAt(parent, link.origin_slot, above, depth + 1);
+  let source = node;
+  for (let passed = 0; passed < MOST_NODES; passed++) {
+    const slot = source.inputs?.findIndex((input) => input.type === BANK) ?? -1;
+    const before = slot < 0 ? undefined : sourceOf(source, slot);
+    if (!before) return passed ? valueOf(source, "bank_name") || undefined : null;
+    source = before;
   }
-  return bankFrom(graph.getNodeById(link.origin_id), link.origin_slot, graph, depth + 1);
-}
-
-function bankFrom(node, slot, graph, depth) {
-  if (!node || depth > 50) return undefined;
-  if (node.subgraph) {
-    const inner = node.subgraph, link = linkIn(inner, inner.outputs?.[slot]?.linkIds?.[0]);
-    return link && bankFrom(inner.getNodeById(link.origin_id), link.origin_slot, inner, depth + 1);
-  }
-  const through = node.inputs?.findIndex((input) => input.type === BANK || node.type === "Reroute") ?? -1;
-  const further = through < 0 ? null : bankAt(node, through, graph, depth);
-  return further === null ? valueOf(node, "bank_name") || undefined : further;
 }
 
 // A job may have trained, imported, removed or renamed; another program may have, while the page was in the background.

@@ -9,6 +9,7 @@ const MANY = { SeqLoRAComposeConcepts: "concepts", SeqLoRAComposeRegions: "conce
 const ONE = { SeqLoRAExportConcept: "concept_name", SeqLoRARemoveConcept: "concept_name", SeqLoRARenameConcept: "concept_name" };
 const ROW = 36, BAR = 28, MARGIN = 10, MOST_ROWS = 6, FILTER_FROM = 7; // px; rows
 const EVERY = 300; // ms between two looks at the graph
+const LOCKED = "SeqLoRA locked"; // property of a node: the folded names whose rows stay as they are
 
 /** A list of concepts on one node. */
 class Picker {
@@ -43,15 +44,31 @@ class Picker {
     const { widget } = this;
     widget.value = value;
     widget.callback?.(value);
+    this.changed();
+  }
+
+  /** Let the page take notice of a change. */
+  changed() {
     this.node.graph?.setDirtyCanvas?.(true, true);
     app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+  }
+
+  isLocked(name) {
+    return (this.node.properties?.[LOCKED] ?? []).includes(selection.fold(name));
+  }
+
+  setLocked(name, locked) {
+    const key = selection.fold(name), others = (this.node.properties[LOCKED] ?? []).filter((other) => other !== key);
+    this.node.properties[LOCKED] = locked ? [...others, key] : others;
+    this.changed();
+    this.look();
   }
 
   /** All that decides what is shown. */
   state() {
     const linked = this.node.inputs?.some((input) => input.name === this.name && input.link != null);
     const bank = connectedBank(this.node);
-    return [JSON.stringify([linked, bank ?? String(bank), this.text, this.query, banksVersion()]), linked, bank];
+    return [JSON.stringify([linked, bank ?? String(bank), this.text, this.query, banksVersion(), this.node.properties?.[LOCKED]]), linked, bank];
   }
 
   stop() {
@@ -75,7 +92,7 @@ class Picker {
     hideCard();
     const { concepts = [], problem } = view;
     const rows = problem ? [] : this.single ? this.choices(view) : this.selected(view);
-    const matching = rows.filter(([name]) => selection.fold(name).includes(selection.fold(this.query)));
+    const matching = rows.filter(([name]) => this.isLocked(name) || selection.fold(name).includes(selection.fold(this.query)));
     this.list.replaceChildren(...matching.map(([, row]) => row));
     this.drawBar(view);
     this.hint.textContent = problem ?? (concepts.length ? this.summary(view) : t("picker.empty"));
@@ -138,9 +155,9 @@ class Picker {
   }
 
   row(view, concept, { name, strength }, index, count, twice = false) {
-    const key = selection.fold(name), on = index >= 0 && strength !== 0;
+    const key = selection.fold(name), on = index >= 0 && strength !== 0, locked = this.isLocked(name);
     const toggle = element("input", {
-      type: "checkbox", checked: on, "aria-label": t("picker.use", { name }), onchange: () => this.toggle(name, index),
+      type: "checkbox", checked: on, disabled: locked, "aria-label": t("picker.use", { name }), onchange: () => this.toggle(name, index),
     });
     toggle.dataset.key = `use ${key}`;
     const row = element("div", { className: "seqlora-row", role: "listitem" }, toggle, this.picture(view, concept));
@@ -149,7 +166,12 @@ class Picker {
     if (!concept) row.append(element("span", { className: "seqlora-warning" }, t("picker.missing")));
     else if (twice) row.append(element("span", { className: "seqlora-warning" }, t("picker.twice")));
     else if (Number.isNaN(strength)) row.append(element("span", { className: "seqlora-warning seqlora-number" }, t("picker.number")));
-    if (index < 0) return row;
+    row.classList.toggle("seqlora-locked", locked);
+    const lock = this.lock(name, locked);
+    if (index < 0) {
+      row.append(lock);
+      return row;
+    }
     const input = strengthInput(t("picker.strength", { name }), strength, (next) => {
       this.strength(index, key, next);
       toggle.checked = next !== 0;
@@ -158,8 +180,27 @@ class Picker {
     });
     input.dataset.key = `strength ${key}`;
     input.title = t("picker.strength.tip");
-    row.append(input, this.handle(name, index, count));
+    const grip = this.handle(name, index, count);
+    input.disabled = grip.disabled = locked;
+    row.append(input, grip, lock);
     return row;
+  }
+
+  /** The button that keeps a row as it is. */
+  lock(name, locked) {
+    const button = element("button", {
+      type: "button", className: "seqlora-lock", title: t("picker.lock.tip"), "aria-label": t("picker.lock", { name }),
+      "aria-pressed": String(locked), onclick: () => this.setLocked(name, !locked),
+    }, element("i", { className: locked ? "pi pi-lock" : "pi pi-lock-open", "aria-hidden": "true" }));
+    button.dataset.key = `lock ${selection.fold(name)}`;
+    return button;
+  }
+
+  /** The names of the concepts that are on, except one. */
+  others(name) {
+    const known = new Map(this.view.concepts.map((concept) => [selection.fold(concept.name), concept.name]));
+    const on = this.entries(this.view).filter(({ strength }) => strength !== 0).map((entry) => selection.fold(entry.name));
+    return on.filter((key) => key !== selection.fold(name) && known.has(key)).map((key) => known.get(key));
   }
 
   picture(view, concept) {
@@ -170,7 +211,7 @@ class Picker {
   nameOf(view, concept, name) {
     const label = element("span", { className: "seqlora-name", tabIndex: concept ? 0 : -1 }, name);
     label.dataset.key = `name ${selection.fold(name)}`;
-    return concept ? withCard(label, view, concept) : label;
+    return concept ? withCard(label, view, concept, this.single ? undefined : () => this.others(name)) : label;
   }
 
   /** The grip that moves a row: with the pointer, or with the arrow keys. */
@@ -193,7 +234,11 @@ class Picker {
     };
     const mark = (to) => [...this.list.children].forEach((row, at) => row.classList.toggle("seqlora-target", at === to && to !== index));
     let held = false;
-    grip.addEventListener("pointerdown", (event) => { held = true; grip.setPointerCapture(event.pointerId); });
+    grip.addEventListener("pointerdown", (event) => {
+      if (grip.disabled) return;
+      held = true;
+      grip.setPointerCapture(event.pointerId);
+    });
     grip.addEventListener("pointermove", (event) => { if (held) mark(target(event)); });
     grip.addEventListener("pointerup", (event) => {
       if (held && target(event) !== index) this.move(index, target(event));
@@ -227,13 +272,13 @@ class Picker {
     this.text = selection.move(text, entries, from, to);
   }
 
-  /** Every concept, those that are on with their strengths; an empty text where that says the same. */
+  /** Every concept, those that are on with their strengths; an empty text where that says the same.  Not locked ones. */
   all() {
     let [text, entries] = this.editable();
     const names = this.view.concepts.map(({ name }) => name);
     for (const [index, { name, strength }] of entries.entries())
-      if (strength === 0) text = selection.setStrength(text, selection.parse(text, names), index, this.strengths.get(selection.fold(name)) ?? 1);
-    for (const name of names) {
+      if (strength === 0 && !this.isLocked(name)) text = selection.setStrength(text, selection.parse(text, names), index, this.strengths.get(selection.fold(name)) ?? 1);
+    for (const name of names.filter((other) => !this.isLocked(other))) {
       const parsed = selection.parse(text, names);
       if (!parsed.some((entry) => selection.fold(entry.name) === selection.fold(name)))
         text = selection.append(text, parsed, name, this.strengths.get(selection.fold(name)) ?? 1);
@@ -244,9 +289,13 @@ class Picker {
   }
 
   none() {
-    const [, entries] = this.editable();
+    const [text, entries] = this.editable();
     for (const { name, strength } of entries) if (strength) this.strengths.set(selection.fold(name), strength);
-    this.text = `${entries[0]?.name ?? this.view.concepts[0].name}:0`;
+    const names = this.view.concepts.map(({ name }) => name);
+    let kept = text;
+    for (let index = entries.length - 1; index >= 0; index -= 1)
+      if (!this.isLocked(entries[index].name)) kept = selection.remove(kept, selection.parse(kept, names), index);
+    this.text = kept.trim() ? kept : `${entries[0]?.name ?? this.view.concepts[0].name}:0`;
   }
 
   async copy() {

@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 
 export { api, app };
 
+const EVERY = 200, MOST_LOOKS = 100; // ms between two looks whether a page has shown a content; looks
 const messages = {};
 
 /** Load the texts of the user's language over the English ones; what the host cannot give stays English. */
@@ -57,6 +58,17 @@ export function allNodes(graph = app.rootGraph ?? app.graph, prefix = "", depth 
   ]);
 }
 
+/** Do something that the page's undo takes back in one step; without an action, what was changed since the last step. */
+export function oneStep(action = () => {}) {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  tracker?.beforeChange?.();
+  try {
+    return action();
+  } finally {
+    tracker?.afterChange?.();
+  }
+}
+
 /** Call `own` after a method of one node that the page or another extension may have set. */
 export function after(node, method, own) {
   const before = node[method];
@@ -67,12 +79,22 @@ export function after(node, method, own) {
   };
 }
 
+/** Nodes 2.0 keeps what a node showed when an undo makes the node anew: put the new content in its place. */
+function takePlace(node, name, content, looks = MOST_LOOKS) {
+  if (content.isConnected || !looks) return;
+  const shown = document.querySelector(`[data-node-id="${node.id}"] [data-seqlora="${name}"]`);
+  if (shown && node.graph && node.graph === app.canvas?.graph) shown.replaceWith(content);
+  else setTimeout(() => takePlace(node, name, content, looks - 1), EVERY);
+}
+
 /** Add a DOM widget without a value of its own: saved graphs and prompts do not know it. */
 export function addDisplay(node, name, content, options) {
   const widget = node.addDOMWidget(name, `SEQLORA_${name.toUpperCase()}`, content, {
     getValue: () => "", setValue: () => {}, serialize: false, hideOnZoom: false, ...options,
   });
   widget.serialize = false;
+  content.dataset.seqlora = name;
+  setTimeout(() => takePlace(node, name, content), EVERY);
   return widget;
 }
 

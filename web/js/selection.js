@@ -9,9 +9,9 @@ export function fold(name) {
   return name.normalize("NFKC").trim().replace(/\s+/g, " ").toLowerCase();
 }
 
-/** A strength as it is shown: at most three decimals, no trailing zeros. */
-export function written(strength) {
-  return String(Math.round(strength * 1000) / 1000 || 0);
+/** A number as it is shown: at most some decimals, no trailing zeros. */
+export function written(number, decimals = 3) {
+  return String(Math.round(number * 10 ** decimals) / 10 ** decimals || 0);
 }
 
 /** The text, same length, with tags and decimal commas replaced by what they mean; and the tags as [start, end]. */

@@ -3,7 +3,7 @@
     pip install websocket-client
     python queue_workflow.py WORKFLOW.json [HOST:PORT]
 
-The workflow is a file in ComfyUI's API format, such as `compose-only.json` in this script's folder.
+The workflow is a file in ComfyUI's API format, such as `3-compose-only.json` in this script's folder.
 """
 
 import json

@@ -14,11 +14,12 @@ METHODS = {method.name: method for method in (SEQLORA, ALTERNATING, ORTHOGONAL, 
 __all__ = ["METHODS", "Method", "resolve"]
 
 
-def resolve(config: TrainingConfig, native_size: int, dtype: str) -> ResolvedConfig:
+def resolve(config: TrainingConfig, native_size: int, dtype: str, images: int = 0) -> ResolvedConfig:
     """Decide what a user left open: by the method, by the base model and by the device.
 
     Args:
         native_size: side of the base model's images, in pixels.
         dtype: the device's fastest safe precision.
+        images: of the concept, for a number of steps that is left open; 0 where they are not known.
     """
-    return config.resolve(METHODS[config.method].defaults, native_size, dtype)
+    return config.resolve(METHODS[config.method].defaults, native_size, dtype, images)

@@ -28,8 +28,9 @@ from seqlora_core.model.sampling import SamplingSettings, generate
 from seqlora_core.model.sd15 import find_layers
 from seqlora_core.training.config import ResolvedConfig, TrainingConfig
 from seqlora_core.training.methods import METHODS, resolve
+from seqlora_core.training.run_options import RunOptions
 from seqlora_core.training.token_embedding import WordTraining
-from seqlora_core.training.trainer import RunOptions, train_concept
+from seqlora_core.training.trainer import train_concept
 
 from .recipes import RESOLUTION, SETTINGS, WORD_PASSES, Recipe
 

@@ -1,0 +1,22 @@
+"""Weights of timesteps in the loss."""
+
+import torch
+from torch import Tensor
+
+
+def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float, v_prediction: bool = False) -> Tensor:
+    """Weight the squared error of each timestep as min-SNR does (Hang et al., ICCV 2023).
+
+    With the signal-to-noise ratio `SNR = a / (1 - a)`, the weight is `min(SNR, gamma) / SNR` for a model that predicts
+    the noise, and `min(SNR, gamma) / (SNR + 1)` for one that predicts v (diffusers' scripts have the same).
+
+    Args:
+        alphas_cumprod: [T], the signal power `a` at each timestep.
+        timesteps: [b].
+
+    Returns:
+        [b].
+    """
+    signal = alphas_cumprod[timesteps]
+    ratio = signal / (1 - signal)
+    return torch.clamp(ratio, max=gamma) / (ratio + 1 if v_prediction else ratio)
