@@ -24,7 +24,7 @@ MERGED_CONCEPTS = 16
 # Exponents of the square root of ten: where a walk starts, and where the grid ends.
 START = {"adam": -4, "gradient": 0, "loraclr": -4}
 BOUNDS = {"adam": (-7, 0), "gradient": (-3, 5), "loraclr": (-9, -1)}
-STRENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18)
+STRENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09, 0.06)
 DIVERGED = -1.0
 
 
@@ -91,7 +91,8 @@ class Tuning:
 
         def strengths() -> dict:
             trials = [[strength, merged(strength=strength)] for strength in STRENGTHS]
-            return {"strength": max(trials, key=lambda trial: trial[1])[0], "trials": trials}
+            best = max(trials, key=lambda trial: trial[1])[0]
+            return {"strength": best, "at_bound": best in (STRENGTHS[0], STRENGTHS[-1]), "trials": trials}
 
         def with_step_size(step_size: float) -> FusionSettings:
             return replace(system.settings, step_size=step_size)
