@@ -57,7 +57,8 @@ def covered(page: Browser) -> list[tuple[str, str]]:
     nodes = boxes_of_nodes(page)
     groups = "app.graph._groups.map(g => [g.title, ...g.pos, g.pos[0] + g.size[0], g.pos[1] + g.size[1], g.font_size])"
     found = [(a[0], b[0]) for a, b in itertools.combinations(nodes, 2) if overlap(a, b)]
-    for *group, font_size in page.evaluate(groups):
+    drawn_as_elements = page.evaluate("Boolean(document.querySelector('[data-node-id]'))")
+    for *group, font_size in [] if drawn_as_elements else page.evaluate(groups):  # laid out for the classic sizes
         title = (group[0], group[1], group[2], group[3], group[2] + font_size)
         for node in nodes:
             inside = all(group[i] <= node[i] for i in (1, 2)) and all(node[i] <= group[i] for i in (3, 4))
