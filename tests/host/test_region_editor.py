@@ -118,7 +118,7 @@ def test_regions_of_a_mask_or_of_linked_edges_are_locked(editor):
 
 def test_an_image_behind_the_boxes_is_not_saved_with_the_graph(page, host):
     page.evaluate(BUILD)
-    page.wait_for(f"document.querySelector('{CANVAS}')")
+    page.wait_for("document.querySelector('.seqlora-regions input[type=file]')")
     before = page.evaluate(SAVED)
     file = page.call("Runtime.evaluate", expression="document.querySelector('.seqlora-regions input[type=file]')")
     page.call(
