@@ -63,12 +63,12 @@ def latent_masks(
     if masks and len(masks) != len(images):
         raise UserError(f"There are {len(masks)} masks for {len(images)} images: connect one mask per image, or none.")
     made: list[Tensor | None] = []
-    part = "its image" if frame.bucket_multiple else "the middle square of its image"
+    problem = "is empty" if frame.bucket_multiple else "is empty in the middle square of its image"
     for number, (image, alpha) in enumerate(zip(images, alphas, strict=True), 1):
         mask = latent_mask(masks[number - 1], image.size, frame) if masks else None
         if mask is not None and not (mask > 0).any():
             raise UserError(
-                f"Mask {number} of {len(masks)} is empty in {part}, so nothing of that image "
+                f"Mask {number} of {len(masks)} {problem}, so nothing of that image "
                 "would count: paint the subject into the mask, or disconnect the masks."
             )
         if alpha is not None:

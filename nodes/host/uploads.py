@@ -6,6 +6,7 @@ from pathlib import Path
 
 import folder_paths
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ...seqlora_core.bank import Bank
 from ...seqlora_core.bank.embedding_file import is_embedding
@@ -18,6 +19,8 @@ from ...seqlora_core.errors import UserError
 MAX_BYTES = 2**30  # of one upload: a LoRA of SD1.5 has up to some hundred MB
 MAX_FILES = 2  # a LoRA and its learned word
 _CHUNK = 2**18  # bytes
+# What aiohttp raises on a body that is no multipart, or ends early.
+_BROKEN = (HttpProcessingError, ValueError, AssertionError, RuntimeError, LookupError, EOFError, ConnectionError)
 
 
 class TooLarge(Exception):
@@ -42,8 +45,10 @@ async def receive(request: web.BaseRequest, folder: Path) -> list[Path]:
         raise TooLarge
     try:
         return await _write_parts(request, folder)
-    except (ValueError, AssertionError, OSError) as error:  # what aiohttp raises on a body that is no multipart
+    except _BROKEN as error:
         raise UserError("The upload was cut off or cannot be read: drop the file again.") from error
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: free some space there, or let ComfyUI write there.") from error
 
 
 async def _write_parts(request: web.BaseRequest, folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ Version 1 had "config" in place of "settings" and "requested", and what is in "p
 
 import dataclasses
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from .spec import ConceptSpec
 
 FORMAT = "seqlora-bank"
 VERSION = 3
+_HALF_CHARACTER = re.compile(rb"\\u[dD]")
 MAX_BYTES = 64 * 2**20  # of bank.json, which takes about 15 kB per concept
 
 
@@ -92,7 +94,8 @@ class Concept(ConceptSpec):
 
     def as_dict(self) -> dict:
         """JSON-ready values."""
-        return dataclasses.asdict(self)
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return {**values, "provenance": dataclasses.asdict(self.provenance)}  # asdict copies curves number by number
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "Concept":
@@ -145,21 +148,19 @@ class Manifest:
         return next((concept for concept in same if concept.name == name.strip()), same[0] if same else None)
 
     def to_json(self) -> str:
-        """The text of `bank.json`."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "id": self.id,
-                "generation": self.generation,
-                "base": dataclasses.asdict(self.base),
-                "text_encoder": self.text_encoder,
-                "layers": {name: shape._asdict() for name, shape in self.layers.items()},
-                "concepts": [concept.as_dict() for concept in self.concepts],
-            },
-            indent=1,
-            ensure_ascii=False,
-        )
+        """The text of `bank.json`, with one line per concept: numbers on lines of their own take many times as long."""
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "id": self.id,
+            "generation": self.generation,
+            "base": dataclasses.asdict(self.base),
+            "text_encoder": self.text_encoder,
+            "layers": {name: shape._asdict() for name, shape in self.layers.items()},
+        }
+        head = json.dumps(document, indent=1, ensure_ascii=False).removesuffix("\n}")
+        rows = ",\n".join(f"  {json.dumps(concept.as_dict(), ensure_ascii=False)}" for concept in self.concepts)
+        return f'{head},\n "concepts": [\n{rows}\n ]\n}}'
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Manifest":
@@ -180,7 +181,7 @@ class Manifest:
             if version == 1:
                 document["concepts"] = [concept_from_version_1(values) for values in document["concepts"]]
             check_document(document)
-            if "\\ud" in str(text).lower():  # half characters could not be written again
+            if _HALF_CHARACTER.search(text if isinstance(text, bytes) else text.encode()):  # could not be written again
                 json.dumps(document, ensure_ascii=False).encode()
             concepts = tuple(Concept.from_dict(values) for values in document["concepts"])
             check_unique(concepts)

@@ -45,6 +45,7 @@ from seqlora_core.training.config import ResolvedConfig, TrainingConfig  # noqa:
 from seqlora_core.training.methods import resolve  # noqa: E402
 from seqlora_core.training.minibatches import draw_minibatches  # noqa: E402
 from seqlora_core.training.plan import make_plan  # noqa: E402
+from seqlora_core.training.progress import loss_curve  # noqa: E402
 from seqlora_core.training.trainer import train_concept  # noqa: E402
 from tests.benchmarks.filled_bank import fill  # noqa: E402
 
@@ -352,7 +353,8 @@ def _banks(setting: Setting) -> Iterator[tuple[str, Action]]:
 def _repeated(bank: Bank, count: int) -> Manifest:
     """The manifest of a bank with so many concepts, of which there are no files."""
     config = _config(Setting("cpu", True, 64), "float32")
-    curve = {"loss_curve": [0.12345 + i / 999 for i in range(100)], "word_loss_curve": [i / 777 for i in range(100)]}
+    losses = loss_curve([0.12345 + i / 999 for i in range(100)])
+    curve = {"loss_curve": losses, "word_loss_curve": losses}
     one = replace(bank.concepts[0], settings=config.as_dict(), requested=config.as_dict(), metrics=curve)
     concepts = [
         replace(one, id=f"{i:032x}", name=f"concept {i}", token=f"sks{i}", file=f"concepts/concept-{i}.safetensors")

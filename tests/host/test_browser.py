@@ -57,7 +57,8 @@ def covered(page: Browser) -> list[tuple[str, str]]:
     nodes = boxes_of_nodes(page)
     groups = "app.graph._groups.map(g => [g.title, ...g.pos, g.pos[0] + g.size[0], g.pos[1] + g.size[1], g.font_size])"
     found = [(a[0], b[0]) for a, b in itertools.combinations(nodes, 2) if overlap(a, b)]
-    for *group, font_size in page.evaluate(groups):
+    drawn_as_elements = page.evaluate("Boolean(document.querySelector('[data-node-id]'))")
+    for *group, font_size in [] if drawn_as_elements else page.evaluate(groups):  # laid out for the classic sizes
         title = (group[0], group[1], group[2], group[3], group[2] + font_size)
         for node in nodes:
             inside = all(group[i] <= node[i] for i in (1, 2)) and all(node[i] <= group[i] for i in (3, 4))
@@ -118,7 +119,8 @@ def elements(page, request):
 def test_a_workflow_runs_from_the_browser_and_covers_nothing(page, host, pictures, elements, name):
     """In the order of the names, so that the later ones find the bank that an earlier one filled."""
     open_template(page, name)
-    show_nodes(page)
+    if name.endswith(".app") and has_apps(page):
+        show_nodes(page)
     own = {"bank_name": f"{'elements' if elements else 'canvas'}-{'one' if name == '1-train-one' else 'three'}"}
     small = {**SMALLEST, "SeqLoRATrainConcept": {**SMALLEST["SeqLoRATrainConcept"], **own}, "SeqLoRABankLoader": own}
     page.evaluate(
@@ -139,26 +141,31 @@ def test_a_workflow_runs_from_the_browser_and_covers_nothing(page, host, picture
     assert covered(page) == []
 
 
+def has_apps(page: Browser) -> bool:
+    """Whether the page can show a workflow as an App, which front ends of 2025 cannot."""
+    return int(page.evaluate("window.__COMFYUI_FRONTEND_VERSION__.split('.')[1]")) >= 45
+
+
 def shows_form(page: Browser) -> bool:
-    """Whether the page shows the open workflow as an App, which front ends of 2025 cannot."""
+    """Whether the page shows the open workflow as an App."""
     workflow = "app.extensionManager.workflow?.activeWorkflow"
     return page.evaluate(f"({workflow}?.activeMode ?? {workflow}?.initialMode) === 'app'")
 
 
 def show_nodes(page: Browser) -> None:
     """Leave the form of an App for its nodes."""
-    if shows_form(page):
-        page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
-        wait_until(lambda: not shows_form(page), "the form stayed")
+    wait_until(lambda: shows_form(page), "no form came")
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    wait_until(lambda: not shows_form(page), "the form stayed")
 
 
 def test_the_app_is_a_form_with_its_settings_and_the_image(page, host, pictures):
     make_bank(host, "pets", 1)
     name = NAMES[-1]
-    open_template(page, name)
-    if not shows_form(page):
+    if not has_apps(page):
         pytest.skip("this front end has no Apps")
-    page.errors.clear()
+    open_template(page, name)
+    page.errors.clear()  # a host without its package of templates misses some files of its own
     asked = [node["label"] for each in read(name)["nodes"] for node in each["inputs"] if "label" in node]
     labels = "[...document.querySelectorAll('[data-testid=builder-widget-label]')].map(e => e.textContent.trim())"
     page.wait_for(f"{labels}.length >= {len(asked)}")
@@ -172,7 +179,7 @@ def test_no_text_or_footer_of_a_template_covers_another_node_in_nodes_2(page, ho
     """With long texts, and with the lists of concepts."""
     draw_nodes_as_elements(page, True)
     for name in NAMES:
-        page.evaluate(f"app.loadGraphData({json.dumps(read(name))})")
+        page.evaluate(f"app.loadGraphData({json.dumps({**read(name), 'extra': {}})})")  # an App as nodes, too
         page.wait_for(f"document.querySelectorAll('[data-node-id]').length === {len(read(name)['nodes'])}")
         page.evaluate(
             f"{GRAPH}.filter(node => node.type.startsWith('SeqLoRA')).forEach(node =>"

@@ -12,6 +12,7 @@ CANVAS, BOX = ".seqlora-canvas", ".seqlora-box"
 REGIONS = f"{GRAPH}.filter(node => node.type === 'SeqLoRARegion')"
 BOXES = f"{REGIONS}.map(node => {list(EDGES)}.map(edge => node.widgets.find(widget => widget.name === edge).value))"
 SIZE = f"(r => [r.width, r.height])(document.querySelector({CANVAS!r}).getBoundingClientRect())"
+SAVED = "JSON.stringify(app.graph.serialize().nodes.map(node => [node.type, node.properties, node.widgets_values]))"
 BUILD = """{
     [...app.graph._nodes].forEach(node => app.graph.remove(node));
     const types = { compose: 'SeqLoRAComposeRegions', sampler: 'KSampler', empty: 'EmptyLatentImage' };
@@ -117,14 +118,14 @@ def test_regions_of_a_mask_or_of_linked_edges_are_locked(editor):
 
 def test_an_image_behind_the_boxes_is_not_saved_with_the_graph(page, host):
     page.evaluate(BUILD)
-    page.wait_for(f"document.querySelector('{CANVAS}')")
-    before = page.evaluate("JSON.stringify(app.graph.serialize())")
+    page.wait_for("document.querySelector('.seqlora-regions input[type=file]')")
+    before = page.evaluate(SAVED)
     file = page.call("Runtime.evaluate", expression="document.querySelector('.seqlora-regions input[type=file]')")
     page.call(
         "DOM.setFileInputFiles", objectId=file["result"]["objectId"], files=[str(host.folder / "input" / "dog.jpg")]
     )
     page.wait_for(f"document.querySelector('{CANVAS} img').naturalWidth")
-    assert page.evaluate("JSON.stringify(app.graph.serialize())") == before
+    assert page.evaluate(SAVED) == before
 
 
 def test_regions_inside_a_subgraph_are_shown_and_stay_chained(page, host):

