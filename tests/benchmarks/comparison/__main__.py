@@ -110,7 +110,9 @@ class Comparison:
             single = alone(run, learned)
             history = after(run, learned) if system.in_order else {}
             seconds = [concept.metrics["seconds"] for concept in learned]
-            scores = {"final": final(system, run, learned), "alone": single, "after": history}
+            together = final(system, run, learned)
+            single = together if system.merge == "words alone" else single  # no concept is there to be left out
+            scores = {"final": together, "alone": single, "after": history}
             cost = costs(system, run, learned)
             pictures = f"{run.folder.name}/pictures/{final_sheet(system, learned)}"
             costs_of = {"training_seconds": seconds, "merge": cost}

@@ -1,11 +1,11 @@
 """The figures: how scores change as the bank grows, and what concepts look like in the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-SIDE, LABEL = 64, 330
+SIDE, LABEL, HEAD = 64, 330, 30  # px
 
 
 def draw_growth(growth: Mapping[str, Mapping[int, float]], folder: Path) -> None:
@@ -34,19 +34,24 @@ def draw_growth(growth: Mapping[str, Mapping[int, float]], folder: Path) -> None
     pyplot.close(figure)
 
 
-def draw_grid(rows: Mapping[str, Path], concepts: Sequence[str], path: Path) -> None:
-    """Draw one image per concept and system.
+def draw_grid(rows: Mapping[str, Path], concepts: Mapping[str, Image.Image], path: Path) -> None:
+    """Draw one image per concept and system, below a reference image of each concept.
 
     Args:
         rows: the folder of each system's images.
-        concepts: the names of their files.
+        concepts: a reference image by the names of the files in these folders.
     """
-    sheet = Image.new("RGB", (LABEL + len(concepts) * SIDE, len(rows) * SIDE), "white")
+    sheet = Image.new("RGB", (LABEL + len(concepts) * SIDE, HEAD + (1 + len(rows)) * SIDE), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, (name, folder) in enumerate(rows.items()):
-        pen.text((6, row * SIDE + SIDE // 2 - 6), name, fill="black")
-        for column, concept in enumerate(concepts):
-            with Image.open(folder / f"{concept}.png") as picture:
-                enlarged = picture.convert("RGB").resize((SIDE - 2, SIDE - 2), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (LABEL + column * SIDE, row * SIDE))
-    sheet.save(path, optimize=True)
+    for row, name in enumerate(("reference image", *rows)):
+        pen.text((6, HEAD + row * SIDE + SIDE // 2 - 6), name, fill="black")
+    for column, (name, reference) in enumerate(concepts.items()):
+        left = LABEL + column * SIDE
+        pen.multiline_text((left, 2), name.replace("-", "\n"), fill="black", spacing=1)
+        pictures = [reference]
+        for folder in rows.values():
+            with Image.open(folder / f"{name}.png") as picture:
+                pictures.append(picture.convert("RGB"))
+        for row, picture in enumerate(pictures):
+            sheet.paste(picture.resize((SIDE - 2, SIDE - 2), Image.Resampling.NEAREST), (left, HEAD + row * SIDE))
+    sheet.quantize(256).save(path, optimize=True)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from seqlora_core.bank.names import slug
+from seqlora_core.mini import mini_concepts
+
 from .figures import draw_grid, draw_growth
 from .recipes import ABLATION, DEFAULTS, SYSTEMS
 from .runs import read_json
@@ -69,8 +72,9 @@ def write_tables(out: Path, folder: Path) -> None:
     draw_growth(_growth(results), folder)
     pictures = _pictures(results, out)
     if pictures:
-        concepts = sorted(path.stem for path in next(iter(pictures.values())).glob("*.png"))
-        draw_grid(pictures, concepts[:SHOWN], folder / "grid.png")
+        drawn = {path.stem for path in next(iter(pictures.values())).glob("*.png")}
+        concepts = {slug(own.name): own.references[0] for own in mini_concepts() if slug(own.name) in drawn}
+        draw_grid(pictures, dict(list(concepts.items())[:SHOWN]), folder / "grid.png")
 
 
 def main_table(results: Results) -> Table:
