@@ -45,17 +45,17 @@ def test_its_values_are_used_instead_of_the_node_s_and_are_named(host):
 
 
 def test_previews_have_the_prompt_and_seed_that_are_set_and_change_nothing(host):
-    changes = {"bank_name": "previewed", "steps": 2, "token_vectors": 0, "settings": ["settings", 0]}
+    changes = {"concept_name": "dog", "steps": 2, "token_vectors": 0, "settings": ["settings", 0]}
     seen = []
     for own in ({}, {"preview_seed": 7}, {"preview_prompt": "a sksdog in snow"}, {"preview_seed": 7}):
         nodes = {**loader(), **settings(preview_every=2, **own)}
-        changes["concept_name"] = f"dog {len(seen)}"
+        changes["bank_name"] = f"previewed {len(seen)}"  # previews show earlier concepts, too
         pictures = host.previews({**nodes, **training("dog", **changes)})
         assert len(pictures) == 2  # of steps 0 and 2
         seen.append(pictures[0][1])  # before the first step, what the model draws
     assert seen[1] == seen[3]
     assert len(set(seen)) == 3
-    again = {**loader(), **settings(preview_every=0), **training("dog", **{**changes, "concept_name": "dog 1"})}
+    again = {**loader(), **settings(preview_every=0), **training("dog", **changes)}
     assert "nothing was trained" in text(host.run(again), "train-dog")
 
 
