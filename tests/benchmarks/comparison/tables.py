@@ -63,6 +63,7 @@ def write_tables(out: Path, folder: Path) -> None:
         "several": several_table(results),
         "tuning": tuning_table(out),
     }
+    tables = {name: table for name, table in tables.items() if table.rows}
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
