@@ -160,8 +160,13 @@ def wait_until(condition, complaint: str) -> None:
 
 
 def own_errors(page: Browser, host: Host) -> list[str]:
-    """Without those of addresses elsewhere: the front end asks for news, and a machine may be offline."""
-    return [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
+    """Without those of addresses elsewhere, and of the front end's own files that a host may lack.
+
+    The front end asks for news, and a machine may be offline.
+    """
+    ours = [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
+    lacking = tuple(f":{host.port}/{folder}/" for folder in ("templates", "api/userdata"))
+    return [error for error in ours if not ("404" in error and any(address in error for address in lacking))]
 
 
 def draw_nodes_as_elements(page: Browser, on: bool) -> None:
