@@ -29,7 +29,6 @@ from ..seqlora_core.training.plan import (
     next_version,
     trained_subject,
 )
-from ..seqlora_core.training.trainer import train_concept
 from .bank import BankType
 from .cache_keys import values_fingerprint
 from .host import CLIP, VAE, ModelPatcher, console, encoders, folders, interface, runs
@@ -152,6 +151,8 @@ def _train(
         )
     check_texts(clip, prompts[0][0])
     denoiser, text_encoder = host_model.HostDenoiser(model), HostTextEncoder(clip, model)
+    from ..seqlora_core.training.trainer import train_concept  # only now: ComfyUI starts sooner
+
     with ExitStack() as in_memory:
 
         def encode(protected: Sequence[str], words: Words) -> EncodedConcept:

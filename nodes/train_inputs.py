@@ -12,7 +12,7 @@ from ..seqlora_core.bank.spec import ConceptSpec
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.model.sd15 import SD15
 from ..seqlora_core.training.config import STEPS_BY_IMAGES, TOKEN_VECTORS, TrainingConfig
-from ..seqlora_core.training.trainer import RunOptions
+from ..seqlora_core.training.run_options import RunOptions
 from .bank import BankType
 from .host import folders
 from .image_tensors import LARGEST_RESOLUTION
