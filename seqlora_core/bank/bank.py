@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
@@ -20,34 +18,12 @@ from ..hashing import sha256
 from ..model.adapters import Adapter
 from ..model.architecture import BaseIdentity
 from ..model.sd15 import LayerShape
-from . import embedding_file, lora_file, names
+from . import concept_files, names
 from . import folder as bank_files
-from .manifest import Concept, Manifest, Provenance
+from .concept_files import Contents
+from .manifest import Concept, Manifest
+from .new_concept import NewConcept
 from .spec import ConceptSpec
-
-_THUMBNAIL_SIZE = 256
-
-
-@dataclass(frozen=True)
-class NewConcept(ConceptSpec):
-    """A concept on its way into a bank (attributes as `Concept`'s).
-
-    Attributes:
-        adapters: by canonical layer name.
-        word: the vectors [k, w] of its learned word; None for a concept that is called by its token and class word.
-        text_encoder: fingerprint of the text encoder that the word belongs to; empty if that is not known.
-    """
-
-    rank: int
-    method: str
-    adapters: Mapping[str, Adapter]
-    provenance: Provenance = field(default_factory=Provenance)
-    settings: dict = field(default_factory=dict)
-    requested: dict = field(default_factory=dict)
-    metrics: dict = field(default_factory=dict)
-    thumbnail: Image.Image | None = None
-    word: Tensor | None = None
-    text_encoder: str = ""
 
 
 class Bank:
@@ -220,7 +196,7 @@ class Bank:
             if concepts is None:
                 self.manifest = newest
                 concepts = self.concepts
-            return {concept.name: self._load_one(concept, newest) for concept in concepts}
+            return {concept.name: concept_files.load_adapters(self.folder, concept, newest) for concept in concepts}
 
     def load_intact(self, without: str | None = None) -> tuple[dict[str, dict[str, Adapter]], list[str]]:
         """As `load`, of the newest manifest's concepts, without those that cannot be loaded.
@@ -239,7 +215,7 @@ class Bank:
                 if concept is left_out:
                     continue
                 try:
-                    loaded[concept.name] = self._load_one(concept, newest)
+                    loaded[concept.name] = concept_files.load_adapters(self.folder, concept, newest)
                 except UserError as error:
                     problems.append(str(error))
         return loaded, problems
@@ -263,45 +239,18 @@ class Bank:
             for concept in concepts:
                 if concept.embedding:
                     try:
-                        words[concept.token] = self._load_word(concept, newest)
+                        words[concept.token] = concept_files.load_word(self.folder, concept, newest)
                     except UserError as error:
                         if problems is None:
                             raise
                         problems.append(str(error))
         return words
 
-    def _load_word(self, concept: Concept, newest: Manifest) -> Tensor:
-        current = next((other for other in newest.concepts if other.id == concept.id), concept)
-        content = bank_files.read_embedding_file(self.folder, current)
-        path = self.folder / PurePosixPath(current.embedding)
-        if sha256(content) != current.embedding_sha256:
-            raise UserError(f"The word of concept {concept.name!r} is damaged or was changed: {path}.")
-        return embedding_file.deserialize(content, str(path))[1]
-
     def read(self, concepts: Sequence[Concept]) -> Iterator[dict[str, Adapter]]:
         """As `load`, one concept after the other, so that a large bank need not be in memory at once."""
         with self._reading() as newest:
             for concept in concepts:
-                yield self._load_one(concept, newest)
-
-    def _load_one(self, concept: Concept, newest: Manifest) -> dict[str, Adapter]:
-        content = self._content(concept, newest)
-        path = self.folder / PurePosixPath(concept.file)
-        adapters = lora_file.deserialize(content, str(path))
-        for layer, adapter in adapters.items():
-            fits = self.manifest.layers.get(layer) == LayerShape(*adapter.widths)
-            if not fits or adapter.rank > concept.rank or layer in concept.layers_skipped:
-                raise UserError(f"The file of concept {concept.name!r} does not fit this bank's layer {layer}: {path}.")
-        return adapters
-
-    def _content(self, concept: Concept, newest: Manifest) -> bytes:
-        """The bytes of a concept's file, which may have another name than in our snapshot: it was renamed."""
-        current = next((other for other in newest.concepts if other.id == concept.id), concept)
-        content = bank_files.read_concept_file(self.folder, current, newest)
-        if sha256(content) != current.sha256:
-            path = self.folder / PurePosixPath(current.file)
-            raise UserError(f"The file of concept {concept.name!r} is damaged or was changed: {path}.")
-        return content
+                yield concept_files.load_adapters(self.folder, concept, newest)
 
     @contextmanager
     def _reading(self) -> Iterator[Manifest]:
@@ -323,8 +272,8 @@ class Bank:
         bank_files.check_outside_banks(target, [self.folder])
         concept = self.concept(name)
         with self._reading() as newest:
-            self._load_one(concept, newest)  # checks it
-            content = self._content(concept, newest)
+            concept_files.load_adapters(self.folder, concept, newest)  # checks it
+            content = concept_files.read_lora(self.folder, concept, newest)
         with _explaining(f"write {target}"):
             if not target.exists():
                 storage.write_atomically(target, content)
@@ -399,7 +348,7 @@ class Bank:
                 requested=new.requested,
                 metrics=new.metrics,
             )
-            contents = _Contents(new.adapters, _webp(new.thumbnail), new.word)
+            contents = Contents(new.adapters, concept_files.to_thumbnail(new.thumbnail), new.word)
             return self._publish_one(record, contents, old, lambda record: (*others, record), new.text_encoder)
 
     def remove(self, name: str) -> Concept:
@@ -437,16 +386,16 @@ class Bank:
             UserError: there is no such concept, or its files are damaged or cannot be written.
         """
         with self._changing():
-            return self._republish(self.concept(name), thumbnail=_webp(image))
+            return self._republish(self.concept(name), thumbnail=concept_files.to_thumbnail(image))
 
     def _republish(self, old: Concept, name: str | None = None, thumbnail: bytes | None = None) -> Concept:
         """Store a concept under another name or with another thumbnail; None leaves them."""
         if thumbnail is None:
             thumbnail = bank_files.read_thumbnail(self.folder, old)
-        word = self._load_word(old, self.manifest) if old.embedding else None
+        word = concept_files.load_word(self.folder, old, self.manifest) if old.embedding else None
         return self._publish_one(
             dataclasses.replace(old, name=old.name if name is None else name),
-            _Contents(self._load_one(old, self.manifest), thumbnail, word),
+            Contents(concept_files.load_adapters(self.folder, old, self.manifest), thumbnail, word),
             old,
             lambda new: tuple(new if other is old else other for other in self.concepts),
         )
@@ -461,18 +410,18 @@ class Bank:
     def _publish_one(
         self,
         record: Concept,
-        contents: "_Contents",
+        contents: Contents,
         old: Concept | None,
         concepts: Callable[[Concept], tuple[Concept, ...]],
         text_encoder: str = "",
     ) -> Concept:
         """Write a concept's files and the manifest that has it, in place of `old`; if that fails, take all back."""
-        record = self._with_files(record, contents)
+        record = concept_files.with_file_names(record, contents, self._taken_stems())
         with _explaining(f"store {record.name!r} in the bank {self.folder}"):
             involved = [record, old] if old is not None else [record]
             try:
                 bank_files.mark(self.folder, involved)
-                record = self._write_concept(record, contents)
+                record = concept_files.write(self.folder, record, contents, self.manifest)
                 self._publish(concepts(record), text_encoder)
             except BaseException:
                 if self._is_unknown(record):
@@ -488,54 +437,15 @@ class Bank:
         except UserError:
             return False
 
-    def _with_files(self, record: Concept, contents: "_Contents") -> Concept:
-        """The record with names of files that no other file has."""
+    def _taken_stems(self) -> set[str]:
+        """Names of files that a concept has, or one that is gone: Windows keeps a file that somebody has open."""
         taken = {PurePosixPath(concept.file).stem for concept in self.concepts}
-        # Of concepts that are gone, too: Windows keeps a file as long as somebody has it open.
-        taken |= {path.stem for path in storage.entries(self.folder / "concepts")}
-        slug = names.slug(record.name, taken)
-        return dataclasses.replace(
-            record,
-            file=f"concepts/{slug}.safetensors",
-            thumbnail=f"thumbnails/{slug}.webp" if contents.thumbnail else "",
-            embedding=f"embeddings/{slug}.safetensors" if contents.word is not None else "",
-        )
-
-    def _write_concept(self, record: Concept, contents: "_Contents") -> Concept:
-        """Write a concept's files; until `_publish` nobody knows of them."""
-        if contents.word is not None:
-            word = embedding_file.serialize(record.token, contents.word)
-            embedding_file.deserialize(word, f"The word of concept {record.name!r}")
-            bank_files.write_file(self.folder, record.embedding, word)
-            record = dataclasses.replace(record, embedding_sha256=sha256(word))
-        described = {key: value for key, value in record.as_dict().items() if key != "sha256"}
-        header = lora_file.metadata(
-            title=record.name,
-            trigger=record.subject,
-            base_name=self.manifest.base.name,
-            rank=record.rank,
-            extra={"bank": self.manifest.id, "concept": described},
-        )
-        content = lora_file.serialize(contents.adapters, header)
-        lora_file.deserialize(content, f"Concept {record.name!r}")  # nothing is stored that could not be loaded
-        bank_files.write_file(self.folder, record.file, content)
-        if contents.thumbnail:
-            bank_files.write_file(self.folder, record.thumbnail, contents.thumbnail)
-        return dataclasses.replace(record, sha256=sha256(content))
+        return taken | {path.stem for path in storage.entries(self.folder / "concepts")}
 
     def _publish(self, concepts: tuple[Concept, ...], text_encoder: str = "") -> None:
         manifest = self.manifest.with_concepts(concepts, text_encoder)
         bank_files.write_manifest(self.folder, manifest)
         self.manifest = manifest
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What a concept's files hold."""
-
-    adapters: Mapping[str, Adapter]
-    thumbnail: bytes = b""
-    word: Tensor | None = None
 
 
 @contextmanager
@@ -553,13 +463,3 @@ def _explaining(action: str) -> Iterator[None]:
 
 def _refuse_while_training() -> None:
     raise UserError("A training run is using this bank: rename the concept when it has finished.")
-
-
-def _webp(image: Image.Image | None) -> bytes:
-    if image is None:
-        return b""
-    small = image.convert("RGB")
-    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=85)
-    return buffer.getvalue()
