@@ -26,7 +26,9 @@ from ..model.sampling import ddim
 from ..randomness import named_generator
 from .distributed import Processes
 
-STEPS = 8  # forward passes per image
+# Forward passes per image.  With 4, the first four directions of a layer overlap with those of 8 by 0.97 (the median on
+# the small base); with other noise, those of 8 overlap by 0.88.
+STEPS = 4
 # If only layers of the text are adapted: latents (latent px) that a UNet can halve three times, and as many per batch
 # as have half the area of a 512 px image.
 SMALL, MANY = (8, 8), 32
