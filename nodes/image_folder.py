@@ -5,9 +5,9 @@ from math import gcd
 from comfy_api.latest import io
 
 from ..seqlora_core.data.listing import counted
-from ..seqlora_core.data.reference_folder import read_folder
+from ..seqlora_core.data.reference_folder import NO_ALPHA, read_folder
 from .host import folders, interface
-from .image_tensors import LARGEST_RESOLUTION, to_image
+from .image_tensors import LARGEST_RESOLUTION, to_image, to_mask
 
 
 class LoadImageFolder(io.ComfyNode):
@@ -39,6 +39,13 @@ class LoadImageFolder(io.ComfyNode):
                     display_name="captions",
                     tooltip="The images' captions, one line per image; empty if any is missing.",
                 ),
+                io.Mask.Output(
+                    "masks",
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="One mask per image, 1 where it is transparent. For SeqLoRA Train Concept, put Invert Mask "
+                    "in between.",
+                ),
             ],
         )
 
@@ -58,15 +65,23 @@ class LoadImageFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         # The host keeps outputs in memory, four bytes per value: full-size camera images would take gigabytes.
-        references = read_folder(folders.image_folder(folder), "", LARGEST_RESOLUTION)
+        references = read_folder(folders.image_folder(folder), "", LARGEST_RESOLUTION, alpha=True)
         found = sum(bool(reference.caption) for reference in references)
-        text = [f"{counted(len(references), 'image')}, {counted(found, 'caption')}", *references.notes]
+        text = [f"{counted(len(references), 'image')}, {counted(found, 'caption')}"]
+        text += [note for note in references.notes if note != NO_ALPHA]
         if 0 < found < len(references):
             text.append("The output captions is empty, since it needs one for every image.")
+        alphas = [reference.alpha for reference in references if reference.alpha is not None]
+        if transparent := sum(alpha.getextrema()[0] < 255 for alpha in alphas):
+            text.append(
+                f"{counted(transparent, 'image')} with transparent areas, which become white. To train on the rest "
+                "only, connect the output masks to Invert Mask, and that to the input masks of SeqLoRA Train Concept."
+            )
         common = gcd(*(reference.repeats for reference in references))
-        images, captions = [], []
+        images, captions, masks = [], [], []
         for reference in references:  # an image with repeats is in the list that many times; its memory is shared
             images += [to_image(reference.image)] * (reference.repeats // common)
             captions += [" ".join(reference.caption.split())] * (reference.repeats // common)
+            masks += [to_mask(reference.alpha)] * (reference.repeats // common)
         lines = "\n".join(captions) if all(captions) else ""
-        return io.NodeOutput(images, lines, ui=interface.node_text(cls, "\n".join(text)))
+        return io.NodeOutput(images, lines, masks, ui=interface.node_text(cls, "\n".join(text)))

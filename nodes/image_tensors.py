@@ -30,6 +30,16 @@ def to_image(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).float()[None] / 255
 
 
+def to_mask(alpha: Image.Image | None) -> Tensor:
+    """An alpha channel as MASK [1, H, W], 1 where it is transparent; [1, 64, 64] zeros for None.
+
+    As from the host's own Load Image.
+    """
+    if alpha is None:
+        return torch.zeros(1, 64, 64)
+    return 1 - torch.from_numpy(np.array(alpha)).float()[None] / 255
+
+
 def latent_mask(mask: Tensor, size: tuple[int, int], frame: Frame) -> Tensor:
     """Turn the MASK [H, W] of an image into the mask [1, h, w] of its latents.
 

@@ -15,6 +15,7 @@ from ..seqlora_core.data.dataset import EncodedConcept
 from ..seqlora_core.data.hold_out import check_hold_out, split_held_out
 from ..seqlora_core.data.listing import counted
 from ..seqlora_core.data.prompts import describe_cut_prompts, prefixed
+from ..seqlora_core.data.reference_folder import NO_ALPHA
 from ..seqlora_core.data.words import Words, named_words
 from ..seqlora_core.errors import UserError
 from ..seqlora_core.hashing import images_fingerprint
@@ -33,7 +34,7 @@ from .bank import BankType
 from .cache_keys import values_fingerprint
 from .host import CLIP, VAE, ModelPatcher, console, encoders, folders, interface, runs
 from .host import model as host_model
-from .host.prompt import model_file
+from .host.prompt import model_file, origin_class
 from .host.text_encoder import HostTextEncoder
 from .host.texts import check_texts, count_tokens
 from .host.words import knowing_words, known_words
@@ -98,6 +99,7 @@ class TrainConcept(io.ComfyNode):
         host_model.check_model(model)
         host_model.check_no_concepts_attached(model)
         encoders.check_encoders(clip, vae)
+        _check_masks(cls)
         monitor = interface.NodeMonitor(cls.hidden.unique_id, model, runs.start(cls, inputs.concept_name))
         with host_model.outside_inference_mode(), monitor.watching():
             monitor.stage("checking the images and models")  # the node still shows the result of the run before
@@ -105,6 +107,15 @@ class TrainConcept(io.ComfyNode):
             knowing = knowing_words(clip, bank.words([concept]))
             notes = [*_describe_data(inputs, sum(map(len, batches)), knowing), *monitor.messages]
             return _outputs(cls, model, knowing, bank, concept, outcome, notes)
+
+
+def _check_masks(node: type[TrainConcept]) -> None:
+    """Raises UserError for masks that are 1 on the background, as Load Image Folder's are."""
+    if origin_class(node, "masks") == "SeqLoRALoadImageFolder":
+        raise UserError(
+            "The masks of Load Image Folder are 1 where an image is transparent, so only the background would count: "
+            "put Invert Mask between its output masks and the input masks."
+        )
 
 
 def _train(
@@ -182,7 +193,7 @@ def _latent_masks(
     """The mask of every image, from the input masks and from alpha channels."""
     alphas = to_alphas(batches) if config.alpha_masks else [None] * len(images)
     if config.alpha_masks and not any(alphas):
-        monitor.message("No image has an alpha channel, so alpha_masks changes nothing.")
+        monitor.message(f"{NO_ALPHA} Load Image Folder has those of its images on its output masks.")
     return encoders.latent_masks(masks, alphas, images, encoders.frame_of(config))
 
 

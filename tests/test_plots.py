@@ -46,6 +46,16 @@ def test_a_falling_loss_is_drawn_from_the_upper_left_to_the_lower_right():
     assert y[x == x.max()].max() > height * 3 / 4
 
 
+def test_the_loss_of_held_out_images_is_a_line_of_its_own_with_a_legend():
+    losses, held_out = [1.0, 0.6, 0.3, 0.1], [1.0, 0.9, 0.8, 0.7]
+    without, both = (np.asarray(loss_curve(losses, "x", own), dtype=int) for own in ((), held_out))
+    orange = (both[:, :, 0] > 180) & (both[:, :, 2] < 100)
+    y, x = np.nonzero(orange)
+    assert x.max() - x.min() > both.shape[1] / 2 and y[x == x.max()].max() < both.shape[0] / 2
+    assert orange[:40].any()  # in the legend
+    assert not ((without[:, :, 0] > 180) & (without[:, :, 2] < 100)).any()
+
+
 def test_one_loss_is_drawn_too():
     assert loss_curve([0.5], "x", size=(320, 200)).size == (320, 200)
 

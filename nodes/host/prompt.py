@@ -17,3 +17,10 @@ def model_file(node: type[io.ComfyNode]) -> str:
         link = inputs.get("model")
         at = link[0] if isinstance(link, list) else None
     return _UNKNOWN_MODEL
+
+
+def origin_class(node: type[io.ComfyNode], name: str) -> str:
+    """The class of the node that is linked to an input of a running node; empty if none is."""
+    nodes = node.hidden.prompt or {}
+    link = nodes.get(node.hidden.unique_id, {}).get("inputs", {}).get(name)
+    return nodes.get(link[0], {}).get("class_type", "") if isinstance(link, list) else ""

@@ -13,6 +13,8 @@ from .images import decode_image, decode_with_alpha
 from .listing import Listing, counted, list_folder
 from .prompts import prefixed, template_prompts
 
+NO_ALPHA = "No image has an alpha channel, so alpha_masks changes nothing."
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -98,7 +100,7 @@ def read_folder(
         mask = None if mask is None else _scale(mask, shorter_side)
         references.append(Reference(_scale(image, shorter_side), prompts, str(file.path), caption, file.repeats, mask))
     if alpha and not any(reference.alpha for reference in references):
-        notes.append("No image has an alpha channel, so alpha_masks changes nothing.")
+        notes.append(NO_ALPHA)
     if len(references) == 1:
         notes.append("There is only one image, which the concept will learn as it is: 4 to 20 images work better.")
     return ReferenceFolder(tuple(references), tuple(notes))

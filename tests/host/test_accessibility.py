@@ -33,7 +33,8 @@ BUILD = """{
     loader.onExecuted({ text: ['a line'] });
     train.widgets.find(widget => widget.name === 'concept_name').value = 'owl';
     const detail = { node: String(train.id), workflow: String((app.rootGraph ?? app.graph).id), concept: 'owl',
-        state: 'running', status: 'step 2 of 9', points: [[1, 0.4], [2, 0.3]], steps: 9, previews: [] };
+        state: 'running', status: 'step 2 of 9', points: [[1, 0.4], [2, 0.3]], held_out: [[0, 0.5], [2, 0.4]],
+        steps: 9, previews: [] };
     comfyAPI.api.api.dispatchEvent(new CustomEvent('seqlora.progress', { detail })) }"""
 VIEWS = ("picker", "regions", "training", "browser", "text", "card")
 # Copies in front of everything: over the graph's canvas axe cannot tell what is behind a text.

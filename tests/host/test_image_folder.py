@@ -3,8 +3,12 @@
 import os
 
 import numpy as np
-from graphs import text
+import pytest
+from comfy_server import NodeError
+from graphs import loader, text, training
 from PIL import Image
+
+from seqlora_core.data.images import read_image
 
 
 def load(host, folder: str) -> dict:
@@ -47,3 +51,32 @@ def test_what_is_not_used_is_named_and_changes_are_seen(host):
     deep = np.full((64, 64, 3), (0, 255, 0), dtype=np.uint8)
     Image.fromarray(deep).save(folder / "5_sksdog dog" / "b.png")
     assert (0, 255, 0) in colors(host, host.run(load(host, "mixed")))
+
+
+def test_transparency_comes_out_as_masks_that_are_inverted_for_training(host):
+    folder = host.folder / "input" / "cut out"
+    folder.mkdir()
+    Image.new("RGB", (64, 96), "red").save(folder / "a.png")
+    cut_out = Image.new("RGBA", (64, 96), (0, 0, 255, 0))  # blue below what is transparent
+    cut_out.paste((0, 255, 0, 255), (0, 0, 64, 48))
+    cut_out.save(folder / "b.png")
+    nodes = load(host, "cut out")
+    nodes["gray"] = {"class_type": "MaskToImage", "inputs": {"mask": ["folder", 2]}}
+    nodes["save masks"] = {"class_type": "SaveImage", "inputs": {"images": ["gray", 0], "filename_prefix": "masks"}}
+    outputs = host.run(nodes)
+    assert "1 image with transparent areas" in text(outputs, "folder") and "alpha_masks" not in text(outputs, "folder")
+    opaque, masked = (
+        Image.open(host.folder / "output" / image["filename"]).convert("L") for image in outputs["save masks"]["images"]
+    )
+    assert opaque.getextrema() == (0, 0)
+    assert masked.size == (64, 96) and masked.crop((0, 0, 64, 48)).getextrema() == (0, 0)
+    assert masked.crop((0, 48, 64, 96)).getextrema() == (255, 255)
+    saved = Image.open(host.folder / "output" / outputs["save"]["images"][1]["filename"])
+    assert np.array_equal(saved, read_image(folder / "b.png")) and saved.getpixel((0, 95)) == (255, 255, 255)
+    nodes["invert"] = {"class_type": "InvertMask", "inputs": {"mask": ["folder", 2]}}
+    own = {"bank_name": "cut out", "images": ["folder", 0], "steps": 2, "token_vectors": 0}
+    assert "learned" in text(
+        host.run({**loader(), **nodes, **training("dog", **own, masks=["invert", 0])}), "train-dog"
+    )
+    with pytest.raises(NodeError, match="put Invert Mask between"):
+        host.run({**loader(), **nodes, **training("dog", **own, masks=["folder", 2])})

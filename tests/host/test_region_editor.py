@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from banks import make_bank
 from browser import GRAPH, draw_nodes_as_elements, own_errors
 
 pytestmark = pytest.mark.slow
 
 EDGES = ("left", "top", "right", "bottom")
 CANVAS, BOX = ".seqlora-canvas", ".seqlora-box"
+COLOURS = f"[...document.querySelectorAll('{BOX}')].map(e => e.style.getPropertyValue('--seqlora-colour'))"
 REGIONS = f"{GRAPH}.filter(node => node.type === 'SeqLoRARegion')"
 BOXES = f"{REGIONS}.map(node => {list(EDGES)}.map(edge => node.widgets.find(widget => widget.name === edge).value))"
 SIZE = f"(r => [r.width, r.height])(document.querySelector({CANVAS!r}).getBoundingClientRect())"
@@ -114,6 +116,36 @@ def test_regions_of_a_mask_or_of_linked_edges_are_locked(editor):
     )
     editor.wait_for("document.querySelectorAll('.seqlora-region .seqlora-warning').length === 2")
     assert editor.evaluate(f"document.querySelectorAll('{BOX}').length") == 0
+
+
+def test_regions_of_one_concept_share_a_colour_whatever_their_order(page, host):
+    make_bank(host, "picked", 4)
+    page.errors.clear()
+    page.evaluate(BUILD)
+    page.evaluate(
+        "{ const loader = LiteGraph.createNode('SeqLoRABankLoader'); app.graph.add(loader); loader.pos = [100, 1200];"
+        "loader.widgets[0].value = 'picked'; const compose = app.graph._nodes[0];"
+        "loader.connect(0, compose, compose.inputs.findIndex(input => input.name === 'bank')) }"
+    )
+    page.wait_for(f"document.querySelector('{CANVAS}')?.getBoundingClientRect().width")
+    for number in range(4):
+        page.click("button", "Add region", until=f"{REGIONS}.length > {number}")
+    assert len(set(page.evaluate(COLOURS))) == 1  # no concept, no colour of its own
+    texts = [("a sks0 in snow", ""), ("a house", ""), ("grass", "subject 1:0.5"), ("SKS0, photo", "")]
+    write = (
+        f"{REGIONS}.forEach((node, i) => ['prompt', 'concepts'].forEach((name, j) => {{"
+        "node.widgets.find(widget => widget.name === name).value = TEXTS[i][j] }))"
+    )
+    page.evaluate(write.replace("TEXTS", json.dumps(texts)))
+    page.wait_for(f"(c => c[0] === c[3] && new Set(c).size === 3)({COLOURS})")
+    colours = page.evaluate(COLOURS)
+    page.evaluate(write.replace("TEXTS", json.dumps(texts[::-1])))
+    page.wait_for(f"JSON.stringify({COLOURS}) === {json.dumps(json.dumps(colours[::-1], separators=(',', ':')))}")
+    swatches = "[...document.querySelectorAll('.seqlora-swatch')].map(e => getComputedStyle(e).backgroundColor)"
+    assert page.evaluate(swatches) == page.evaluate(
+        "[...document.querySelectorAll('.seqlora-box')].map(e => getComputedStyle(e).borderTopColor)"
+    )
+    assert own_errors(page, host) == []
 
 
 def test_an_image_behind_the_boxes_is_not_saved_with_the_graph(page, host):

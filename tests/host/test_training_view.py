@@ -12,6 +12,13 @@ from test_workflows import SMALLEST, read
 pytestmark = pytest.mark.slow
 
 VIEW = "document.querySelector('.seqlora-training')"
+CANVAS = f"{VIEW}.querySelector('canvas')"
+PIXELS = f"{CANVAS}.getContext('2d').getImageData(0, 0, {CANVAS}.width, {CANVAS}.height).data"
+# The line of the held-out images and its legend: there are pixels of its own orange.
+HELD_OUT = (
+    f"!{VIEW}.querySelector('.seqlora-legend').hidden && {CANVAS}.ariaLabel.includes('held-out images at step 5')"
+    f" && (data => data.some((red, i) => i % 4 === 0 && red > 180 && data[i + 2] < 60 && data[i + 3] > 200))({PIXELS})"
+)
 SMALL = {**SMALLEST, "SeqLoRATrainConcept": {"steps": 4, "resolution": 64, "preview_every": 2, "bank_name": "watched"}}
 
 
@@ -23,6 +30,11 @@ def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host
         f"{GRAPH}.forEach(node => Object.entries({json.dumps(SMALL)}[node.type] ?? {{}}).forEach("
         "([name, value]) => { node.widgets.find(widget => widget.name === name).value = value }));"
         "{ const other = LiteGraph.createNode('SeqLoRATrainConcept'); app.graph.add(other); other.mode = 2 }"  # muted
+        "{ const settings = LiteGraph.createNode('SeqLoRATrainingSettings'); app.graph.add(settings);"
+        " for (const [name, value] of [['hold_out', 1], ['preview_every', 2]])"
+        " settings.widgets.find(widget => widget.name === name).value = value;"
+        f" const train = {GRAPH}.find(node => node.type === 'SeqLoRATrainConcept');"
+        " settings.connect(0, train, train.inputs.findIndex(input => input.name === 'settings')) }"
     )
     hint = f"{VIEW}?.querySelector('.seqlora-hint').textContent"
     page.evaluate(f"window.seen = []; setInterval(() => seen.push({hint}), 50); app.queuePrompt(0)")
@@ -33,14 +45,14 @@ def test_losses_and_previews_appear_while_training_and_after_a_reload(page, host
     page.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
     seen = page.evaluate(f"{VIEW}.textContent")
     assert page.evaluate("document.querySelectorAll('.seqlora-training').length") == 1  # none on the other node
-    ink = f"{VIEW}.querySelector('canvas')"
-    page.wait_for(f"{ink}.getContext('2d').getImageData(0, 0, {ink}.width, {ink}.height).data.some(Boolean)")
+    page.wait_for(HELD_OUT)
     page.screenshot(host.folder / "trained.png")
     assert own_errors(page, host) == []
     page.call("Page.reload")
     page.wait_for(READY)
     page.wait_for(f"{VIEW}?.textContent === {seen!r}")
     page.wait_for(f"[...{VIEW}.querySelectorAll('img')].filter(image => image.naturalWidth).length >= 2")
+    page.wait_for(HELD_OUT)
 
 
 def test_a_second_tab_of_the_same_user_shows_the_run_and_on_no_other_node(page, host, pictures):
@@ -88,5 +100,6 @@ def test_progress_reaches_the_client_that_queued_and_the_route_has_all(host):
                 assert "seqlora.progress" not in str(other.recv())
     run = host.request("/seqlora/run?workflow=a+graph&node=train-dog")
     assert (run["state"], run["concept"], len(run["points"])) == ("done", "dog", run["steps"])
+    assert run["held_out"] == []  # none are held out
     assert host.request("/seqlora/run?workflow=another&node=train-dog") == {}
     assert host.request("/seqlora/run?workflow=&node=train-dog") == {}

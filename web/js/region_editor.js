@@ -1,15 +1,16 @@
 // Regions drawn on the canvas of Compose Regions.  The Region nodes' plain widgets keep the values; this writes them.
+import { banksVersion, connectedBank, readBank } from "./banks.js";
 import "./concept_picker.js"; // whose list comes above
-import { isLinked, widgetOf } from "./links.js";
+import { isLinked, valueOf, widgetOf } from "./links.js";
 import { addDisplay, after, app, element, growToFit, oneStep, t } from "./page.js";
 import { addressOf, backgroundChoice } from "./region_background.js";
 import { EDGES, freePlace } from "./region_boxes.js";
 import { RegionCanvas } from "./region_canvas.js";
 import { addRegion, boxOf, canvasSize, chainOf, lockOf, removeRegion, write } from "./region_chain.js";
+import { coloursOf, conceptOf } from "./region_colours.js";
 import { RegionList } from "./region_list.js";
 
 const COMPOSE = "SeqLoRAComposeRegions";
-const COLOURS = ["#f2a65a", "#6cb6ff", "#8ddb8c", "#f69ac6", "#d9c24a", "#b8a1ff", "#5fd3c9", "#ff9c8f"]; // for dark text
 const RATIOS = ["1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16"];
 const BAR = 28, ROW = 62, GAP = 4, MARGIN = 10, TALLEST = 300, MOST_ROWS = 4, WIDE = 560; // px; rows
 const EVERY = 300; // ms between two looks at the graph
@@ -21,7 +22,7 @@ let undone = null; // where the focus was when the page began to undo, which mak
 /** The editor on one node. */
 class RegionEditor {
   constructor(node) {
-    Object.assign(this, { node, chain: [], shown: "", built: "" });
+    Object.assign(this, { node, chain: [], concepts: [], read: "", shown: "", built: "" });
     const actions = {
       select: (index) => this.select(index), end: () => oneStep(), remove: (index) => this.remove(index),
       change: (index, box) => this.write(index, box), write: (index, values) => this.write(index, values), draw: (box) => this.add(box),
@@ -71,19 +72,33 @@ class RegionEditor {
 
   /** The regions as the canvas and the list show them. */
   regions() {
+    const texts = this.chain.map((node) => Object.fromEntries(["prompt", "concepts"].map((name) => [name, String(valueOf(node, name) ?? "").trim()])));
+    const about = texts.map((text, index) => (isLinked(this.chain[index], "concepts") ? undefined : conceptOf(text, this.concepts)));
+    const colours = coloursOf(about);
     return this.chain.map((node, index) => {
-      const text = ["prompt", "concepts"].map((name) => (isLinked(node, name) ? t("regions.elsewhere") : String(widgetOf(node, name)?.value ?? "").trim()));
-      return { index, node, name: text[0] || text[1] || t("regions.unnamed"), colour: COLOURS[index % COLOURS.length], box: boxOf(node), lock: lockOf(node) };
+      const { prompt, concepts } = texts[index], given = (name) => isLinked(node, name) && t("regions.elsewhere");
+      const name = given("prompt") || prompt || given("concepts") || concepts || t("regions.unnamed");
+      return { index, node, name, colour: colours[index], box: boxOf(node), lock: lockOf(node) };
     });
+  }
+
+  /** Ask for the concepts of the connected bank; the next look shows them. */
+  async readConcepts() {
+    const bank = connectedBank(this.node), read = JSON.stringify([bank ?? null, banksVersion()]);
+    if (read === this.read) return;
+    this.read = read;
+    const { concepts = [] } = bank ? await readBank(bank) : {};
+    if (read === this.read) this.concepts = concepts;
   }
 
   /** Draw again what is different in the graph from what is shown. */
   look() {
     if (!this.node.graph) return;
+    this.readConcepts();
     this.chain = chainOf(this.node);
     const { own } = this, regions = this.regions(), size = canvasSize(this.node), address = addressOf(own.background);
     const rows = regions.map(({ node, lock }) => [node.graph.id, node.id, lock, isLinked(node, "prompt"), isLinked(node, "strength")]);
-    const values = regions.map(({ node, name, box }) => [name, box, widgetOf(node, "prompt")?.value, widgetOf(node, "strength")?.value]);
+    const values = regions.map(({ node, name, colour, box }) => [name, colour, box, widgetOf(node, "prompt")?.value, widgetOf(node, "strength")?.value]);
     const shown = JSON.stringify([rows, values, size, own.ratio, own.selected, address, this.node.size[0]]);
     if (shown !== this.shown) {
       this.shown = shown;

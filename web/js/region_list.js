@@ -24,8 +24,9 @@ export class RegionList {
 
   /** Show the values; a field with the focus is left to its user. */
   show(regions, selected) {
-    regions.forEach(({ node, index, box, name }, at) => {
+    regions.forEach(({ node, index, box, name, colour }, at) => {
       const { root, prompt, fields } = this.rows[at];
+      root.style.setProperty("--seqlora-colour", colour);
       root.classList.toggle("seqlora-selected", index === selected);
       prompt.placeholder = name;
       set(prompt, widgetOf(node, "prompt")?.value ?? "");
@@ -33,13 +34,12 @@ export class RegionList {
     });
   }
 
-  row({ index, node, colour, lock }) {
+  row({ index, node, lock }) {
     const number = index + 1, label = t("regions.region", { number });
     const keyed = (part, key) => { part.dataset.key = `${key} ${index}`; return part; };
     const select = keyed(element("button", {
       type: "button", className: "seqlora-swatch", "aria-label": t("regions.select", { number }), onclick: () => this.actions.select(index),
     }, String(number)), "select");
-    select.style.setProperty("--seqlora-colour", colour);
     const prompt = keyed(element("textarea", {
       rows: 1, "aria-label": t("regions.prompt", { number }), disabled: isLinked(node, "prompt"),
       oninput: () => this.actions.write(index, { prompt: prompt.value }), onchange: () => this.actions.end(),

@@ -17,25 +17,28 @@ const conceptOf = (node) => {
 class Training {
   constructor(node) {
     this.node = node;
-    this.run = { points: [], previews: [] };
+    this.run = { points: [], held_out: [], previews: [] };
     this.heard = 0;
     this.status = element("div", { className: "seqlora-hint", role: "status" });
     this.canvas = element("canvas", { className: "seqlora-curve", role: "img" });
+    this.legend = element("div", { className: "seqlora-legend", hidden: true },
+      ...["loss", "heldout"].map((line) => element("span", { className: `seqlora-line-${line}` }, t(`training.line.${line}`))));
     this.strip = element("div", { className: "seqlora-strip", role: "list", "aria-label": t("training.previews"), tabIndex: 0 });
     this.strip.dataset.captureWheel = "true";
-    this.root = element("div", { className: "seqlora seqlora-training" }, this.status, this.canvas, this.strip);
+    this.root = element("div", { className: "seqlora seqlora-training" }, this.status, this.canvas, this.legend, this.strip);
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 
   height() {
-    return LINE + CURVE + (this.run.previews.length ? STRIP : 0) + 2 * MARGIN;
+    return LINE + CURVE + (this.run.held_out.length ? LINE : 0) + (this.run.previews.length ? STRIP : 0) + 2 * MARGIN;
   }
 
   /** Show a part of a run that an event brings, or the whole of one. */
   update(news) {
     const isNew = news.points || (news.state === "running" && this.run.state !== "running");
-    this.run = isNew ? { points: [], previews: [], ...news } : { ...this.run, ...news };
+    this.run = isNew ? { points: [], held_out: [], previews: [], ...news } : { ...this.run, ...news };
     if (news.point) this.run.points.push(news.point);
+    if (news.held_out_point) this.run.held_out.push(news.held_out_point);
     this.heard = Date.now();
     if (!this.widget) this.widget = addDisplay(this.node, "training", this.root, { getMinHeight: () => this.height() });
     this.hideHostText();
@@ -49,14 +52,17 @@ class Training {
   }
 
   show(news) {
-    const { status, state, points, steps, previews } = this.run;
-    const last = points.at(-1);
+    const { status, state, points, held_out: heldOut, steps, previews } = this.run;
+    const last = points.at(-1), lastHeldOut = heldOut.at(-1), hadLegend = !this.legend.hidden;
     const ended = t(`training.${state}`, { step: last?.[0] ?? 0, steps, loss: last?.[1].toFixed(4) ?? "" });
     this.status.textContent = state === "running" ? status : last ? ended : "";
-    this.canvas.setAttribute("aria-label", last ? t("training.curve", { step: last[0], steps, loss: last[1].toFixed(4) }) : t("training.empty"));
+    const curves = last ? [t("training.curve", { step: last[0], steps, loss: last[1].toFixed(4) })] : [t("training.empty")];
+    if (lastHeldOut) curves.push(t("training.heldout", { step: lastHeldOut[0], loss: lastHeldOut[1].toFixed(4) }));
+    this.canvas.setAttribute("aria-label", curves.join(". "));
+    this.legend.hidden = !lastHeldOut;
     if (news.previews) this.strip.replaceChildren(...previews.map((step) => this.preview(step)));
     this.strip.scrollLeft = this.strip.scrollWidth;
-    if (news.previews || !this.grown) growToFit(this.node);
+    if (news.previews || !this.grown || hadLegend === this.legend.hidden) growToFit(this.node);
     this.grown = true;
     this.draw();
   }
@@ -69,7 +75,7 @@ class Training {
   }
 
   draw() {
-    drawCurve(this.canvas, this.run.points, this.run.steps);
+    drawCurve(this.canvas, this.run.points, this.run.steps, this.run.held_out);
   }
 }
 
