@@ -107,6 +107,9 @@ def _request(entry: Entry, args: argparse.Namespace, command: argparse.ArgumentP
     """Read an entry as if its values were options that follow the command's own."""
     with _naming(entry):
         arguments, off = ["--base", args.base, "--bank", args.bank], {}
+        for old, new in OLD_NAMES.items():
+            if {old, new} <= entry.values.keys():
+                raise UserError(f"{old} is the former name of {new}: take one of them out.")
         for key, value in entry.values.items():
             if key == "prompts":  # of evaluate
                 continue

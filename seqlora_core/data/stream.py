@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import UserError, first_line
 from .formats import read_regular, shown
@@ -108,28 +109,59 @@ def _parse(content: bytes, path: Path) -> object:
             f"The list {shown(path)} is YAML, which needs a package: python -m pip install pyyaml, or write it as JSON."
         ) from error
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.load(text, _loader(yaml))
+    except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:  # the last two: tags like !!int x
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The list {shown(path)} is not valid YAML ({reason}): correct it.") from error
+
+
+def _loader(yaml: ModuleType) -> type:
+    """A safe loader of YAML that refuses a key given twice, and leaves numbers and dates as they are written.
+
+    YAML reads a name like 010 as 8, and 12:30 as 750; options take numbers as texts anyway.
+    """
+    as_written = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in resolvers if tag not in as_written]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def compose_mapping_node(self, anchor: object) -> object:
+            node = super().compose_mapping_node(anchor)
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if repeated := _repeated(keys):
+                raise yaml.YAMLError(f"{repeated!r} stands twice in an entry")
+            return node
+
+    return Loader
+
+
+def _repeated(keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if keys.count(key) > 1), None)
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in an entry")
+        raise ValueError(f"{_repeated([key for key, _ in pairs])!r} stands twice in an entry")
     return values
 
 
 def _entry(place: int, content: object, path: Path) -> Entry:
     if not isinstance(content, dict):
         raise UserError(f"Entry {place} of {shown(path)} must have settings by name, not {str(content)[:60]!r}.")
+    if repeated := _repeated([_key(key) for key in content]):
+        raise UserError(f"Entry {place} of {shown(path)} has {repeated} under two names: take one of them out.")
     values = {_key(key): value for key, value in content.items() if key not in _LEFT_OUT}
     if "instance_data_dir" in content:
         values.setdefault("name", Path(str(values["images"])).name)
-    for key in ("name", "images"):
-        if not isinstance(values.get(key), (str, int)) or not str(values[key]).strip():
+    for key in ("name", "images", *(key for key in _PATHS if values.get(key) is not None)):
+        value = values.get(key)
+        if isinstance(value, bool) or not isinstance(value, (str, int, type(None))):
+            raise UserError(f"The {key} of entry {place} of {shown(path)} is no text: put it into quotes.")
+        if value is None or not str(value).strip():
             raise UserError(f"Entry {place} of {shown(path)} has no {key}: give it one.")
     values |= {key: str(path.parent / str(values[key])) for key in _PATHS if values.get(key) is not None}
     return Entry(place, values)

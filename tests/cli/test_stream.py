@@ -12,6 +12,7 @@ from training_runs import SMALL
 from seqlora_core.bank import Bank
 from seqlora_core.cli import request
 from seqlora_core.cli.main import main
+from seqlora_core.data.stream import read_stream
 from seqlora_core.errors import Cancelled
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "customconcept101"
@@ -137,9 +138,30 @@ def test_yaml_is_read_where_its_package_is_installed(listing, learn, tmp_path, c
     path.write_text("- name: [dog\n", "utf-8")
     assert learn(path) == 2
     assert "is not valid YAML" in capsys.readouterr().err
+    path.write_text("- name: dog\n  name: cat\n  images: photos/dog\n  class-word: dog\n", "utf-8")
+    assert learn(path) == 2
+    assert "'name' stands twice in an entry" in capsys.readouterr().err
+    path.write_text("- name: dog\n  images: photos/dog\n  rank: !!int x\n", "utf-8")
+    assert learn(path) == 2
+    assert "is not valid YAML" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert learn(path) == 2
     assert "python -m pip install pyyaml, or write it as JSON" in capsys.readouterr().err
+
+
+def test_yaml_leaves_names_and_numbers_as_they_are_written(tmp_path):
+    pytest.importorskip("yaml")
+    path = tmp_path / "list.yaml"
+    values = {"name": "010", "token": "12:30", "images": "2024-13-45", "class_word": "1_000", "lr_basis": "1.0e-3"}
+    path.write_text("\n".join(f"{'-' if key == 'name' else ' '} {key}: {values[key]}" for key in values), "utf-8")
+    assert read_stream(path)[0].values == {**values, "images": str(tmp_path / "2024-13-45")}
+
+
+def test_yaml_entries_may_share_settings_and_change_some(tmp_path):
+    pytest.importorskip("yaml")
+    path = tmp_path / "list.yaml"
+    path.write_text("- &a {name: a, images: a, class_word: dog, rank: 3}\n- {<<: *a, name: b, images: b}\n", "utf-8")
+    assert [(entry.name, entry.values["rank"]) for entry in read_stream(path)] == [("a", "3"), ("b", "3")]
 
 
 MISTAKES = {
@@ -159,6 +181,11 @@ MISTAKES = {
     "value that is no number": ([entry("dog", steps="many")], "Entry 1 (dog): argument --steps"),
     "switch that is no switch": ([entry("dog", flip="yes")], "Entry 1 (dog): flip is true or false"),
     "size that does not fit": ([entry("dog", resolution=72)], "Entry 1 (dog): "),
+    "setting twice": ([entry("dog", **{"class-word": "cat"})], "Entry 1 of"),
+    "setting under both names": ([entry("dog", alpha=0.1, lr_coefficients=0.2)], "Entry 1 (dog): alpha is the former"),
+    "folder without a name": ([entry("dog", prior_images="")], "has no prior_images"),
+    "name that is no text": ([entry("dog"), {**entry("cat"), "name": False}], "The name of entry 2 of"),
+    "number beyond all bounds": ([entry("dog", rank=10**400)], "Entry 1 (dog): rank must be a number of fewer than"),
     "no entries": ([], "is empty or no list"),
     "entry without names": (["dog"], "Entry 1 of"),
 }
