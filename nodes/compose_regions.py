@@ -1,6 +1,5 @@
 """Compose Regions."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from comfy_api.latest import io
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from ..seqlora_core.bank import Bank
 from ..seqlora_core.composition.confinement import Confinement, confine_rows, texts_of
-from ..seqlora_core.composition.regions import Region
+from ..seqlora_core.composition.regions import Region, with_names_of
 from ..seqlora_core.composition.selection import (
     SelectedConcept,
     check_words_selected,
@@ -90,7 +89,7 @@ class ComposeRegions(io.ComfyNode):
         confined.check_not_confined(model)
         names = [concept.name for concept in bank.concepts]
         selection = parse_selections(concepts, names) or [(name, 1.0) for name in names]
-        regions = [_of_bank(region, bank) for region in regions]
+        regions = [with_names_of(bank, region) for region in regions]
         check_words_selected(bank, selection, [region.prompt for region in regions])
         texts.check_texts(clip, "")
         bank.check_base(host_model.identify(model, model_file(cls))[0])
@@ -109,18 +108,6 @@ class ComposeRegions(io.ComfyNode):
         notes = describe_missing_concepts(bank, selection, [prompt, negative])
         words, report = trigger_words(bank, selection), "\n".join([*_describe(confinement), *notes])
         return io.NodeOutput(patched, *sides, words, report, ui=interface.node_text(cls, f"{words}\n{report}"))
-
-
-def _of_bank(region: Region, bank: Bank) -> Region:
-    """A region whose concepts have the names that the bank gives them.
-
-    Raises:
-        UserError: the bank has no such concept.
-    """
-    if region.concepts is None:
-        return region
-    named = tuple((bank.concept(name).name, strength) for name, strength in region.concepts)
-    return dataclasses.replace(region, concepts=named)
 
 
 def _confine(

@@ -9,6 +9,7 @@ from ..composition.confined_sampling import confine_on, generate_confined
 from ..composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..composition.fusion.base_source import BaseSource
 from ..composition.lora_files import check_fits, load_composed, load_words, save_composed, save_words
+from ..composition.regions import with_names_of
 from ..composition.selection import (
     check_words_selected,
     describe_missing_concepts,
@@ -135,6 +136,7 @@ def _generate(args: argparse.Namespace) -> None:
     regions = read_regions(args)
     bank = Bank.open(args.bank) if args.bank else None
     if bank and regions:
+        regions = [with_names_of(bank, region) for region in regions]
         check_words_selected(bank, selection, [region.prompt for region in regions])
     confined = bool(args.own_words or regions)
     parts = select(bank, selection) if selection and confined else []

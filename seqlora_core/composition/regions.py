@@ -9,7 +9,7 @@ once, so a region costs no evaluation of the UNet.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bank import Bank
 from ..data.prompts import shorten
 from ..errors import UserError
 from .selection import parse_selections
@@ -162,6 +163,21 @@ def parse_region(text: str, **settings: float) -> Region:
     if not listed.endswith("]"):
         raise UserError(f"The concepts of the region {shorten(text)} must end the text: write PROMPT [dog, cat:0.8].")
     return Region(prompt.strip(), Box(*edges), concepts=tuple(parse_selections(listed[:-1])), **settings)
+
+
+def with_names_of(bank: Bank, region: Region) -> Region:
+    """Return a region whose concepts have the names that the bank gives them.
+
+    Raises:
+        UserError: the bank has no such concept, or the region lists one twice.
+    """
+    if region.concepts is None:
+        return region
+    named = tuple((bank.concept(name).name, strength) for name, strength in region.concepts)
+    names = [name for name, _ in named]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"The region {region.label} lists {repeated!r} twice: give it one strength.")
+    return replace(region, concepts=named)
 
 
 def describe_cut_boxes(regions: Sequence[Region]) -> list[str]:

@@ -22,6 +22,7 @@ from .single_file import load_single_file
 from .text_encoder import CLIPTextEncoder
 
 ARCHITECTURES = {architecture.pipeline: architecture for architecture in (SD15,)}  # by diffusers pipeline class
+LARGEST_SIDE = 16384  # px; that of ComfyUI
 
 
 @dataclass
@@ -80,7 +81,9 @@ class Base:
         )
 
     def check_resolution(self, pixels: int) -> None:
-        """Raise UserError if the UNet cannot halve an image with a side of `pixels` px evenly."""
+        """Raise UserError if an image with a side of `pixels` px is too large, or the UNet cannot halve it evenly."""
+        if pixels > LARGEST_SIDE:
+            raise UserError(f"The size must be at most {LARGEST_SIDE} pixels: lower it.")
         if pixels % self.size_multiple:
             raise UserError(f"The size must be a multiple of {self.size_multiple} pixels for this base, not {pixels}.")
 

@@ -39,6 +39,12 @@ class SamplingSettings:
     count: int = 1
 
 
+def check_sampling_steps(steps: int, timesteps: int) -> None:
+    """Raise UserError if a sampler is to take more steps than the model's schedule has timesteps."""
+    if steps > timesteps:
+        raise UserError(f"A sampler takes at most {timesteps} steps on this base: lower the number of steps.")
+
+
 def ddim(
     predict_noise: Callable[[Tensor, Tensor], Tensor], alphas_cumprod: Tensor, noise: Tensor, steps: int
 ) -> Tensor:
@@ -52,7 +58,11 @@ def ddim(
 
     Returns:
         [b, c, h, w] on the noise's device.
+
+    Raises:
+        UserError: the steps are more than T.
     """
+    check_sampling_steps(steps, len(alphas_cumprod))
     x, clean, schedule = noise, noise, alphas_cumprod.cpu()
     timesteps = torch.linspace(len(schedule) - 1, 0, steps + 1).long()
     for now, following in pairwise(timesteps):
@@ -78,9 +88,10 @@ def generate(
         scale: scales the adapters token by token (see `adapters.attach`).
 
     Raises:
-        UserError: the size does not fit the base, or the image is not finite.
+        UserError: the size does not fit the base, the steps are too many, or the image is not finite.
     """
     base.check_resolution(settings.size)
+    check_sampling_steps(settings.steps, base.pipeline.scheduler.config.num_train_timesteps)
     images = _run_pipeline(
         base,
         (prompt, settings.negative_prompt),

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from .extra_settings import ExtraSettings
-from .setting import check_setting, is_text, setting
+from .setting import LARGEST_WHOLE_NUMBER, check_setting, is_text, setting
 
 HYPERGRADIENT_NAMES = ("lookahead", "finite-difference", "exact")
 METHOD_NAMES = ("seqlora", "alternating", "orthogonal", "inflora", "lora", "c-lora")
 LAYER_PRESETS = ("all", "cross", "cross-kv")
 _CROPS = ("center", "random")
 DTYPES = ("float32", "bfloat16", "float16")
-LARGEST_SEED = 2**62  # images of one prompt count on from it, and torch has 64 bits
+LARGEST_SEED = LARGEST_WHOLE_NUMBER  # images of one prompt count on from it, and torch has 64 bits
 # Settings of the machine, not of the concept: two runs that differ in these alone make the same concept.
 OF_THE_MACHINE = ("dtype", "gradient_checkpointing")
 OF_THE_WORD = ("token_vectors", "token_share", "lr_token")

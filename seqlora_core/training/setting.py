@@ -7,6 +7,7 @@ from dataclasses import field
 from ..errors import UserError
 
 LONGEST_TEXT = 500  # characters; a prompt has room for 77 tokens
+LARGEST_WHOLE_NUMBER = 2**62  # torch has 64 bits, and JSON files and floats no bound of their own
 
 
 def setting(
@@ -34,6 +35,8 @@ def check_setting(entry: dataclasses.Field, value: object) -> None:
     choices, least, most = (entry.metadata[key] for key in ("choices", "least", "most"))
     if choices and value not in choices:
         raise UserError(f"{entry.name} must be one of {', '.join(choices)}, not {value!r}.")
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
+        raise UserError(f"{entry.name} must be a number of fewer than 20 digits: lower it.")
     if least is not None and not (math.isfinite(value) and value >= least):
         raise UserError(f"{entry.name} must be at least {least:g}, not {value}.")
     if most is not None and value > most:

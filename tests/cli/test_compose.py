@@ -61,6 +61,12 @@ def test_generate_confines_concepts_and_says_what_it_cannot_confine(base_folder,
     assert "is cut to 0,0,0.5,1." in printed[2] and "does nothing" not in printed[2]
 
 
+def test_a_regions_concept_may_be_written_in_another_case(base_folder, two_concepts, tmp_path):
+    command = ["generate", "--base", str(base_folder), "--bank", str(two_concepts), "--concept", "DOG"]
+    command += ["--prompt", "a sksdog", "--region", "0,0,0.5,1=[Dog]", "--steps", "1", "--size", "64"]
+    assert main([*command, "--out", str(tmp_path / "x.png")]) == 0
+
+
 def test_a_bundle_draws_what_the_bank_does_with_the_concepts_words(base_folder, two_concepts, tmp_path, capsys):
     bundle, words = tmp_path / "sum.safetensors", tmp_path / "words"
     concepts = ["--bank", str(two_concepts), "--concept", "dog", "--concept", "cat"]
@@ -92,6 +98,9 @@ GENERATE_MISTAKES = {
     "no such LoRA": (["--concept", "dog", "--lora", "{empty}/x.safetensors"], "cannot be read"),
     "unknown concept": (["--concept", "cat"], "no concept 'cat'"),
     "seed too large": (["--seed", str(2**64)], "--seed"),
+    "more steps than the schedule": (["--steps", "1001", "--size", "64"], "at most 1000 steps"),
+    "size beyond all bounds": (["--size", str(10**30)], "must be at most 16384 pixels"),
+    "region's concept twice": (["--concept", "dog", "--region", "0,0,1,1=[dog, DOG:0.5]"], "'dog' twice"),
     "guidance that is no number": (["--concept", "dog", "--guidance", "nan"], "--guidance: must be a finite number"),
     "not a PNG output": (["--concept", "dog", "--out", "x.jpg"], ".png file"),
     "own words of nothing": (["--own-words"], "give --concept too"),

@@ -18,6 +18,7 @@ from seqlora_core.training.trainer import RunOptions, train_concept
     [
         {"rank": 0},
         {"steps": 0},
+        {"steps": 10**400},
         {"lr_coefficients": 0.0},
         {"lr_basis": float("nan")},
         {"clip": float("inf")},
