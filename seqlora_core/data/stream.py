@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 from ..errors import UserError, first_line
 from .formats import read_regular, shown
@@ -123,7 +124,7 @@ def _loader(yaml: ModuleType) -> type:
     as_written = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {
+        yaml_implicit_resolvers: ClassVar = {
             first: [(tag, pattern) for tag, pattern in resolvers if tag not in as_written]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
