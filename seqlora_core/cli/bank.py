@@ -13,7 +13,7 @@ from ..evaluation.interference import Diagnosis, diagnose
 from ..model.base import Base
 from ..model.sampling import inputs_while_sampling
 from ..plots import crosstalk_map
-from .options import BaseOptions, add_bank, add_base, add_device, add_probing, add_words, concept_spec
+from .options import BaseOptions, add_bank, add_base, add_device, add_probing, add_words, concept_spec, location
 from .output import check_png, print_json, save_image
 from .terminal import TerminalMonitor
 
@@ -43,7 +43,9 @@ def add_inspect(commands: argparse._SubParsersAction) -> None:
     _add_json(command)
     add_base(command, required=False, purpose="to measure the interference between the concepts on")
     add_device(command)
-    command.add_argument("--plot", metavar="PNG", help="image file for the interference measured on --base")
+    command.add_argument(
+        "--plot", type=location, metavar="PNG", help="image file for the interference measured on --base"
+    )
     add_probing(command)
     command.set_defaults(run=_inspect)
 
@@ -117,10 +119,17 @@ def add_import(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("import", help="import any SD1.5 LoRA file or textual inversion into a bank")
     add_bank(command, text="folder of the bank; --base creates it if it does not exist")
     command.add_argument(
-        "--file", required=True, metavar="FILE.safetensors", help="LoRA file or textual inversion, from any tool"
+        "--file",
+        required=True,
+        type=location,
+        metavar="FILE.safetensors",
+        help="LoRA file or textual inversion, from any tool",
     )
     command.add_argument(
-        "--embedding", metavar="FILE.safetensors", help="textual inversion whose vectors become the concept's word"
+        "--embedding",
+        type=location,
+        metavar="FILE.safetensors",
+        help="textual inversion whose vectors become the concept's word",
     )
     add_words(command, token="word that the LoRA was trained with")
     command.add_argument(

@@ -34,6 +34,7 @@ from .options import (
     add_probing,
     add_sampling,
     count,
+    location,
 )
 from .output import check_output, check_png, save_image
 from .regions import add_regions, read_regions
@@ -44,7 +45,7 @@ def add_compose(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("compose", help="write several concepts into one LoRA file")
     add_bank(command)
     add_concepts(command, required=True)
-    command.add_argument("--out", required=True, metavar="FILE.safetensors", help="LoRA file to write")
+    command.add_argument("--out", required=True, type=location, metavar="FILE.safetensors", help="LoRA file to write")
     command.add_argument(
         "--fusion",
         choices=tuple(FUSIONS),
@@ -55,7 +56,10 @@ def add_compose(commands: argparse._SubParsersAction) -> None:
         "--rank", type=count, metavar="N", help="largest rank of the file, to make it smaller (default: no limit)"
     )
     command.add_argument(
-        "--embeddings", metavar="DIR", help="also write the learned word of each concept, as a textual inversion, here"
+        "--embeddings",
+        type=location,
+        metavar="DIR",
+        help="also write the learned word of each concept, as a textual inversion, here",
     )
     command.add_argument(
         "--bundle",
@@ -111,10 +115,12 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     add_device(command)
     add_bank(command, required=False)
     add_concepts(command, required=False)
-    command.add_argument("--lora", metavar="FILE.safetensors", help="LoRA file written by compose, to use as well")
+    command.add_argument(
+        "--lora", type=location, metavar="FILE.safetensors", help="LoRA file written by compose, to use as well"
+    )
     command.add_argument("--prompt", required=True, help="what the image shows, with the words of the concepts")
     command.add_argument("--negative-prompt", default="", metavar="PROMPT", help="what the image should not show")
-    command.add_argument("--out", required=True, metavar="PNG", help="image file to write")
+    command.add_argument("--out", required=True, type=location, metavar="PNG", help="image file to write")
     add_own_words(command)
     add_regions(command)
     add_sampling(command)

@@ -46,7 +46,13 @@ ORDER = ("guide dog", "service dog", "taxi", "parrot")
 def add_demo(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     command = commands.add_parser("demo", help="see it work on a small base model that is included")
-    command.add_argument("--out", required=True, metavar="DIR", help="folder for the images, the report and the bank")
+    command.add_argument(
+        "--out",
+        required=True,
+        type=options.location,
+        metavar="DIR",
+        help="folder for the images, the report and the bank",
+    )
     command.add_argument(
         "--concepts", type=options.count, default=4, metavar="N", help="concepts to learn (default: 4)"
     )

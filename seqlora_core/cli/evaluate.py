@@ -23,7 +23,7 @@ from ..files import check_writable
 from ..mini import mini_concepts
 from ..model.sampling import SamplingSettings
 from ..monitor import Monitor
-from .options import BaseOptions, add_bank, add_base, add_device, add_own_words, add_sampling, count
+from .options import BaseOptions, add_bank, add_base, add_device, add_own_words, add_sampling, count, location
 from .output import check_output
 from .terminal import TerminalMonitor
 
@@ -35,10 +35,17 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     add_device(command)
     add_bank(command)
     command.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for images, tables and plots; existing images are reused"
+        "--out",
+        required=True,
+        type=location,
+        metavar="DIR",
+        help="folder for images, tables and plots; existing images are reused",
     )
     command.add_argument(
-        "--references", metavar="DIR", help="folder with one folder of images per concept, named after the concept"
+        "--references",
+        type=location,
+        metavar="DIR",
+        help="folder with one folder of images per concept, named after the concept",
     )
     command.add_argument(
         "--metric",
@@ -57,10 +64,14 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--prompt", help=f"prompt with {{}} in place of the concept (default: {SUBJECT_TEMPLATE})")
     command.add_argument(
-        "--prompts", metavar="FILE", help="file with one such prompt per line, over which scores are averaged"
+        "--prompts",
+        type=location,
+        metavar="FILE",
+        help="file with one such prompt per line, over which scores are averaged",
     )
     command.add_argument(
         "--stream",
+        type=location,
         metavar="FILE",
         help="the list that the bank was trained from; its entries have the images of the concepts, and may have files "
         "of prompts",

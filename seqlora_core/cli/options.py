@@ -1,6 +1,7 @@
 """Options that several commands share, and the checks of their values."""
 
 import argparse
+import os
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +49,14 @@ def add_base(options: Options, required: bool = True, purpose: str = "") -> None
         purpose: why a command takes a base model that it does not require.
     """
     known = "mini, an SD1.5 checkpoint (.safetensors) or a diffusers folder"
-    options.add_argument("--base", required=required, help=f"base model{f' {purpose}' if purpose else ''}: {known}")
     options.add_argument(
-        "--tokenizer", metavar="DIR", help="folder with CLIP's tokenizer, needed by checkpoints on offline machines"
+        "--base", required=required, type=location, help=f"base model{f' {purpose}' if purpose else ''}: {known}"
+    )
+    options.add_argument(
+        "--tokenizer",
+        type=location,
+        metavar="DIR",
+        help="folder with CLIP's tokenizer, needed by checkpoints on offline machines",
     )
 
 
@@ -63,7 +69,7 @@ def add_device(options: Options) -> None:
 
 def add_bank(options: Options, required: bool = True, text: str = "folder of the bank", action: str = "store") -> None:
     """Add --bank."""
-    options.add_argument("--bank", required=required, metavar="DIR", action=action, help=text)
+    options.add_argument("--bank", required=required, type=location, metavar="DIR", action=action, help=text)
 
 
 def add_concepts(options: Options, required: bool) -> None:
@@ -186,6 +192,19 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
     return value
+
+
+def location(text: str) -> str:
+    """Read a path, which need not exist."""
+    if not text.strip():  # of a shell's variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("is empty")
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # too long, or with letters that no file has
+        raise argparse.ArgumentTypeError(f"is no path ({getattr(error, 'strerror', None) or error})") from error
+    return text
 
 
 def positive(text: str) -> float:

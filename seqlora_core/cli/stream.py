@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from ..bank import Bank
 from ..bank.names import check_new_words, fold
 from ..data.encoding import source_fingerprint
-from ..data.stream import Entry, read_stream
+from ..data.stream import Entry, Stream, read_stream
 from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingDiverged, TrainingExploded, UserError
 from ..model.base import Base
 from ..training.config import OLD_NAMES, TrainingConfig
-from ..training.distributed import Processes
+from ..training.distributed import ALONE, Processes
 from ..training.plan import already_trained
 from ..training.token_embedding import check_names_word
 from ..training.trainer import RunOptions
@@ -42,11 +42,9 @@ def learn_stream(args: argparse.Namespace, command: argparse.ArgumentParser, pro
         Cancelled, TrainingDiverged: as for one concept; what was learned before is in the bank.
     """
     monitor = TerminalMonitor(hidden=not processes.is_first)
-    stream = read_stream(args.stream, args.first)
+    stream, requests = _read(args, command, processes)
     for note in stream.notes:
         monitor.message(note)
-    requests = [(entry, _request(entry, args, command).shared_by(processes.count)) for entry in stream]
-    _check_names(requests)
     dtype = args.dtype or best_dtype(resolve_device(args.device))
     monitor.stage(f"loading {args.base}")
     base = BaseOptions(args.base, args.device, args.tokenizer).load(dtype)
@@ -69,6 +67,27 @@ def learn_stream(args: argparse.Namespace, command: argparse.ArgumentParser, pro
         _learn(entry, request.continuing(args.bank), base, dtype, bank, options)
     if processes.is_first:
         print(f"All {len(stream)} concepts of {stream.path} are in {bank.folder}; {len(left)} of them are new.")
+
+
+def check_stream(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:
+    """Check what a list says and its images, for one that is learned only after another.
+
+    Raises:
+        UserError: the list or one of its entries has a mistake.
+    """
+    for entry, request in _read(args, command, ALONE)[1]:
+        with _naming(entry):
+            request.read()
+
+
+def _read(
+    args: argparse.Namespace, command: argparse.ArgumentParser, processes: Processes
+) -> tuple[Stream, list[tuple[Entry, Request]]]:
+    """Read the list, and what each of its entries asks for."""
+    stream = read_stream(args.stream, args.first)
+    requests = [(entry, _request(entry, args, command).shared_by(processes.count)) for entry in stream]
+    _check_names(requests)
+    return stream, requests
 
 
 def _learn(

@@ -1,16 +1,17 @@
 """The command `train`: learn one concept from a folder of images, or a list of concepts."""
 
 import argparse
+import os
 
 from ..bank import Bank
 from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingExploded
 from ..training.distributed import ALONE, Processes
 from ..training.run_options import CHECKPOINT_SECONDS, RunOptions
-from .options import BaseOptions, add_bank, add_base, add_device, add_words, count, positive
+from .options import BaseOptions, add_bank, add_base, add_device, add_words, count, location, positive
 from .request import Request, describe_learned
 from .settings import add_settings
-from .stream import learn_stream
+from .stream import check_stream, learn_stream
 from .terminal import TerminalMonitor
 
 _WAYS_OUT = (
@@ -31,12 +32,18 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     add_base(what, purpose="to train on")
     add_bank(what, text="folder of the bank, created if it does not exist; one per --stream", action="append")
     add_words(what, token="word that stands for the concept in prompts", required=False)
-    what.add_argument("--images", metavar="DIR", help="folder of reference images, with or without captions")
     what.add_argument(
-        "--prior-images", metavar="DIR", help="folder of other images of the class, for prior preservation"
+        "--images", type=location, metavar="DIR", help="folder of reference images, with or without captions"
+    )
+    what.add_argument(
+        "--prior-images",
+        type=location,
+        metavar="DIR",
+        help="folder of other images of the class, for prior preservation",
     )
     what.add_argument(
         "--stream",
+        type=location,
         metavar="FILE",
         action="append",
         help="JSON or YAML list with one entry per concept: name, images, class_word, and any other of these options "
@@ -77,8 +84,12 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:
     streams, banks = args.stream or [None], args.bank
     if len(streams) > 1 or len(banks) > 1:
         _check_streams(streams, banks, processes, command)
-        for stream, bank in list(zip(streams, banks, strict=True))[processes.rank :: processes.count]:
-            _train(argparse.Namespace(**{**vars(args), "stream": stream, "bank": bank}), command, ALONE)
+        pairs = list(zip(streams, banks, strict=True))[processes.rank :: processes.count]
+        lists = [argparse.Namespace(**{**vars(args), "stream": stream, "bank": bank}) for stream, bank in pairs]
+        for later in lists[1:]:
+            check_stream(later, command)
+        for one in lists:
+            _train(one, command, ALONE)
         return
     args.stream, args.bank = streams[0], banks[0]
     with processes.together(args.device):
@@ -87,7 +98,7 @@ def _run(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:
 
 def _check_streams(streams: list, banks: list[str], processes: Processes, command: argparse.ArgumentParser) -> None:
     """Check that there is a bank for each list, and a list for each process."""
-    if len(set(banks)) < len(streams) or len(banks) != len(streams):
+    if len({os.path.realpath(bank) for bank in banks}) < len(streams) or len(banks) != len(streams):
         command.error("give one --bank for each --stream, all different")
     if len(streams) < processes.count:
         command.error(f"{processes.count} processes have {len(streams)} lists: start as many as there are lists")

@@ -52,11 +52,21 @@ class Processes:
 
     @classmethod
     def launched(cls) -> "Processes":
-        """Those that a launcher has started; this one alone where there is none."""
+        """Those that a launcher has started; this one alone where there is none.
+
+        Raises:
+            UserError: the environment variables do not name a place among processes.
+        """
         if not all(os.environ.get(name) for name in _VARIABLES):
             return cls()
-        rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return cls(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
+        rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        local = os.environ.get("LOCAL_RANK", rank)
+        if not (rank.isdecimal() and count.isdecimal() and local.isdecimal() and int(rank) < int(count)):
+            raise UserError(
+                f"The environment has RANK {rank!r}, LOCAL_RANK {local!r} and WORLD_SIZE {count!r}, which is no place "
+                "among processes: unset them, or start with torchrun or accelerate launch."
+            )
+        return cls(int(rank), int(count), int(local))
 
     @property
     def is_first(self) -> bool:

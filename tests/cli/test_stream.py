@@ -237,6 +237,14 @@ def test_an_entry_of_another_base_is_refused_before_its_images_are_read(listing,
     assert "small-sd" in capsys.readouterr().err
 
 
+def test_a_mistake_in_a_later_list_is_found_before_the_first_is_learned(listing, base_folder, tmp_path, capsys):
+    first, second = listing([entry("dog")], "first.json"), listing([entry("cat", images="photos")], "second.json")
+    (tmp_path / "photos" / "0.png").write_bytes(b"\x89PNG rubbish")
+    pairs = [f"--stream={first}", f"--bank={tmp_path / 'one'}", f"--stream={second}", f"--bank={tmp_path / 'two'}"]
+    assert main(["train", "--base", str(base_folder), *pairs, *SMALL]) == 2
+    assert "Entry 1 (cat): " in capsys.readouterr().err and not (tmp_path / "one").exists()
+
+
 def _as_process(monkeypatch, rank: int, count: int) -> None:
     values = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
     for name, value in values.items():
@@ -256,6 +264,7 @@ def test_each_process_learns_a_list_of_its_own(base_folder, tmp_path, capsys, mo
     [
         (1, ["--stream=a", "--stream=b", "--bank=x"], "one --bank for each --stream, all different"),
         (1, ["--stream=a", "--stream=b", "--bank=x", "--bank=x"], "one --bank for each --stream, all different"),
+        (1, ["--stream=a", "--stream=b", "--bank=x", "--bank=./x/"], "one --bank for each --stream, all different"),
         (1, ["--stream=a", "--bank=x", "--bank=y"], "one --bank for each --stream, all different"),
         (3, ["--stream=a", "--stream=b", "--bank=x", "--bank=y"], "start as many as there are lists"),
     ],

@@ -69,6 +69,10 @@ def test_the_same_training_run_again_is_an_error_with_the_ways_out(base_folder, 
 
 MISTAKES = {
     "no images": (["--images", "{empty}"], "no images"),
+    "images of no name": (["--images", ""], "--images: is empty"),
+    "bank of no name": (["--bank", " "], "--bank: is empty"),
+    "name beyond all bounds": (["--images", "x" * 5000], "--images: is no path"),
+    "path with a zero": (["--bank", "a\0b"], "--bank: is no path"),
     "no folder": (["--images", "{empty}/none"], "no folder"),
     "unreadable image": (["--images", "{broken}"], "cannot be read"),
     "unknown base": (["--base", "{empty}/none"], "no base model"),

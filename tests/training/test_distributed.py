@@ -81,3 +81,13 @@ def test_the_shares_of_a_batch_add_up_to_its_error(denoiser, images):
 def test_several_processes_refuse_one_card_for_all():
     with pytest.raises(UserError, match=r"has no device|cannot share"):
         Processes(0, 2).device("cuda:0")
+
+
+@pytest.mark.parametrize(("rank", "count"), [("x", "2"), ("2", "2"), ("-1", "2"), ("0", "0")])
+def test_an_environment_that_is_no_place_among_processes_is_refused(monkeypatch, rank, count):
+    values = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="unset them"):
+        Processes.launched()
