@@ -48,3 +48,12 @@ def test_targets_compare_the_figures_that_they_name():
         ("bfloat16: set-up for keys and values, in steps", 12.0, False),
         ("seconds to open a bank of 1,000", 0.04, True),
     ]
+
+
+@pytest.mark.parametrize("wrong", [["--pixels", "0"], ["--pixels", "-64"], ["--minutes", "nan"], ["--minutes", "0"]])
+def test_a_number_that_means_nothing_is_refused(monkeypatch, tmp_path, capsys, wrong):
+    monkeypatch.setattr(sys, "argv", ["cuda", "--out", str(tmp_path / "out"), *wrong])
+    with pytest.raises(SystemExit):
+        cuda.main()
+    assert f"argument {wrong[0]}: must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

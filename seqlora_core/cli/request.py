@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..bank import Bank, Concept, ConceptSpec
-from ..data.encoding import cut_prompts, encode_concept
+from ..data.encoding import check_alphas, cut_prompts, encode_concept
 from ..data.hold_out import check_hold_out
 from ..data.reference_folder import ReferenceFolder, read_folder
 from ..model.base import Base
@@ -76,10 +76,11 @@ class Request:
         """Decide what the request leaves open, by the base and by the images that `read` returned.
 
         Raises:
-            UserError: the base cannot draw images of that size.
+            UserError: the base cannot draw images of that size, or nothing of an image would count.
         """
         config = resolve(self.config, base.native_size, dtype, len(references))
         base.check_resolution(config.resolution)
+        check_alphas(base, references, config.resolution, config.crop, config.buckets)
         return config
 
     def train(

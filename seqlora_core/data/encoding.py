@@ -66,7 +66,7 @@ def encode_concept(
     """
     trained, held_out = split_held_out(references, hold_out, seed)
     images = [*trained, *prior, *held_out]
-    frame = Frame(resolution, base.vae_scale_factor, crop == "center", base.size_multiple if buckets else 0)
+    frame = _frame(base, resolution, crop, buckets)
     for image in images:
         _check_alpha(image, frame)
     every = [*(prompt for image in images for prompt in image.prompts), *protected, *([""] if empty else [])]
@@ -95,6 +95,16 @@ def encode_concept(
         [example for image in held_out for example in examples([image])[:1]],  # no mirrored or repeated ones
         embeddings[""] if empty else None,
     )
+
+
+def check_alphas(base: Base, references: Sequence[Reference], resolution: int, crop: str, buckets: bool) -> None:
+    """Raises UserError where nothing of an image would count, as `encode_concept` does."""
+    for reference in references:
+        _check_alpha(reference, _frame(base, resolution, crop, buckets))
+
+
+def _frame(base: Base, resolution: int, crop: str, buckets: bool) -> "Frame":
+    return Frame(resolution, base.vae_scale_factor, crop == "center", base.size_multiple if buckets else 0)
 
 
 def source_fingerprint(base: Base, references: Sequence[Reference], prior: Sequence[Reference] = ()) -> str:

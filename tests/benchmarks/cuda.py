@@ -19,6 +19,7 @@ from pathlib import Path
 import diffusers
 import torch
 
+from seqlora_core.cli.options import count, positive
 from seqlora_core.devices import resolve_device
 from tests.benchmarks.cuda_parts import PARTS, Setting, variants
 
@@ -38,8 +39,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=("full", "toy"))
-    parser.add_argument("--pixels", type=int, metavar="PX", help="side of the images (default: 512, or 64 at toy size)")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument(
+        "--pixels", type=count, metavar="PX", help="side of the images (default: 512, or 64 at toy size)"
+    )
+    parser.add_argument("--minutes", type=positive, default=8.0)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), metavar="PART")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # a part, in a process of its own
     arguments = parser.parse_args()

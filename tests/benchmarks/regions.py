@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqlora_core.bank import Bank
+from seqlora_core.cli.options import count
 from seqlora_core.composition.concatenation import compose
 from seqlora_core.composition.confined_sampling import confine_on, generate_confined
 from seqlora_core.composition.confinement import Confinement
@@ -347,9 +348,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--images", type=int, default=16, metavar="N")
+    parser.add_argument("--images", type=count, default=16, metavar="N")
     parser.add_argument("--way", action="append", choices=[*WAYS, *NEIGHBOURS], default=[], metavar="NAME")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=count, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)

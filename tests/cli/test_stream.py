@@ -245,6 +245,13 @@ def test_a_mistake_in_a_later_list_is_found_before_the_first_is_learned(listing,
     assert "Entry 1 (cat): " in capsys.readouterr().err and not (tmp_path / "one").exists()
 
 
+def test_a_transparent_image_of_a_later_entry_is_found_before_training(listing, learn, tmp_path, capsys):
+    path = listing([entry("dog"), entry("cat", alpha_masks=True)])
+    Image.new("RGBA", (64, 64)).save(tmp_path / "photos" / "cat" / "0.png")
+    assert learn(path) == 2
+    assert "is fully transparent" in capsys.readouterr().err and not (tmp_path / "bank").exists()
+
+
 def _as_process(monkeypatch, rank: int, count: int) -> None:
     values = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
     for name, value in values.items():

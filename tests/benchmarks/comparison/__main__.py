@@ -18,6 +18,7 @@ from statistics import fmean
 import torch
 
 from seqlora_core.bank.names import slug
+from seqlora_core.cli import options
 from seqlora_core.cli.terminal import quiet_libraries
 from seqlora_core.errors import TrainingDiverged, TrainingExploded
 from seqlora_core.model.base import load_base
@@ -155,8 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=[*PARTS, "tables"], default=list(PARTS), metavar="PART")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="SEED")
-    parser.add_argument("--threads", type=int, default=1, help="threads of this process (%(default)s)")
+    parser.add_argument("--seeds", type=options.seed, nargs="+", default=list(SEEDS), metavar="SEED")
+    parser.add_argument("--threads", type=options.count, default=1, help="threads of this process (%(default)s)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder for tables and figures")
     arguments = parser.parse_args()
     quiet_libraries()
