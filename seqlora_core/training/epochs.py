@@ -20,8 +20,8 @@ def pick_examples(examples: Sequence[Example], config: ResolvedConfig, number: i
         number: of the micro-batch, from 0, in the whole run.
     """
     if config.buckets:
-        sizes = tuple(tuple(example.mean.shape[1:]) for example in examples)
-        chosen = _bucketed(sizes, config.batch_size, config.seed, number)
+        epoch, offset = divmod(number, _batches_per_epoch(sizes := _sizes(examples), config.batch_size))
+        chosen = _epoch(sizes, config.batch_size, config.seed, epoch)[offset]
     else:
         first = number * config.batch_size
         chosen = [
@@ -30,21 +30,31 @@ def pick_examples(examples: Sequence[Example], config: ResolvedConfig, number: i
     return [examples[index] for index in chosen]
 
 
+def images_before(examples: Sequence[Example], config: ResolvedConfig, number: int) -> int:
+    """How many images the micro-batches before this one have shown; in buckets, some have fewer than others."""
+    if not config.buckets:
+        return number * config.batch_size
+    epoch, offset = divmod(number, _batches_per_epoch(sizes := _sizes(examples), config.batch_size))
+    return epoch * len(examples) + sum(map(len, _epoch(sizes, config.batch_size, config.seed, epoch)[:offset]))
+
+
 def _shuffled(position: int, count: int, seed: int) -> int:
     """Return the index of the example at `position` of an endless sequence, which is reshuffled in every epoch."""
     epoch, offset = divmod(position, count)
     return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
 
 
-def _bucketed(sizes: tuple[tuple[int, int], ...], batch_size: int, seed: int, number: int) -> list[int]:
-    """The indices of the examples in a micro-batch; every epoch shuffles within the buckets, then the batches."""
-    per_epoch = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
-    epoch, offset = divmod(number, per_epoch)
-    return list(_epoch(sizes, batch_size, seed, epoch)[offset])
+def _sizes(examples: Sequence[Example]) -> tuple[tuple[int, int], ...]:
+    return tuple(tuple(example.mean.shape[1:]) for example in examples)
+
+
+def _batches_per_epoch(sizes: tuple[tuple[int, int], ...], batch_size: int) -> int:
+    return sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
 
 
 @lru_cache(maxsize=2)
 def _epoch(sizes: tuple[tuple[int, int], ...], batch_size: int, seed: int, epoch: int) -> tuple[tuple[int, ...], ...]:
+    """The indices of the examples in each micro-batch; every epoch shuffles within the buckets, then the batches."""
     generator = named_generator(seed, "epoch", epoch)
     order = torch.randperm(len(sizes), generator=generator).tolist()
     batches = []

@@ -19,4 +19,6 @@ def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float, v_p
     """
     signal = alphas_cumprod[timesteps]
     ratio = signal / (1 - signal)
-    return torch.clamp(ratio, max=gamma) / (ratio + 1 if v_prediction else ratio)
+    if v_prediction:
+        return torch.clamp(ratio, max=gamma) / (ratio + 1)
+    return torch.clamp(gamma / ratio, max=1)  # also where a schedule ends in pure noise, with a ratio of 0

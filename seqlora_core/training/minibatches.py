@@ -11,7 +11,7 @@ from ..data.dataset import EncodedConcept, Example
 from ..model.denoiser import Denoiser
 from ..randomness import named_generator
 from .config import ResolvedConfig
-from .epochs import pick_examples
+from .epochs import images_before, pick_examples
 from .loss_weights import min_snr_weights
 
 WORD_PHASE = "word step"
@@ -82,7 +82,7 @@ def draw_minibatches(
             sources.append((data.prior, share * config.prior_weight, None))
         for examples, weight, without_caption in sources:
             picks = pick_examples(examples, config, number)
-            places = torch.arange(len(picks), device=denoiser.device) + number * config.batch_size
+            places = torch.arange(len(picks), device=denoiser.device) + images_before(examples, config, number)
             with_earlier = places % 2 == 0 if config.train_on == "alternate" else None
             drawn = _draw(picks, data.window, random, config, without_caption)
             batches.append(_minibatch(drawn, denoiser, random, config, weight, with_earlier))
