@@ -30,9 +30,9 @@ def concept_view(concept: Concept) -> dict[str, object]:
     """Describe a concept.
 
     Returns:
-        "id", "name", "words" (for prompts), "class_word", "learned" (whether it has a word of its own), "method",
-        "rank", "created" (UTC, ISO 8601), "final_loss" (None if there is none), "source" (of an imported one), and
-        whether it has a "thumbnail".
+        "id", "name", "words" (for prompts), "token", "class_word", "learned" (whether it has a word of its own),
+        "method", "rank", "created" (UTC, ISO 8601), "final_loss" (None if there is none), "source" (of an imported
+        one), and whether it has a "thumbnail".
     """
     loss = concept.metrics.get("final_loss")
     known = isinstance(loss, (int, float)) and math.isfinite(loss)
@@ -40,6 +40,7 @@ def concept_view(concept: Concept) -> dict[str, object]:
         "id": concept.id,
         "name": concept.name,
         "words": concept.subject,
+        "token": concept.token,
         "class_word": concept.class_word,
         "learned": bool(concept.embedding),
         "method": concept.method,

@@ -4,9 +4,6 @@ import { fold, parse } from "./selection.js";
 const COLOURS = ["#f2a65a", "#6cb6ff", "#8ddb8c", "#f69ac6", "#d9c24a", "#b8a1ff", "#5fd3c9", "#ff9c8f"]; // for dark text
 const NEUTRAL = "#c8c8c8"; // of regions without a concept, for dark text
 
-/** The token of a concept, which is called by it alone or by it and its class word. */
-const tokenOf = ({ words, learned, class_word: kind }) => (!learned && words.endsWith(` ${kind}`) ? words.slice(0, -kind.length - 1) : words);
-
 /** Where a word stands in a prompt on its own, or -1. */
 function placeOf(word, prompt) {
   const escaped = fold(word).replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -22,7 +19,7 @@ export function conceptOf({ concepts, prompt }, known) {
     const acting = parse(concepts, known.map(({ name }) => name)).find(({ strength }) => strength !== 0);
     return acting && fold(acting.name);
   }
-  const named = known.map((concept) => [placeOf(tokenOf(concept), prompt), fold(concept.name)]).filter(([place]) => place >= 0);
+  const named = known.map(({ name, token }) => [placeOf(token, prompt), fold(name)]).filter(([place]) => place >= 0);
   return named.sort(([a], [b]) => a - b)[0]?.[1];
 }
 
