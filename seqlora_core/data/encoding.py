@@ -67,8 +67,7 @@ def encode_concept(
     trained, held_out = split_held_out(references, hold_out, seed)
     images = [*trained, *prior, *held_out]
     frame = _frame(base, resolution, crop, buckets)
-    for image in images:
-        _check_alpha(image, frame)
+    _check_alphas(images, frame)
     every = [*(prompt for image in images for prompt in image.prompts), *protected, *([""] if empty else [])]
     prompts = list(dict.fromkeys(every))
     text = f"encoding {counted(len(images), 'image')} and {counted(len(prompts), 'prompt')}"
@@ -99,8 +98,7 @@ def encode_concept(
 
 def check_alphas(base: Base, references: Sequence[Reference], resolution: int, crop: str, buckets: bool) -> None:
     """Raises UserError where nothing of an image would count, as `encode_concept` does."""
-    for reference in references:
-        _check_alpha(reference, _frame(base, resolution, crop, buckets))
+    _check_alphas(references, _frame(base, resolution, crop, buckets))
 
 
 def _frame(base: Base, resolution: int, crop: str, buckets: bool) -> "Frame":
@@ -170,11 +168,11 @@ def _examples(base: Base, reference: Reference, prompts: Tensor, frame: Frame, f
     return examples
 
 
-def _check_alpha(reference: Reference, frame: Frame) -> None:
-    """Raises UserError where nothing of an image would count."""
-    if reference.alpha is not None and not (frame.weights(frame.fit(reference.alpha)) > 0).any():
-        where = " in its middle square" if frame.square and not frame.bucket_multiple else ""
-        raise UserError(
-            f"The image {shown(reference.source)} is fully transparent{where}, so with alpha_masks nothing of it would "
-            "count: take it out of the folder, or leave out alpha_masks."
-        )
+def _check_alphas(references: Sequence[Reference], frame: Frame) -> None:
+    for reference in references:
+        if reference.alpha is not None and not (frame.weights(frame.fit(reference.alpha)) > 0).any():
+            where = " in its middle square" if frame.square and not frame.bucket_multiple else ""
+            raise UserError(
+                f"The image {shown(reference.source)} is fully transparent{where}, so with alpha_masks nothing of it "
+                "would count: take it out of the folder, or leave out alpha_masks."
+            )

@@ -158,13 +158,14 @@ def _entry(place: int, content: object, path: Path) -> Entry:
     values = {_key(key): value for key, value in content.items() if key not in _LEFT_OUT}
     if "instance_data_dir" in content:
         values.setdefault("name", Path(str(values["images"])).name)
-    for key in ("name", "images", *(key for key in _PATHS if values.get(key) is not None)):
+    paths = [key for key in _PATHS if values.get(key) is not None]
+    for key in ("name", "images", *paths):
         value = values.get(key)
         if isinstance(value, bool) or not isinstance(value, (str, int, type(None))):
             raise UserError(f"The {key} of entry {place} of {shown(path)} is no text: put it into quotes.")
         if value is None or not str(value).strip():
             raise UserError(f"Entry {place} of {shown(path)} has no {key}: give it one.")
-    values |= {key: str(path.parent / str(values[key])) for key in _PATHS if values.get(key) is not None}
+    values |= {key: str(path.parent / str(values[key])) for key in paths}
     return Entry(place, values)
 
 

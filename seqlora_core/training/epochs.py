@@ -20,8 +20,8 @@ def pick_examples(examples: Sequence[Example], config: ResolvedConfig, number: i
         number: of the micro-batch, from 0, in the whole run.
     """
     if config.buckets:
-        epoch, offset = divmod(number, _batches_per_epoch(sizes := _sizes(examples), config.batch_size))
-        chosen = _epoch(sizes, config.batch_size, config.seed, epoch)[offset]
+        _, batches, offset = _bucketed(examples, config, number)
+        chosen = batches[offset]
     else:
         first = number * config.batch_size
         chosen = [
@@ -34,8 +34,8 @@ def images_before(examples: Sequence[Example], config: ResolvedConfig, number: i
     """How many images the micro-batches before this one have shown; in buckets, some have fewer than others."""
     if not config.buckets:
         return number * config.batch_size
-    epoch, offset = divmod(number, _batches_per_epoch(sizes := _sizes(examples), config.batch_size))
-    return epoch * len(examples) + sum(map(len, _epoch(sizes, config.batch_size, config.seed, epoch)[:offset]))
+    epoch, batches, offset = _bucketed(examples, config, number)
+    return epoch * len(examples) + sum(map(len, batches[:offset]))
 
 
 def _shuffled(position: int, count: int, seed: int) -> int:
@@ -44,12 +44,14 @@ def _shuffled(position: int, count: int, seed: int) -> int:
     return int(torch.randperm(count, generator=named_generator(seed, "epoch", epoch))[offset])
 
 
-def _sizes(examples: Sequence[Example]) -> tuple[tuple[int, int], ...]:
-    return tuple(tuple(example.mean.shape[1:]) for example in examples)
-
-
-def _batches_per_epoch(sizes: tuple[tuple[int, int], ...], batch_size: int) -> int:
-    return sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
+def _bucketed(
+    examples: Sequence[Example], config: ResolvedConfig, number: int
+) -> tuple[int, tuple[tuple[int, ...], ...], int]:
+    """The epoch that a micro-batch is in, the indices of the examples in all of that epoch's, and its place there."""
+    sizes = tuple(tuple(example.mean.shape[1:]) for example in examples)
+    per_epoch = sum(-(-sizes.count(size) // config.batch_size) for size in set(sizes))
+    epoch, offset = divmod(number, per_epoch)
+    return epoch, _epoch(sizes, config.batch_size, config.seed, epoch), offset
 
 
 @lru_cache(maxsize=2)
