@@ -33,6 +33,7 @@ def test_a_workflow_opens_without_a_complaint_and_is_its_api_twin(page, host, na
         assert exported[key]["class_type"] == node["class_type"]
         assert {input_name: exported[key]["inputs"][input_name] for input_name in node["inputs"]} == node["inputs"]
     page.screenshot(host.folder / f"{name}.png")
+    show_nodes(page, name)
     assert own_errors(page, host) == []
 
 
@@ -119,8 +120,7 @@ def elements(page, request):
 def test_a_workflow_runs_from_the_browser_and_covers_nothing(page, host, pictures, elements, name):
     """In the order of the names, so that the later ones find the bank that an earlier one filled."""
     open_template(page, name)
-    if name.endswith(".app") and has_apps(page):
-        show_nodes(page)
+    show_nodes(page, name)
     own = {"bank_name": f"{'elements' if elements else 'canvas'}-{'one' if name == '1-train-one' else 'three'}"}
     small = {**SMALLEST, "SeqLoRATrainConcept": {**SMALLEST["SeqLoRATrainConcept"], **own}, "SeqLoRABankLoader": own}
     page.evaluate(
@@ -152,8 +152,10 @@ def shows_form(page: Browser) -> bool:
     return page.evaluate(f"({workflow}?.activeMode ?? {workflow}?.initialMode) === 'app'")
 
 
-def show_nodes(page: Browser) -> None:
-    """Leave the form of an App for its nodes."""
+def show_nodes(page: Browser, name: str) -> None:
+    """Leave the form of a template that opens as an App for its nodes; others show nodes already."""
+    if not name.endswith(".app") or not has_apps(page):
+        return
     wait_until(lambda: shows_form(page), "no form came")
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
     wait_until(lambda: not shows_form(page), "the form stayed")
@@ -171,7 +173,7 @@ def test_the_app_is_a_form_with_its_settings_and_the_image(page, host, pictures)
     page.wait_for(f"{labels}.length >= {len(asked)}")
     assert sorted(page.evaluate(labels)) == sorted(asked)
     page.screenshot(host.folder / "app.png")
-    show_nodes(page)
+    show_nodes(page, name)
     assert own_errors(page, host) == []
 
 
