@@ -154,5 +154,10 @@ def _box_of(given: dict | list, width: int, height: int) -> Box:
         raise UserError(
             f"The input bounding_box has {len(boxes)} boxes: connect one, and a Region for each further one."
         )
-    x, y, wide, high = (boxes[0][name] for name in ("x", "y", "width", "height"))
+    try:
+        x, y, wide, high = (float(boxes[0][name]) for name in ("x", "y", "width", "height"))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"The input bounding_box is not a box with numbers for x, y, width and height, in px: {boxes[0]!r}."
+        ) from None
     return Box(x / width, y / height, (x + wide) / width, (y + high) / height)

@@ -7,6 +7,7 @@ from ..bank import Bank
 from ..bank.importing import describe_import, import_lora, word_in
 from ..bank.inspection import Inspection, inspect
 from ..composition.selection import select
+from ..data.listing import counted
 from ..data.prompts import subject_prompt
 from ..errors import UserError
 from ..evaluation.interference import Diagnosis, diagnose
@@ -31,7 +32,7 @@ def _list(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"base": bank.manifest.base.name, "concepts": [concept.as_dict() for concept in bank.concepts]})
         return
-    print(f"{len(bank.concepts)} concepts on {bank.manifest.base.name}")
+    print(f"{counted(len(bank.concepts), 'concept')} on {bank.manifest.base.name}")
     for concept in bank.concepts:
         print(f"  {concept.name}: '{concept.subject}', rank {concept.rank}, {concept.method}")
 
@@ -95,7 +96,7 @@ def _inspection_document(bank: Bank, result: Inspection) -> dict:
 
 
 def _print_inspection(bank: Bank, result: Inspection) -> None:
-    print(f"{len(bank.concepts)} concepts on {bank.manifest.base.name}: {'ok' if result.ok else 'NOT OK'}")
+    print(f"{counted(len(bank.concepts), 'concept')} on {bank.manifest.base.name}: {'ok' if result.ok else 'NOT OK'}")
     for line in result.tables():
         print(f"  {line}")
 

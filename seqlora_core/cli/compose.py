@@ -9,7 +9,7 @@ from ..composition.confined_sampling import confine_on, generate_confined
 from ..composition.fusion import FUSIONS, WITHOUT_BASE, FusionSettings, fuse
 from ..composition.fusion.base_source import BaseSource
 from ..composition.lora_files import check_fits, load_composed, load_words, save_composed, save_words
-from ..composition.regions import with_names_of
+from ..composition.regions import describe_idle_regions, with_names_of
 from ..composition.selection import (
     check_words_selected,
     describe_missing_concepts,
@@ -17,6 +17,7 @@ from ..composition.selection import (
     parse_selection,
     select,
 )
+from ..data.listing import counted
 from ..data.words import NO_WORDS
 from ..devices import best_dtype, resolve_device
 from ..errors import UserError
@@ -93,7 +94,7 @@ def _compose(args: argparse.Namespace) -> None:
     fused = fuse(fusion, parts, settings, source)
     save_composed(bank, selection, out, fused.adapters, fusion.name, words if args.bundle else NO_WORDS)
     print(
-        f"Wrote {out}: {len(selection)} concepts, rank {fused.rank}, by {fusion.name} "
+        f"Wrote {out}: {counted(len(selection), 'concept')}, rank {fused.rank}, by {fusion.name} "
         f"in {fused.seconds:.1f} s with {fused.peak_bytes / 2**20:.0f} MiB."
     )
     if folder:
@@ -166,7 +167,8 @@ def _generate(args: argparse.Namespace) -> None:
             print(note)
     if confined:
         confinement = confine_on(base, args.prompt, parts, settings, words, regions, args.own_words)
-        print(*confinement.notes, sep="\n", end="\n" if confinement.notes else "")
+        for note in [*confinement.notes, *describe_idle_regions(regions, settings.steps)]:
+            print(note)
         (image,) = generate_confined(base, confinement, settings, words, file)
     else:
         (image,) = generate(base, args.prompt, sum_adapters([(selected, 1.0), (file, 1.0)]), settings, words)

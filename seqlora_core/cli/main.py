@@ -22,7 +22,8 @@ from .train import add_train
 
 _EXTRA = ("diffusers", "transformers")  # not needed by the nodes
 _OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the name moved in torch 2.5
-# How to use less memory on a graphics card, by the option that a command must have for it.
+_COMPUTER = "computer"
+# How to use less memory, by the option that a command must have for it.
 _LESS_MEMORY = {
     "gradient_checkpointing": "--gradient-checkpointing",
     "batch_size": "a smaller --batch-size",
@@ -31,10 +32,13 @@ _LESS_MEMORY = {
     "dtype": "--dtype bfloat16 or float16",
     "device": "--device cpu",
 }
+_ON_CARDS = (_LESS_MEMORY["dtype"], _LESS_MEMORY["device"])
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
+        if message.endswith("expected one argument"):
+            message += "; where it begins with '-', write OPTION=VALUE"
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -73,10 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except _OutOfMemory:
-        remedies = ", ".join(remedy for option, remedy in _LESS_MEMORY.items() if hasattr(args, option))
-        print(f"error: The graphics card has too little memory for this: try {remedies}.", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if (where := _short_of_memory(error)) is None:
+            raise
+        remedies = [remedy for option, remedy in _LESS_MEMORY.items() if hasattr(args, option)]
+        if where == _COMPUTER:
+            remedies = [remedy for remedy in remedies if remedy not in _ON_CARDS] + ["closing other programs"]
+        print(f"error: The {where} has too little memory for this: try {', '.join(remedies)}.", file=sys.stderr)
         return 1
+
+
+def _short_of_memory(error: Exception) -> str | None:
+    """What an error says has too little memory; None where it says something else."""
+    if isinstance(error, _OutOfMemory):
+        return "graphics card"
+    is_memory = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return _COMPUTER if is_memory else None
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from ..bank import Bank
 from ..bank.names import check_new_words, fold
 from ..data.encoding import source_fingerprint
+from ..data.listing import counted
 from ..data.stream import Entry, Stream, read_stream
 from ..devices import best_dtype, resolve_device
 from ..errors import Cancelled, TrainingDiverged, TrainingExploded, UserError
@@ -66,7 +67,7 @@ def learn_stream(args: argparse.Namespace, command: argparse.ArgumentParser, pro
         monitor.message(f"Concept {entry.place} of {len(stream)}: {request.spec.name}")
         _learn(entry, request.continuing(args.bank), base, dtype, bank, options)
     if processes.is_first:
-        print(f"All {len(stream)} concepts of {stream.path} are in {bank.folder}; {len(left)} of them are new.")
+        print(f"{stream.path}: {len(stream)} of {len(stream)} concepts are in {bank.folder}, {len(left)} of them new.")
 
 
 def check_stream(args: argparse.Namespace, command: argparse.ArgumentParser) -> None:
@@ -184,7 +185,7 @@ def _not_learned(
     """Check the images of all entries, and return those that are left to learn."""
     left = []
     for number, (entry, request) in enumerate(requests, start=1):
-        monitor.stage(f"checking the images of {len(requests)} concepts", number, len(requests))
+        monitor.stage(f"checking the images of {counted(len(requests), 'concept')}", number, len(requests))
         with _naming(entry), monitor.watching():
             monitor.stop_if_cancelled()
             references, prior = request.read()

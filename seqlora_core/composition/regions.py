@@ -58,7 +58,7 @@ class Region:
         feather: width of the transition at a box's edges, as a fraction of the canvas; edges of the canvas have none.
 
     Raises:
-        UserError: a value is out of its bounds, or the area is empty.
+        UserError: a value is out of its bounds, the area is empty, or a concept is listed twice.
     """
 
     prompt: str
@@ -82,10 +82,15 @@ class Region:
                 raise UserError(
                     f"The {setting} of the region {name} must be between 0 and 1, not {getattr(self, setting):g}."
                 )
+        if self.start >= 1:
+            raise UserError(f"The region {name} starts at 1, when the image is done: set a start below 1.")
         if self.start >= self.end:
             raise UserError(
                 f"The region {name} ends at {self.end:g}, before it starts: set an end above {self.start:g}."
             )
+        names = [own for own, _ in self.concepts or ()]
+        if repeated := next((own for own in names if names.count(own) > 1), None):
+            raise UserError(f"The region {name} lists {repeated!r} twice: give it one strength.")
         if isinstance(self.area, Box):
             self._check_box(name)
         else:
@@ -140,6 +145,7 @@ def parse_region(text: str, **settings: float) -> Region:
     """Parse `LEFT,TOP,RIGHT,BOTTOM=PROMPT [CONCEPT[:STRENGTH], ...]`, with the box in fractions of the canvas.
 
     Without the concepts in brackets, those act that the prompt names; without a prompt, it is that of the whole image.
+    Only the last brackets, at the end of the text, list concepts; others belong to the prompt.
 
     Args:
         settings: strength, start, end and feather of the region.
@@ -157,11 +163,12 @@ def parse_region(text: str, **settings: float) -> Region:
             f"The region {shorten(text)} is not LEFT,TOP,RIGHT,BOTTOM=PROMPT: write, for example, "
             "'0,0,0.5,1=a sksdog on grass' or '0,0,0.5,1=[dog]'."
         )
-    prompt, bracket, listed = content.strip().partition("[")
-    if not bracket:
-        return Region(prompt, Box(*edges), **settings)
-    if not listed.endswith("]"):
+    content = content.strip()
+    if content.startswith("[") and not content.endswith("]"):
         raise UserError(f"The concepts of the region {shorten(text)} must end the text: write PROMPT [dog, cat:0.8].")
+    prompt, bracket, listed = content.rpartition("[")
+    if not bracket or not listed.endswith("]"):
+        return Region(content, Box(*edges), **settings)
     return Region(prompt.strip(), Box(*edges), concepts=tuple(parse_selections(listed[:-1])), **settings)
 
 
@@ -174,10 +181,17 @@ def with_names_of(bank: Bank, region: Region) -> Region:
     if region.concepts is None:
         return region
     named = tuple((bank.concept(name).name, strength) for name, strength in region.concepts)
-    names = [name for name, _ in named]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"The region {region.label} lists {repeated!r} twice: give it one strength.")
     return replace(region, concepts=named)
+
+
+def describe_idle_regions(regions: Sequence[Region], steps: int) -> list[str]:
+    """Report regions that act in none of so many sampler steps, as sentences."""
+    return [
+        f"The region {region.label} acts in none of the {steps} steps: start it earlier, end it later, or take more "
+        "steps."
+        for region in regions
+        if not any(region.acts_at(step / steps) for step in range(steps))
+    ]
 
 
 def describe_cut_boxes(regions: Sequence[Region]) -> list[str]:

@@ -22,7 +22,7 @@ def check_hold_out(images: int, held_out: int) -> None:
 
 
 def split_held_out(
-    images: Sequence[Item], held_out: int, seed: int, keys: Sequence[Hashable] = ()
+    images: Sequence[Item], held_out: int, seed: int, keys: Sequence[Hashable]
 ) -> tuple[list[Item], list[Item]]:
     """Divide images into those to train on and `held_out` that the seed chooses, both in their order.
 
@@ -32,7 +32,6 @@ def split_held_out(
     Raises:
         UserError: no image would be left to train on.
     """
-    keys = list(keys) or list(range(len(images)))
     distinct = list(dict.fromkeys(keys))
     check_hold_out(len(distinct), held_out)
     order = torch.randperm(len(distinct), generator=named_generator(seed, "held out"))

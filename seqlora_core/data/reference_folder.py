@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import UserError
+from ..hashing import images_fingerprint
 from .captions import describe_captions, read_caption
 from .formats import SUFFIXES, shown
 from .images import decode_image, decode_with_alpha
@@ -33,6 +35,11 @@ class Reference:
     caption: str = ""
     repeats: int = 1
     alpha: Image.Image | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for copies of an image."""
+        return images_fingerprint([self.image])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from ..errors import UserError, first_line
 from .formats import read_regular, shown
+from .listing import counted
 
 MAX_STREAM = 2**24  # bytes; an entry has some hundred
 _MAX_PROMPTS = 2**20  # bytes
@@ -89,7 +90,7 @@ def read_stream(path: Path | str, count: int | None = None) -> Stream:
     if not isinstance(content, list) or not content:
         raise UserError(f"The list {shown(path)} is empty or no list: write [entry, entry, ...], one per concept.")
     if count is not None and count > len(content):
-        raise UserError(f"The list {shown(path)} has {len(content)} entries, not {count}: ask for fewer.")
+        raise UserError(f"The list {shown(path)} has {counted(len(content), 'concept')}, not {count}: ask for fewer.")
     entries = tuple(_entry(place, values, path) for place, values in enumerate(content[:count], start=1))
     unused = [key for key in _LEFT_OUT if any(key in values for values in content[:count])]
     notes = [f"{' and '.join(unused)} of {shown(path)} are not used."] if unused else []
@@ -99,6 +100,9 @@ def read_stream(path: Path | str, count: int | None = None) -> Stream:
 def _parse(content: bytes, path: Path) -> object:
     try:
         text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"The list {shown(path)} is no UTF-8 text: save it as UTF-8.") from error
+    try:
         if path.suffix.lower() not in (".yaml", ".yml"):
             return json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:

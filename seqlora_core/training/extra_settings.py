@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ..errors import UserError
 from .setting import setting
 
+LEAST_GAMMA = 0.01  # in most steps the signal-to-noise ratio is larger
+
 
 @dataclass(frozen=True)
 class ExtraSettings:
@@ -39,7 +41,12 @@ class ExtraSettings:
     )
 
     def check_extras(self, acts_on_own_words: bool, crop: str) -> None:
-        """Raises UserError where settings exclude each other."""
+        """Raises UserError where settings exclude each other, or would keep a run from learning."""
+        if 0 < self.min_snr_gamma < LEAST_GAMMA:
+            raise UserError(
+                f"min_snr_gamma {self.min_snr_gamma:g} would give almost every image a weight of about 0: give 1 to "
+                "20, such as 5, or 0 for no weights."
+            )
         if self.buckets and crop != "center":
             raise UserError("With buckets no square is cut out of an image, so crop must be center: leave crop out.")
         if acts_on_own_words and self.caption_dropout:

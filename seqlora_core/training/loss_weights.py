@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 
-def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float, v_prediction: bool = False) -> Tensor:
+def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
     """Weight the squared error of each timestep as min-SNR does (Hang et al., ICCV 2023).
 
     With the signal-to-noise ratio `SNR = a / (1 - a)`, the weight is `min(SNR, gamma) / SNR` for a model that predicts
-    the noise, and `min(SNR, gamma) / (SNR + 1)` for one that predicts v (diffusers' scripts have the same).
+    the noise (diffusers' scripts have the same).
 
     Args:
         alphas_cumprod: [T], the signal power `a` at each timestep.
@@ -19,6 +19,4 @@ def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float, v_p
     """
     signal = alphas_cumprod[timesteps]
     ratio = signal / (1 - signal)
-    if v_prediction:
-        return torch.clamp(ratio, max=gamma) / (ratio + 1)
     return torch.clamp(gamma / ratio, max=1)  # also where a schedule ends in pure noise, with a ratio of 0

@@ -34,6 +34,10 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, capsys, t
     assert "pip install" in capsys.readouterr().err
 
 
+def generate_command(base_folder, folder) -> list[str]:
+    return ["generate", "--base", str(base_folder), "--prompt", "x", "--out", str(folder / "x.png")]
+
+
 @pytest.mark.parametrize(
     ("command", "remedies"),
     [
@@ -48,8 +52,8 @@ def test_too_little_memory_gets_one_line_with_what_takes_less(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("seqlora_core.cli.options.load_base", out_of_memory)
-    generate = ["generate", "--base", str(base_folder), "--prompt", "x", "--out", str(tmp_path / "x.png")]
     train = train_command(base_folder, tmp_path / "bank", pictures, "dog")
+    generate = generate_command(base_folder, tmp_path)
     assert main({"train": train, "generate": generate}[command]) == 1
     line = capsys.readouterr().err.strip()
     assert line.startswith("error: The graphics card has too little memory")
@@ -59,3 +63,15 @@ def test_too_little_memory_gets_one_line_with_what_takes_less(
         for option in ("--gradient-checkpointing", "--batch-size", "--resolution", "--size", "--dtype", "--device cpu")
         if option in line
     ] == remedies
+
+
+def test_too_little_memory_of_the_computer_gets_one_line_that_names_no_card(base_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("seqlora_core.cli.options.load_base", lambda *_, **__: torch.empty(2**62, dtype=torch.uint8))
+    assert main(generate_command(base_folder, tmp_path)) == 1
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: The computer has too little memory") and len(line.splitlines()) == 1
+    assert "--size" in line and "--device" not in line
+
+
+def test_a_value_that_looks_like_an_option_gets_a_hint_how_to_write_it(refuse):
+    refuse(["generate", "--prompt", "x", "--out", "x.png", "--region", "-0.5,0,1,1=x"], "write OPTION=VALUE")

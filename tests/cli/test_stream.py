@@ -65,7 +65,7 @@ def test_a_list_is_learned_in_order_with_each_entrys_own_settings(listing, learn
     assert bag.settings["token_vectors"] == 0 and not bag.embedding
     for number, name in enumerate(("dog", "cat", "bag"), start=1):
         assert f"Concept {number} of 3: {name}" in caplog.messages
-    assert "All 3 concepts" in capsys.readouterr().out
+    assert "3 of 3 concepts are in" in capsys.readouterr().out
 
 
 def test_a_stopped_list_goes_on_at_its_concept_and_trains_nothing_twice(
@@ -191,6 +191,12 @@ MISTAKES = {
 }
 
 
+def test_a_list_in_another_encoding_is_refused_as_such(learn, tmp_path, capsys):
+    (path := tmp_path / "list.yaml").write_bytes("- name: K\xe4fer".encode("latin-1"))
+    assert learn(path) == 2
+    assert "save it as UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_names_its_entry_before_anything_is_trained(listing, learn, tmp_path, capsys, mistake):
     entries, message = MISTAKES[mistake]
@@ -211,7 +217,7 @@ def test_a_mistake_names_its_entry_before_anything_is_trained(listing, learn, tm
         (None, [], "There is no list"),
         ("{", [], "is not valid JSON"),
         ('[{"name": "a", "name": "b"}]', [], "'name' stands twice"),
-        ('[{"name": "a", "images": "."}]', ["--first", "2"], "has 1 entries, not 2"),
+        ('[{"name": "a", "images": "."}]', ["--first", "2"], "has 1 concept, not 2"),
         ("[]", ["--name", "dog"], "--name is for one concept"),
     ],
 )

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from seqlora_core.composition.confined_sampling import confine_on, generate_confined
 from seqlora_core.composition.confinement import confine
-from seqlora_core.composition.regions import Box, Canvas, Region, describe_cut_boxes, parse_region, region_weights
+from seqlora_core.composition.regions import (
+    Box,
+    Canvas,
+    Region,
+    describe_cut_boxes,
+    describe_idle_regions,
+    parse_region,
+    region_weights,
+)
 from seqlora_core.composition.selection import SelectedConcept
 from seqlora_core.data.own_words import own_word_rows
 from seqlora_core.errors import UserError
@@ -271,6 +279,20 @@ def test_a_region_lists_its_concepts_in_brackets():
     assert parse_region("0,0,0.5,1=a sksdog").concepts is None
 
 
+def test_brackets_before_the_last_ones_belong_to_the_prompt():
+    region = parse_region("0,0,0.5,1=a [red] hat on grass [dog]")
+    assert (region.prompt, region.concepts) == ("a [red] hat on grass", (("dog", 1.0),))
+    region = parse_region("0,0,0.5,1=a [red] hat on grass")
+    assert (region.prompt, region.concepts) == ("a [red] hat on grass", None)
+
+
+def test_regions_that_act_in_no_step_are_reported():
+    late, early = parse_region("0,0,0.5,1=late", start=0.9), parse_region("0,0,0.5,1=early", end=0.1)
+    [note] = describe_idle_regions([late, early], steps=8)
+    assert note.startswith("The region 'late' acts in none of the 8 steps")
+    assert describe_idle_regions([late, early], steps=20) == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -281,6 +303,7 @@ def test_a_region_lists_its_concepts_in_brackets():
         ("0,0,0.5,1= ", "has no prompt"),
         ("0,0,0.5,1=[]", "has no prompt"),
         ("0,0,0.5,1=[dog] on grass", "must end the text"),
+        ("0,0,0.5,1=[dog, dog:0.8]", "'dog' twice"),
         ("0,0,0.5,1=[dog:x]", "strength of 'dog' is not a number"),
         ("0.5,0,0.5,1=a sksdog", "is empty"),
         ("1.5,0,2,1=a sksdog", "outside the canvas"),
@@ -296,6 +319,7 @@ def test_a_malformed_region_is_refused_in_one_sentence(text, message):
     [
         ({"strength": 1.5}, "strength of the region 'a' must be between 0 and 1"),
         ({"start": 0.6, "end": 0.5}, "before it starts"),
+        ({"start": 1.0}, "set a start below 1"),
         ({"area": torch.zeros(4, 4)}, "empty or not finite"),
         ({"area": torch.ones(1, 4, 4)}, "one image"),
         ({"area": torch.ones(4, 4), "feather": 0.1}, "set its feather to 0"),

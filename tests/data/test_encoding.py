@@ -107,6 +107,15 @@ def test_repeats_show_an_image_more_often_and_are_other_data(base_folder, finger
     assert once == again != more
 
 
+def test_copies_of_an_image_are_not_trained_on_where_one_is_held_out(base_folder):
+    one, other = Reference(picture(), ("a dog",), "0.png"), Reference(picture((30, 40)), ("a dog",), "1.png")
+    images = [one, replace(one, source="copy of 0.png"), other]
+    for seed in range(4):
+        data = encode_concept(load_base(str(base_folder)), images, 64, hold_out=1, seed=seed)
+        [held_out] = data.held_out
+        assert not any(torch.equal(held_out.mean, example.mean) for example in data.examples)
+
+
 def test_prompts_are_encoded_in_batches_without_repeats_as_one_by_one(base_folder):
     base = load_base(str(base_folder))
     rows = []

@@ -21,6 +21,8 @@ MESSAGES = {
     "empty mask": "paint an area in white",
     "two masks": "The input mask has 2 masks",
     "two boxes": "The input bounding_box has 2 boxes",
+    "box of words": "is not a box with numbers",
+    "box without a width": "is not a box with numbers",
     "times": "ends at 0.5, before it starts",
     "unknown": "has no concept 'horse'",
     "not loaded": "has the concept 'cat', which is not selected",

@@ -322,6 +322,8 @@ def answers() -> dict[str, str]:
         "empty mask": error_of(lambda: region_node(mask=torch.zeros(1, 8, 8))),
         "two masks": error_of(lambda: region_node(mask=torch.ones(2, 8, 8))),
         "two boxes": error_of(lambda: region_node(bounding_box=[[{"x": 0}, {"x": 1}]])),
+        "box of words": error_of(lambda: region_node(bounding_box={"x": "left", "y": 0, "width": 8, "height": 8})),
+        "box without a width": error_of(lambda: region_node(bounding_box={"x": 0, "y": 0, "height": 8})),
         "times": error_of(lambda: region_node(start=0.5, end=0.5)),
         "unknown": error_of(lambda: regional(region_node(concepts="horse"))),
         "not loaded": error_of(lambda: regional(region_node(concepts="cat"), concepts="dog")),

@@ -35,10 +35,10 @@ def divided(seed: int):
 
 def test_the_seed_chooses_images_and_none_is_in_both_parts():
     images = list("abcdefgh")
-    trained, held_out = split_held_out(images, 3, seed=1)
+    trained, held_out = split_held_out(images, 3, 1, images)
     assert sorted(trained + held_out) == images and len(held_out) == 3
-    assert split_held_out(images, 3, seed=1)[1] == held_out != split_held_out(images, 3, seed=2)[1]
-    assert split_held_out(images, 0, seed=1) == (images, [])
+    assert split_held_out(images, 3, 1, images)[1] == held_out != split_held_out(images, 3, 2, images)[1]
+    assert split_held_out(images, 0, 1, images) == (images, [])
 
 
 def test_copies_of_an_image_are_held_out_together():
@@ -53,7 +53,7 @@ def test_copies_of_an_image_are_held_out_together():
 @pytest.mark.parametrize("held_out", [1, 5])
 def test_at_least_one_image_must_be_left_to_train_on(held_out):
     with pytest.raises(UserError, match="hold_out"):
-        split_held_out(["a"], held_out, 0)
+        split_held_out(["a"], held_out, 0, ["a"])
 
 
 def test_the_loss_is_the_error_of_the_predicted_noise(denoiser):
