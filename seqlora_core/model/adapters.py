@@ -81,7 +81,7 @@ def unscaled(layer: str, down: Tensor) -> Tensor:
 def attach(
     layers: Mapping[str, nn.Module],
     adapters: Mapping[str, Adapter],
-    row_weights: Callable[[], Tensor | None] = lambda: None,
+    rows: Callable[[], Tensor | None] = lambda: None,
     scale: Scale = unscaled,
 ) -> Iterator[None]:
     """Add `x B A^T` to the output of each layer that has an entry in `adapters`, while the block lasts.
@@ -92,7 +92,8 @@ def attach(
     Args:
         layers: by canonical name.
         adapters: by canonical name; looked up at every call, so replacing an entry takes effect at once.
-        row_weights: called at every call of a layer; returns a factor per row of the batch, [b], or None for 1.
+        rows: called at every call of a layer; returns the rows of the batch to act on, as indices [k] on the layer's
+            device, or None for all.
         scale: called at every call of a layer that has an adapter; scales its directions token by token.
     """
 
@@ -101,13 +102,14 @@ def attach(
             adapter = adapters.get(name)
             if adapter is None:
                 return output
-            x = inputs[0]
-            down = F.linear(x, adapter.down.to(x.dtype))  # [..., n] -> [..., r]
-            weights = row_weights()
-            if weights is not None:
-                down = down * weights.to(down.dtype).view(-1, *[1] * (down.ndim - 1))
-            down = scale(name, down)
-            return output + F.linear(down, adapter.up.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
+            x, chosen = inputs[0], rows()
+            if chosen is not None:
+                if not len(chosen):
+                    return output
+                x = x.index_select(0, chosen)
+            down = scale(name, F.linear(x, adapter.down.to(x.dtype)))  # [..., n] -> [..., r]
+            update = F.linear(down, adapter.up.to(down.dtype)).to(output.dtype)  # [..., r] -> [..., m]
+            return output + update if chosen is None else output.index_add(0, chosen, update)
 
         return add_adapter
 

@@ -27,7 +27,7 @@ class Minibatch:
     text: Tensor  # [b, tokens, d]
     mask: Tensor  # [b, 1, h, w]
     weight: float  # of its loss in the step's
-    with_earlier: Tensor | None = None  # [b], which images see the earlier concepts; None is all
+    with_earlier: tuple[bool, ...] | None = None  # which of b images see the earlier concepts; None is all
     texts: tuple[str, ...] = ()  # b prompts, where their examples know them
     own_rows: Tensor | None = None  # [b, tokens], the rows of the text on which the concept acts; None is all
     timestep_weights: Tensor | None = None  # [b], of each image's error; None weights all alike
@@ -82,8 +82,9 @@ def draw_minibatches(
             sources.append((data.prior, share * config.prior_weight, None))
         for examples, weight, without_caption in sources:
             picks = pick_examples(examples, config, number)
-            places = torch.arange(len(picks), device=denoiser.device) + images_before(examples, config, number)
-            with_earlier = places % 2 == 0 if config.train_on == "alternate" else None
+            first = images_before(examples, config, number)
+            turns = tuple((first + place) % 2 == 0 for place in range(len(picks)))
+            with_earlier = turns if config.train_on == "alternate" else None
             drawn = _draw(picks, data.window, random, config, without_caption)
             batches.append(_minibatch(drawn, denoiser, random, config, weight, with_earlier))
     return batches
@@ -139,7 +140,7 @@ def _minibatch(
     random: _Random,
     config: ResolvedConfig,
     weight: float,
-    with_earlier: Tensor | None,
+    with_earlier: tuple[bool, ...] | None,
 ) -> Minibatch:
     """Add noise, and move everything to the training device."""
     schedule, shape = denoiser.alphas_cumprod.cpu(), drawn.latents.shape

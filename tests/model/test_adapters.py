@@ -44,8 +44,10 @@ def test_rows_of_a_batch_can_be_left_out(denoiser):
         plain = denoiser.predict_noise(NOISY, TIMES, TEXT)
         with attach(layers, adapters):
             adapted = denoiser.predict_noise(NOISY, TIMES, TEXT)
-        with attach(layers, adapters, lambda: torch.tensor([True, False])):
+        with attach(layers, adapters, lambda: torch.tensor([0], device=denoiser.device)):
             mixed = denoiser.predict_noise(NOISY, TIMES, TEXT)
+        with attach(layers, adapters, lambda: torch.tensor([], dtype=torch.long)):
+            assert torch.equal(denoiser.predict_noise(NOISY, TIMES, TEXT), plain)
     assert torch.allclose(mixed[0], adapted[0], atol=1e-5) and torch.allclose(mixed[1], plain[1], atol=1e-5)
     assert not torch.allclose(plain, adapted, atol=1e-3)
 
