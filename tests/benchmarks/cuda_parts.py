@@ -174,7 +174,6 @@ def _steps(setting: Setting, dtype: str) -> Iterator[tuple[str, Action]]:
     yield "seqlora", train
     yield "seqlora, large bank", partial(train, earlier=setting.earlier)
     yield "seqlora, all layers", partial(train, layers="all")
-    yield "seqlora, all layers, large bank", partial(train, layers="all", earlier=setting.earlier)
     yield "seqlora, eq. 18", partial(train, lower_step="repeat")
     for name, changes in (("checkpointing", {"gradient_checkpointing": True}), ("batch 4", {"batch_size": 4})):
         yield f"lora (PEFT), {name}", partial(_plain, setting, dtype, with_peft=True, **changes)

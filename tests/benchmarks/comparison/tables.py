@@ -47,8 +47,8 @@ class Results:
             if record["system"] == system and "failed" not in record and count in (None, record.get("count"))
         ]
 
-    def scores(self, part: str, system: str, kind: str = "final", count: int = MIDDLE) -> Scores:
-        """The scores of a kind, by seed and concept."""
+    def scores(self, part: str, system: str, kind: str = "final", count: int | None = MIDDLE) -> Scores:
+        """The scores of a kind, by seed and concept, with so many concepts; None for whatever their number is."""
         records = self.of(part, system, count)
         return {(record["seed"], name): s for record in records for name, s in record["scores"][kind].items()}
 
@@ -128,12 +128,14 @@ def ablation_table(results: Results) -> Table:
 
 def defaults_table(results: Results) -> Table:
     """The defaults of `train` and their neighbours, on the concepts that settings are chosen on; one seed."""
-    rows = []
+    unchanged, rows = results.scores("defaults", DEFAULTS[0][0], count=None), []
     for name, _ in DEFAULTS:
-        for record in results.of("defaults", name):
-            means = [fmean(record["scores"][kind].values()) for kind in ("final", "after", "alone")]
-            rows.append([name, *(f"{mean:.3f}" for mean in means)])
-    return Table("Defaults of train", ["changed", "final of 8", "right after training", "alone"], rows)
+        final, after, single = (results.scores("defaults", name, kind, None) for kind in ("final", "after", "alone"))
+        if final:
+            difference = "-" if name == DEFAULTS[0][0] else str(paired(final, unchanged))
+            rows.append([name, _mean(final), difference, _mean(after), _mean(single)])
+    columns = ["changed", "final of 8", "minus the default's [95 %]", "right after training", "alone"]
+    return Table("Defaults of train", columns, rows)
 
 
 def several_table(results: Results) -> Table:
