@@ -146,6 +146,8 @@ DEFAULTS = (
     ("`--coordinates plain`", Recipe("coordinates-plain", {"coordinates": "plain"})),
     ("`--train-on bare`", Recipe("bare", {"train_on": "bare"})),
     ("`--lower-step repeat`", Recipe("lower-step-repeat", {"lower_step": "repeat"})),
+    ("`--hypergradient exact`", Recipe("hypergradient-exact", {"hypergradient": "exact"})),
+    ("`--hypergradient finite-difference`", Recipe("finite-difference", {"hypergradient": "finite-difference"})),
     ("`--inner-steps 5`", Recipe("inner-steps-5", {"inner_steps": 5})),
     ("`--ridge 1e-4`", Recipe("ridge", {"ridge": 1e-4})),
     ("`--clip 0`", Recipe("clip-0", {"clip": 0.0})),

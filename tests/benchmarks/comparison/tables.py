@@ -54,7 +54,7 @@ class Results:
 
 
 def write_tables(out: Path, folder: Path) -> None:
-    """Write `report.md`, a CSV file per table, and the figures."""
+    """Write `report.md`, a CSV file per table, `scores.csv` with the score of every concept, and the figures."""
     results = Results(out)
     tables = {
         "main": main_table(results),
@@ -65,7 +65,7 @@ def write_tables(out: Path, folder: Path) -> None:
     }
     tables = {name: table for name, table in tables.items() if table.rows}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
+    for name, table in {**tables, "scores": scores_table(results)}.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([table.columns, *table.rows])
     report = "\n".join(table.markdown() for table in tables.values())
@@ -132,7 +132,7 @@ def defaults_table(results: Results) -> Table:
     for name, _ in DEFAULTS:
         final, after, single = (results.scores("defaults", name, kind, None) for kind in ("final", "after", "alone"))
         if final:
-            difference = "-" if name == DEFAULTS[0][0] else str(paired(final, unchanged))
+            difference, _ = _against(final, unchanged, name == DEFAULTS[0][0])
             rows.append([name, _mean(final), difference, _mean(after), _mean(single)])
     columns = ["changed", "final of 8", "minus the default's [95 %]", "right after training", "alone"]
     return Table("Defaults of train", columns, rows)
@@ -152,6 +152,17 @@ def several_table(results: Results) -> Table:
     columns += ["two in one image: look-alikes / others", "with all 16 loaded"]
     columns += [f"other things, {count} loaded" for count in (1, 4, 16)]
     return Table("Selections, several concepts in one image, and other things", columns, rows)
+
+
+def scores_table(results: Results) -> Table:
+    """The scores of every concept, from which the intervals can be computed again."""
+    kinds, rows = ("final", "after", "alone"), []
+    for part in ("main", "ablation", "defaults"):
+        for record in results.records.get(part, []):
+            for concept in record.get("scores", {}).get("final", {}):
+                scores = [record["scores"][kind].get(concept, "") for kind in kinds]
+                rows.append([part, record["system"], record["seed"], record["count"], concept, *scores])
+    return Table("Scores", ["part", "system", "seed", "concepts", "concept", *kinds], rows)
 
 
 def tuning_table(out: Path) -> Table:
