@@ -46,7 +46,7 @@ def test_a_run_with_every_wish_is_trained_reported_and_found_again(base_folder, 
     stream = tmp_path / "stream.json"
     stream.write_text(json.dumps([entry]), "utf-8")
     assert main(["train", "--base", str(base_folder), "--bank", str(tmp_path / "bank"), "--stream", str(stream)]) == 0
-    assert "0 of them are new" in capsys.readouterr().out
+    assert "0 of them new" in capsys.readouterr().out
     stream.write_text(json.dumps([{**entry, "noise_offset": 0.1}]), "utf-8")
     assert main(["train", "--base", str(base_folder), "--bank", str(tmp_path / "bank"), "--stream", str(stream)]) == 2
 
