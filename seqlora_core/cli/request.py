@@ -68,7 +68,8 @@ class Request:
             prefix=self.config.caption_prefix,
             alpha=self.config.alpha_masks,
         )
-        check_hold_out(len({own.fingerprint for own in references}), self.config.hold_out)
+        if self.config.hold_out:  # fingerprints take a while
+            check_hold_out(len({own.fingerprint for own in references}), self.config.hold_out)
         prior = read_folder(self.prior_images, self.spec.class_word) if self.prior_images else ReferenceFolder(())
         return references, prior
 

@@ -64,7 +64,7 @@ def encode_concept(
         Cancelled: the monitor asks to stop.
         UserError: too few images would be left, or nothing of an image with an alpha channel would count.
     """
-    trained, held_out = split_held_out(references, hold_out, seed, [own.fingerprint for own in references])
+    trained, held_out = split_held_out(references, hold_out, seed, (own.fingerprint for own in references))
     images = [*trained, *prior, *held_out]
     frame = _frame(base, resolution, crop, buckets)
     _check_alphas(images, frame)

@@ -1,6 +1,6 @@
 """Images that a training run leaves out, to measure its loss on."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -22,16 +22,20 @@ def check_hold_out(images: int, held_out: int) -> None:
 
 
 def split_held_out(
-    images: Sequence[Item], held_out: int, seed: int, keys: Sequence[Hashable]
+    images: Sequence[Item], held_out: int, seed: int, keys: Iterable[Hashable]
 ) -> tuple[list[Item], list[Item]]:
     """Divide images into those to train on and `held_out` that the seed chooses, both in their order.
 
     Args:
         keys: one per image, the same for copies of an image, which count as one: none is trained on if it is held out.
+            They are not asked for where none is.
 
     Raises:
         UserError: no image would be left to train on.
     """
+    if not held_out:
+        return list(images), []
+    keys = list(keys)
     distinct = list(dict.fromkeys(keys))
     check_hold_out(len(distinct), held_out)
     order = torch.randperm(len(distinct), generator=named_generator(seed, "held out"))
