@@ -4,6 +4,8 @@ import torch
 
 from .errors import UserError
 
+OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the name moved in torch 2.5
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device with that name; "auto" means cuda if available, else mps, else cpu.

@@ -11,8 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import torch
-
+from ..devices import OutOfMemory
 from ..errors import Cancelled, EndedTogether, TrainingDiverged, UserError
 from .bank import add_import, add_inspect, add_list, add_remove, add_rename
 from .compose import add_compose, add_generate
@@ -21,18 +20,18 @@ from .evaluate import add_evaluate
 from .train import add_train
 
 _EXTRA = ("diffusers", "transformers")  # not needed by the nodes
-_OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the name moved in torch 2.5
-_COMPUTER = "computer"
 # How to use less memory, by the option that a command must have for it.
 _LESS_MEMORY = {
     "gradient_checkpointing": "--gradient-checkpointing",
     "batch_size": "a smaller --batch-size",
     "resolution": "a smaller --resolution",
     "size": "a smaller --size",
+}
+_LESS_MEMORY_ON_CARDS = {
+    **_LESS_MEMORY,
     "dtype": "--dtype bfloat16 or float16",
     "device": "--device cpu",
 }
-_ON_CARDS = (_LESS_MEMORY["dtype"], _LESS_MEMORY["device"])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,21 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
-        if (where := _short_of_memory(error)) is None:
+        if isinstance(error, OutOfMemory):
+            where, options, others = "graphics card", _LESS_MEMORY_ON_CARDS, []
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            where, options, others = "computer", _LESS_MEMORY, ["closing other programs"]
+        else:
             raise
-        remedies = [remedy for option, remedy in _LESS_MEMORY.items() if hasattr(args, option)]
-        if where == _COMPUTER:
-            remedies = [remedy for remedy in remedies if remedy not in _ON_CARDS] + ["closing other programs"]
+        remedies = [*(remedy for option, remedy in options.items() if hasattr(args, option)), *others]
         print(f"error: The {where} has too little memory for this: try {', '.join(remedies)}.", file=sys.stderr)
         return 1
-
-
-def _short_of_memory(error: Exception) -> str | None:
-    """What an error says has too little memory; None where it says something else."""
-    if isinstance(error, _OutOfMemory):
-        return "graphics card"
-    is_memory = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-    return _COMPUTER if is_memory else None
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..devices import resolve_device
+from ..devices import OutOfMemory, resolve_device
 from ..errors import Cancelled, EndedTogether, TrainingDiverged, TrainingExploded, UserError, first_line
 
 _START = timedelta(minutes=10)  # until all processes have started
@@ -24,9 +24,8 @@ _START = timedelta(minutes=10)  # until all processes have started
 # connections, which ends the waiting of all.
 _LONGEST_WAIT = timedelta(days=1)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # the name moved in torch 2.5
 # Errors that a process reports in a sentence, so that another one can do it.
-_KNOWN = {kind.__name__: kind for kind in (UserError, Cancelled, TrainingDiverged, TrainingExploded, _OutOfMemory)}
+_KNOWN = {kind.__name__: kind for kind in (UserError, Cancelled, TrainingDiverged, TrainingExploded, OutOfMemory)}
 
 
 class _ConnectionLost(UserError):
