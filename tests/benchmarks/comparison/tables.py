@@ -160,8 +160,8 @@ def scores_table(results: Results) -> Table:
     for part in ("main", "ablation", "defaults"):
         for record in results.records.get(part, []):
             for concept in record.get("scores", {}).get("final", {}):
-                scores = [record["scores"][kind].get(concept, "") for kind in kinds]
-                rows.append([part, record["system"], record["seed"], record["count"], concept, *scores])
+                scores = (str(record["scores"][kind].get(concept, "")) for kind in kinds)
+                rows.append([part, record["system"], str(record["seed"]), str(record["count"]), concept, *scores])
     return Table("Scores", ["part", "system", "seed", "concepts", "concept", *kinds], rows)
 
 
