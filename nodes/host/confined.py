@@ -19,12 +19,19 @@ from torch import Tensor, nn
 
 from ...seqlora_core.bank import Concept
 from ...seqlora_core.composition.confinement import Confinement
-from ...seqlora_core.composition.regions import Box, attend_in_regions, covered_tokens, region_weights
+from ...seqlora_core.composition.regions import (
+    Box,
+    attend_in_regions,
+    covered_tokens,
+    describe_idle_regions,
+    region_weights,
+)
 from ...seqlora_core.errors import UserError
 from ...seqlora_core.model.adapters import Adapter, attach
 from ...seqlora_core.model.sd15 import TIMESTEPS, module_names, receives_text
 from ..cache_keys import values_fingerprint
 from . import ModelPatcher
+from .console import say
 from .model import check_fits, note_concepts
 from .own_words import IDENTITY, REGIONAL_ROWS, REGIONAL_TEXTS, ROWS
 
@@ -79,11 +86,13 @@ class _Confined:
     Attributes:
         _placed: the concepts' factors, and whose each direction is, by device and precision while a sampling lasts;
             several graphics cards may evaluate at once.
+        _progresses: at which shares of the sampling the UNet was evaluated.
     """
 
     def __init__(self, confinement: Confinement, identity: str, advice: str) -> None:
         self.confinement, self._identity, self._advice = confinement, identity, advice
         self._placed: dict[tuple[torch.device, torch.dtype], _Factors] = {}
+        self._progresses: set[float] = set()
         self._names: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
 
     def __call__(self, executor: WrapperExecutor, *args, **kwargs) -> Tensor:
@@ -100,6 +109,7 @@ class _Confined:
                 "both in one text, and leave out nodes like Conditioning (Concat)."
             )
         progress = _progress(given["timesteps"], self.confinement)
+        self._progresses.add(progress)
         factors, unet = self._factors_as(given["x"]), executor.class_obj
         evaluation = _Evaluation(self.confinement, factors, given["transformer_options"], progress)
         evaluation.receive(rows, texts, regional_rows)
@@ -108,8 +118,12 @@ class _Confined:
             return executor(*args, **kwargs)
 
     def release(self, patcher: ModelPatcher) -> None:
-        """Free what lies on devices; the host calls this after a sampling."""
+        """Free what lies on devices, and report regions that never acted; the host calls this after a sampling."""
         self._placed.clear()
+        if self._progresses:
+            for note in describe_idle_regions(self.confinement.regions, self._progresses):
+                say(note)
+        self._progresses.clear()
 
     def _names_in(self, unet: nn.Module) -> dict[str, str]:
         names = self._names.get(unet)

@@ -167,7 +167,8 @@ def _generate(args: argparse.Namespace) -> None:
             print(note)
     if confined:
         confinement = confine_on(base, args.prompt, parts, settings, words, regions, args.own_words)
-        for note in [*confinement.notes, *describe_idle_regions(regions, settings.steps)]:
+        progresses = [step / settings.steps for step in range(settings.steps)]
+        for note in [*confinement.notes, *describe_idle_regions(regions, progresses)]:
             print(note)
         (image,) = generate_confined(base, confinement, settings, words, file)
     else:

@@ -8,7 +8,7 @@ once, so a region costs no evaluation of the UNet.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -184,13 +184,17 @@ def with_names_of(bank: Bank, region: Region) -> Region:
     return replace(region, concepts=named)
 
 
-def describe_idle_regions(regions: Sequence[Region], steps: int) -> list[str]:
-    """Report regions that act in none of so many sampler steps, as sentences."""
+def describe_idle_regions(regions: Sequence[Region], progresses: Collection[float]) -> list[str]:
+    """Report regions that act in no step of a sampling, as sentences.
+
+    Args:
+        progresses: the share of the sampling that is done at each step, 0..1.
+    """
     return [
-        f"The region {region.label} acts in none of the {steps} steps: start it earlier, end it later, or take more "
+        f"The region {region.label} acts in no step of this sampling: start it earlier, end it later, or take more "
         "steps."
         for region in regions
-        if not any(region.acts_at(step / steps) for step in range(steps))
+        if not any(map(region.acts_at, progresses))
     ]
 
 

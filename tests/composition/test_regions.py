@@ -288,9 +288,9 @@ def test_brackets_before_the_last_ones_belong_to_the_prompt():
 
 def test_regions_that_act_in_no_step_are_reported():
     late, early = parse_region("0,0,0.5,1=late", start=0.9), parse_region("0,0,0.5,1=early", end=0.1)
-    [note] = describe_idle_regions([late, early], steps=8)
-    assert note.startswith("The region 'late' acts in none of the 8 steps")
-    assert describe_idle_regions([late, early], steps=20) == []
+    [note] = describe_idle_regions([late, early], [step / 8 for step in range(8)])
+    assert note.startswith("The region 'late' acts in no step")
+    assert describe_idle_regions([late, early], [step / 20 for step in range(20)]) == []
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,11 @@ def test_the_report_says_what_is_cut_and_what_does_nothing(used):
     assert "No prompt names 'skscat cat': the concept 'cat' does nothing." in used["answers"]["unnamed"]
 
 
+def test_a_region_that_acted_in_no_step_is_reported_after_the_sampling(used):
+    [line] = used["logged"]
+    assert line.startswith("SeqLoRA: The region 'a sksdog' acts in no step of this sampling")
+
+
 def test_model_and_clip_stay_as_they_were(used):
     assert used["untouched"]
 

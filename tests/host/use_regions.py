@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -409,6 +410,17 @@ def times() -> dict[str, list[bool]]:
     return {"late": same(late, predicted(strength=0.0)), "early": same(early, predicted())}
 
 
+def logged_of_idle_regions() -> list[str]:
+    """What the console says of two regions, one of which acts only between the two steps of a sampling."""
+    log, lines, handler = logging.getLogger(), [], logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)  # as the host does
+    draw(*regional([*region_node(start=0.3, end=0.6), *region_node("a skscat cat", start=0.3)])[:3], steps=2)
+    log.removeHandler(handler)
+    return [line for line in lines if line.startswith("SeqLoRA")]
+
+
 def state() -> list:
     encoder = clip.cond_stage_model
     hooks = [
@@ -452,6 +464,7 @@ def main() -> None:
         "unlike the core's": rows_unlike_the_core_s(),
         "places": places(),
         "times": times(),
+        "logged": logged_of_idle_regions(),
     }
     results["untouched"] = state() == before
     print(json.dumps(results))
