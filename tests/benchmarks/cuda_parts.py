@@ -3,93 +3,56 @@
 import contextlib
 import io
 import os
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-import tiny_base  # noqa: E402
-
-from seqlora_core.bank import Bank, BaseIdentity, ConceptSpec  # noqa: E402
-from seqlora_core.bank.folder import write_manifest  # noqa: E402
-from seqlora_core.bank.inspection import inspect  # noqa: E402
-from seqlora_core.bank.manifest import Manifest  # noqa: E402
-from seqlora_core.cli.demo import run_demo  # noqa: E402
-from seqlora_core.cli.main import main as command_line  # noqa: E402
-from seqlora_core.composition.concatenation import compose  # noqa: E402
-from seqlora_core.composition.confined_sampling import confine_on, generate_confined  # noqa: E402
-from seqlora_core.composition.regions import parse_region  # noqa: E402
-from seqlora_core.composition.selection import select  # noqa: E402
-from seqlora_core.data.dataset import EncodedConcept, Example  # noqa: E402
-from seqlora_core.devices import check_dtype  # noqa: E402
-from seqlora_core.model.adapters import attach  # noqa: E402
-from seqlora_core.model.base import Base  # noqa: E402
-from seqlora_core.model.denoiser import DiffusersDenoiser  # noqa: E402
-from seqlora_core.model.sampling import SamplingSettings, generate  # noqa: E402
-from seqlora_core.model.sd15 import SD15, find_layers, layer_shapes, sd15_alphas_cumprod  # noqa: E402
-from seqlora_core.model.text_encoder import CLIPTextEncoder  # noqa: E402
-from seqlora_core.monitor import Monitor  # noqa: E402
-from seqlora_core.training.config import ResolvedConfig, TrainingConfig  # noqa: E402
-from seqlora_core.training.methods import resolve  # noqa: E402
-from seqlora_core.training.minibatches import draw_minibatches  # noqa: E402
-from seqlora_core.training.plan import make_plan  # noqa: E402
-from seqlora_core.training.progress import loss_curve  # noqa: E402
-from seqlora_core.training.trainer import train_concept  # noqa: E402
-from tests.benchmarks.filled_bank import fill  # noqa: E402
+from seqlora_core.bank import Bank, ConceptSpec
+from seqlora_core.bank.folder import write_manifest
+from seqlora_core.bank.inspection import inspect
+from seqlora_core.bank.manifest import Manifest
+from seqlora_core.cli.demo import run_demo
+from seqlora_core.cli.main import main as command_line
+from seqlora_core.composition.concatenation import compose
+from seqlora_core.composition.confined_sampling import confine_on, generate_confined
+from seqlora_core.composition.regions import parse_region
+from seqlora_core.composition.selection import select
+from seqlora_core.devices import check_dtype
+from seqlora_core.model.adapters import attach
+from seqlora_core.model.base import Base
+from seqlora_core.model.sampling import SamplingSettings, generate
+from seqlora_core.model.sd15 import SD15, find_layers, layer_shapes
+from seqlora_core.model.text_encoder import CLIPTextEncoder
+from seqlora_core.monitor import Monitor
+from seqlora_core.training.config import TrainingConfig
+from seqlora_core.training.methods import resolve
+from seqlora_core.training.minibatches import draw_minibatches
+from seqlora_core.training.plan import make_plan
+from seqlora_core.training.progress import loss_curve
+from seqlora_core.training.trainer import train_concept
+from tests import tiny_base
+from tests.benchmarks.cuda_training import (
+    FULL,
+    IDENTITY,
+    TINY,
+    Setting,
+    config_of,
+    filled_bank,
+    random_concept,
+    train_one,
+    train_plain,
+)
+from tests.benchmarks.filled_bank import fill
 
 Action = Callable[[], dict]
-_TINY = {"channels": (32, 64), "layers_per_block": 1, "text_width": 32}
-_IDENTITY = BaseIdentity("random", "0")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and at which size to measure.
-
-    Attributes:
-        toy: a UNet of two narrow levels and few steps, instead of SD1.5's with random weights.
-        pixels: side of the images.
-    """
-
-    device: str
-    toy: bool
-    pixels: int
-
-    @property
-    def steps(self) -> int:
-        return 3 if self.toy else 6
-
-    @property
-    def earlier(self) -> int:
-        """Concepts of the large bank."""
-        return 3 if self.toy else 100
-
-    @property
-    def text_width(self) -> int:
-        return 32 if self.toy else SD15.text_width
-
-    def denoiser(self, dtype: str = "float32") -> DiffusersDenoiser:
-        """A UNet with random weights, made on the device."""
-        torch.manual_seed(0)
-        with torch.device(self.device):
-            unet = tiny_base.make_unet(**_TINY) if self.toy else UNet2DConditionModel(**_FULL)
-        unet = unet.requires_grad_(False).eval().to(self.device, getattr(torch, dtype))
-        return DiffusersDenoiser(unet, sd15_alphas_cumprod())
-
-
-_FULL = {"cross_attention_dim": 768, "attention_head_dim": 8}
 
 
 def variants(part: str, setting: Setting) -> Iterator[tuple[str, Action]]:
@@ -97,78 +60,12 @@ def variants(part: str, setting: Setting) -> Iterator[tuple[str, Action]]:
     return PARTS[part](setting)
 
 
-class _Clock(Monitor):
-    """The moments of the steps, and of what came before the first.
-
-    Two steps are timed together: in every second one, the earlier concepts do not act on a single image.
-    """
-
-    def __init__(self) -> None:
-        self.moments = [time.monotonic()]
-
-    def stepped(self, report) -> None:
-        self.moments.append(time.monotonic())
-
-    def figures(self) -> dict:
-        """Seconds per step without the first, and what came before it in steps."""
-        step = statistics.median((b - a) / 2 for a, b in zip(self.moments[1:], self.moments[3:], strict=False))
-        return {"seconds": step, "setup": max(self.moments[1] - self.moments[0] - step, 0.0) / step}
-
-
-def _peak(device: str) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-
-
-def _data(setting: Setting, prompts: Sequence[str] = ()) -> EncodedConcept:
-    generator, side = torch.Generator().manual_seed(0), setting.pixels // 8
-    text = torch.randn(1 + len(prompts), 77, setting.text_width, generator=generator)
-    examples = [Example(torch.randn(4, side, side, generator=generator), text[:1], texts=("a sksx",))]
-    return EncodedConcept(examples, protected=text[1:] if prompts else None, source="random")
-
-
-@lru_cache(maxsize=2)
-def _bank(earlier: int, toy: bool, preset: str = "all") -> Path:
-    folder = Path(tempfile.mkdtemp()) / "bank"
-    with torch.device("meta"):
-        unet = tiny_base.make_unet(**_TINY) if toy else UNet2DConditionModel(**_FULL)
-    fill(Bank.open_or_create(folder, _IDENTITY, layer_shapes(find_layers(unet))), earlier, preset)
-    return folder
-
-
-def _config(setting: Setting, dtype: str, **settings) -> ResolvedConfig:
-    steps = settings.pop("steps", setting.steps)
-    config = TrainingConfig(**{"token_vectors": 0, "steps": steps, "dtype": dtype, **settings})
-    return resolve(config, setting.pixels, dtype)
-
-
-def _train(setting: Setting, dtype: str, earlier: int = 0, text: CLIPTextEncoder | None = None, **settings) -> dict:
-    """Train one concept with protected prompts, as a user does; figures of its steps."""
-    config = _config(setting, dtype, **settings)
-    denoiser, large = setting.denoiser(dtype), _bank(earlier, setting.toy, config.layers)
-    if setting.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(setting.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = shutil.copytree(large, Path(scratch, "bank"))
-        clock = _Clock()
-        concept = train_concept(
-            denoiser,
-            lambda prompts, words: _data(setting, prompts),
-            Bank.open(folder),
-            ConceptSpec("x", "sksx", "thing"),
-            config,
-            clock,
-            text_encoder=text,
-        )
-    passes = concept.metrics["passes"] / config.steps
-    return {**clock.figures(), "peak": _peak(setting.device), "note": f"{passes:g} passes per step"}
-
-
 def _steps(setting: Setting, dtype: str) -> Iterator[tuple[str, Action]]:
     """The step of each method; the bare pass first, to which the others are compared."""
     check_dtype(torch.device(setting.device), dtype)
-    yield "bare pass, input gradient", partial(_plain, setting, dtype, with_peft=False)
-    yield "lora (PEFT)", partial(_plain, setting, dtype, with_peft=True)
-    train = partial(_train, setting, dtype)
+    yield "bare pass, input gradient", partial(train_plain, setting, dtype, with_peft=False)
+    yield "lora (PEFT)", partial(train_plain, setting, dtype, with_peft=True)
+    train = partial(train_one, setting, dtype)
     yield "lora", partial(train, method="lora")
     yield "alternating", partial(train, method="alternating")
     yield "seqlora", train
@@ -176,41 +73,9 @@ def _steps(setting: Setting, dtype: str) -> Iterator[tuple[str, Action]]:
     yield "seqlora, all layers", partial(train, layers="all")
     yield "seqlora, eq. 18", partial(train, lower_step="repeat")
     for name, changes in (("checkpointing", {"gradient_checkpointing": True}), ("batch 4", {"batch_size": 4})):
-        yield f"lora (PEFT), {name}", partial(_plain, setting, dtype, with_peft=True, **changes)
+        yield f"lora (PEFT), {name}", partial(train_plain, setting, dtype, with_peft=True, **changes)
         yield f"seqlora, {name}", partial(train, **changes)
         yield f"seqlora, eq. 18, {name}", partial(train, lower_step="repeat", **changes)
-
-
-def _plain(setting: Setting, dtype: str, with_peft: bool, **settings) -> dict:
-    """A pass without any code of ours: only the input's gradient, or PEFT's LoRA on keys and values with Adam."""
-    config, denoiser = _config(setting, dtype, **settings), setting.denoiser(dtype)
-    if with_peft:
-        from peft import LoraConfig
-
-        denoiser.unet.add_adapter(LoraConfig(r=config.rank, target_modules=["attn2.to_k", "attn2.to_v"]))
-    trained = [parameter for parameter in denoiser.unet.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-    optimizer = torch.optim.Adam(trained, lr=1e-3) if trained else None
-    if setting.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(setting.device)
-    sparing = denoiser.checkpointing() if config.gradient_checkpointing else contextlib.nullcontext()
-    clock, data = _Clock(), _data(setting)
-    with sparing:
-        for step in range(config.steps):
-            [minibatch] = draw_minibatches(data, denoiser, config, step)
-            noisy = minibatch.noisy if trained else minibatch.noisy.requires_grad_()
-            with torch.autocast(denoiser.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
-                loss = minibatch.squared_error(denoiser.predict_noise(noisy, minibatch.timesteps, minibatch.text))
-            if optimizer is None:
-                torch.autograd.grad(loss, noisy)
-            else:
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            loss.item()
-            clock.stepped(None)
-    return {"seconds": clock.figures()["seconds"], "peak": _peak(setting.device)}
 
 
 def _text_encoder(setting: Setting) -> CLIPTextEncoder:
@@ -219,19 +84,18 @@ def _text_encoder(setting: Setting) -> CLIPTextEncoder:
 
 
 def _words(setting: Setting) -> Iterator[tuple[str, Action]]:
-    yield "bare pass, input gradient", partial(_plain, setting, "float32", with_peft=False)
+    yield "bare pass, input gradient", partial(train_plain, setting, "float32", with_peft=False)
 
     def word() -> dict:
         settings = {"token_vectors": 2, "token_share": 0.9, "steps": 4 * setting.steps}
-        return _train(setting, "float32", text=_text_encoder(setting), **settings)
+        return train_one(setting, "float32", text=_text_encoder(setting), **settings)
 
     yield "a word's step", word
 
 
 def _composing(setting: Setting) -> Iterator[tuple[str, Action]]:
-    denoiser, minibatch = setting.denoiser(), None
-    bank = Bank.open(_bank(setting.earlier, setting.toy))
-    [minibatch] = draw_minibatches(_data(setting), denoiser, _config(setting, "float32"), 0)
+    denoiser, bank = setting.denoiser(), Bank.open(filled_bank(setting.earlier, setting.toy))
+    [minibatch] = draw_minibatches(random_concept(setting), denoiser, config_of(setting, "float32"), 0)
 
     def one_pass(adapters: dict) -> dict:
         moved = {name: adapter.to(denoiser.device) for name, adapter in adapters.items()}
@@ -264,8 +128,8 @@ def _regions(setting: Setting) -> Iterator[tuple[str, Action]]:
     pipeline.to(setting.device)
     pipeline.set_progress_bar_config(disable=True)
     layers = layer_shapes(find_layers(pipeline.unet))
-    base = Base(pipeline, _IDENTITY, layers, torch.device(setting.device), SD15)
-    bank = Bank.open_or_create(Path(tempfile.mkdtemp()) / "bank", _IDENTITY, layers)
+    base = Base(pipeline, IDENTITY, layers, torch.device(setting.device), SD15)
+    bank = Bank.open_or_create(Path(tempfile.mkdtemp()) / "bank", IDENTITY, layers)
     fill(bank, 2)
     parts = select(bank, [(concept.name, 1.0) for concept in bank.concepts])
     sampling = SamplingSettings(steps=setting.steps, size=max(setting.pixels, 128))
@@ -288,7 +152,7 @@ def _small_card(setting: Setting) -> Iterator[tuple[str, Action]]:
             return {"note": "left out: it needs a card"}
         total = torch.cuda.get_device_properties(setting.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(gigabytes * 2**30 / total, 1.0), setting.device)
-        return _train(setting, "float16", gradient_checkpointing=True)
+        return train_one(setting, "float16", gradient_checkpointing=True)
 
     for gigabytes in (8, 6):
         yield f"float16, checkpointing, {gigabytes} GiB", partial(on, gigabytes)
@@ -308,7 +172,7 @@ def _profiled(setting: Setting) -> dict:
     counts = []
     for steps in (setting.steps, 2 * setting.steps):  # the difference is that of the steps alone
         with profile(activities=activities) as recorded:
-            _train(setting, dtype, steps=steps, **({"method": "lora"} if setting.toy else {}))
+            train_one(setting, dtype, steps=steps, **({"method": "lora"} if setting.toy else {}))
         events = recorded.key_averages()
         waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize") if card else ("aten::_local_scalar_dense",)
         counts.append(sum(event.count for event in events if event.key in waits))
@@ -325,11 +189,11 @@ def _repeats(setting: Setting) -> Iterator[tuple[str, Action]]:
     def difference() -> dict:
         made = []
         for _ in range(2):
-            config, denoiser = _config(setting, "float32", steps=3), setting.denoiser()
+            config, denoiser = config_of(setting, "float32", steps=3), setting.denoiser()
             with tempfile.TemporaryDirectory() as folder:
-                bank = Bank.open_or_create(folder, _IDENTITY, layer_shapes(find_layers(denoiser.unet)))
+                bank = Bank.open_or_create(folder, IDENTITY, layer_shapes(find_layers(denoiser.unet)))
                 spec = ConceptSpec("x", "sksx", "thing")
-                train_concept(denoiser, lambda prompts, words: _data(setting, prompts), bank, spec, config)
+                train_concept(denoiser, lambda prompts, words: random_concept(setting, prompts), bank, spec, config)
                 made.append(bank.load()["x"])
         pairs = [(a, b) for name in made[0] for a, b in zip(made[0][name].factors, made[1][name].factors, strict=True)]
         largest = max(((a - b).norm() / a.norm().clamp_min(1e-12)).item() for a, b in pairs)
@@ -340,8 +204,8 @@ def _repeats(setting: Setting) -> Iterator[tuple[str, Action]]:
 
 def _banks(setting: Setting) -> Iterator[tuple[str, Action]]:
     with torch.device("meta"):
-        layers = find_layers(tiny_base.make_unet(**_TINY) if setting.toy else UNet2DConditionModel(**_FULL))
-    large = Bank.open(_bank(setting.earlier, setting.toy))
+        layers = find_layers(tiny_base.make_unet(**TINY) if setting.toy else UNet2DConditionModel(**FULL))
+    large = Bank.open(filled_bank(setting.earlier, setting.toy))
     spec, requested = ConceptSpec("next", "sksnext", "thing"), TrainingConfig(layers="all")
     plan = partial(make_plan, large, spec, requested, resolve(requested, setting.pixels, "float32"), layers)
     yield f"read {setting.earlier} concepts", lambda: _timed(lambda: Bank.open(large.folder).load(), times=1)
@@ -355,7 +219,7 @@ def _banks(setting: Setting) -> Iterator[tuple[str, Action]]:
 
 def _repeated(bank: Bank, count: int) -> Manifest:
     """The manifest of a bank with so many concepts, of which there are no files."""
-    config = _config(Setting("cpu", True, 64), "float32")
+    config = config_of(Setting("cpu", True, 64), "float32")
     losses = loss_curve([0.12345 + i / 999 for i in range(100)])
     curve = {"loss_curve": losses, "word_loss_curve": losses}
     one = replace(bank.concepts[0], settings=config.as_dict(), requested=config.as_dict(), metrics=curve)
@@ -385,7 +249,7 @@ def _tests(setting: Setting) -> Iterator[tuple[str, Action]]:
 
 def _python(arguments: Sequence[str]) -> dict:
     started = time.monotonic()
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"])[-1]
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     row = {"seconds": time.monotonic() - started, "note": "; ".join([last, *failed[:5]])}
