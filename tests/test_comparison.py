@@ -131,11 +131,13 @@ def test_systems_are_measured_once_and_make_the_same_tables_twice(small, tmp_pat
     (tmp_path / "results" / "main" / f"{slug(ours['system'])}-2-0.json").unlink()
     small._measure("main", 2, systems, 0)
     assert tables.Results(tmp_path).of("main", "SeqLoRA (ours)", 2) == [ours]
+    monkeypatch.setattr(tables, "LARGER", (2, 3))
     for folder in ("first", "second"):
         tables.write_tables(tmp_path, tmp_path / folder)
     made = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert made == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
     assert "| `--rank 4` | 0." in made["report.md"].decode()
+    assert "## More concepts\n\n| system | seeds of 32 | final of 2 |" in made["report.md"].decode()
     assert "| SeqLoRA (ours) | 1 |" in made["report.md"].decode() and Image.open(tmp_path / "first" / "grid.png")
 
 

@@ -15,7 +15,7 @@ from .runs import read_json
 from .statistics import Scores, paired
 
 OURS = SYSTEMS[0].name
-MIDDLE, SHOWN = 16, 12
+MIDDLE, LARGER, SHOWN = 16, (32, 48), 12
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def write_tables(out: Path, folder: Path) -> None:
     results = Results(out)
     tables = {
         "main": main_table(results),
+        "counts": counts_table(results),
         "ablation": ablation_table(results),
         "defaults": defaults_table(results),
         "several": several_table(results),
@@ -79,7 +80,7 @@ def write_tables(out: Path, folder: Path) -> None:
 
 
 def main_table(results: Results) -> Table:
-    """Every system with 16 concepts, and its final scores with 32 and 48."""
+    """Every system with 16 concepts."""
     ours = results.scores("main", OURS)
     rows = []
     for system in SYSTEMS:
@@ -97,7 +98,6 @@ def main_table(results: Results) -> Table:
                 _mean(after),
                 _mean(single),
                 _forgetting(after, final),
-                *(_mean(results.scores("main", system.name, count=count)) for count in (32, 48)),
                 system.needs,
                 f"{fmean(second for record in records for second in record['training_seconds']):.0f}",
                 f"{fmean(merge['seconds'] for merge in merges):.0f}" if merges else "-",
@@ -105,8 +105,25 @@ def main_table(results: Results) -> Table:
             ]
         )
     columns = ["system", "seeds", "final of 16", "minus ours [95 %]", "beats ours in", "right after training", "alone"]
-    columns += ["forgotten", "final of 32", "final of 48", "needs at merge time", "training, s per concept"]
+    columns += ["forgotten", "needs at merge time", "training, s per concept"]
     return Table("Main table", [*columns, "merge, s", "merge, MB"], rows)
+
+
+def counts_table(results: Results) -> Table:
+    """The systems that were trained with more concepts: 32, and 48 with one seed."""
+    ours, rows = {count: results.scores("main", OURS, count=count) for count in LARGER}, []
+    for system in SYSTEMS:
+        final = {count: results.scores("main", system.name, count=count) for count in LARGER}
+        if not any(final.values()):
+            continue
+        cells = [str(len(results.of("main", system.name, LARGER[0])))]
+        for count in LARGER:
+            after = results.scores("main", system.name, "after", count)
+            difference, _ = _against(final[count], ours[count], system.name == OURS)
+            cells += [_mean(final[count]), difference, _forgetting(after, final[count])]
+        rows.append([system.name, *cells])
+    columns = [f"{what} of {n}" for n in LARGER for what in ("final", "minus ours [95 %]", "forgotten")]
+    return Table("More concepts", ["system", "seeds of 32", *columns], rows)
 
 
 def ablation_table(results: Results) -> Table:
