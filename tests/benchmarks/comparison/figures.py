@@ -18,10 +18,13 @@ def draw_growth(growth: Mapping[str, Mapping[int, float]], folder: Path) -> None
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same figure is the same file
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for place, (name, points) in enumerate(growth.items()):
-        width = 3 if place == 0 else 1.3
-        axes.plot(points.keys(), points.values(), marker="o", markersize=4, linewidth=width, label=name)
+        style = (
+            {"color": "black", "linewidth": 3} if place == 0 else {"color": f"C{(place - 1) % 10}", "linewidth": 1.3}
+        )
+        dashes = "--" if place > 10 else "-"
+        axes.plot(points.keys(), points.values(), dashes, marker="o", markersize=4, label=name, **style)
     axes.set_xscale("log", base=2)
     ticks = sorted({count for points in growth.values() for count in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

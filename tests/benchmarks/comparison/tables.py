@@ -16,6 +16,7 @@ from .statistics import Scores, paired
 
 OURS = SYSTEMS[0].name
 MIDDLE, LARGER, SHOWN = 16, (32, 48), 12
+SELECTED = ("2", "4", "8")
 
 
 @dataclass(frozen=True)
@@ -157,18 +158,25 @@ def defaults_table(results: Results) -> Table:
 
 def several_table(results: Results) -> Table:
     """Selections of 32, two in one image, and images of other things; one seed."""
-    rows = []
+    ours, rows = _selections(results, OURS), []
     for system in SYSTEMS:
         chosen, pairs, drift = (_first(results.of(part, system.name)) for part in ("selections", "pairs", "drift"))
         if chosen or pairs or drift:
-            selected = [f"{fmean(chosen[size]):.3f}" if chosen else "-" for size in ("2", "4", "8")]
+            selected = [f"{fmean(chosen[size]):.3f}" if chosen else "-" for size in SELECTED]
+            difference, _ = _against(_selections(results, system.name), ours, system.name == OURS)
             two = [_pairs(pairs.get(loaded)) for loaded in ("2", "16")]
             others = [f"{drift[count]:.2f}" if drift else "-" for count in ("1", "4", "16")]
-            rows.append([system.name, *selected, *two, *others])
-    columns = ["system", *(f"{size} of 32" for size in (2, 4, 8))]
+            rows.append([system.name, *selected, difference, *two, *others])
+    columns = ["system", *(f"{size} of 32" for size in SELECTED), "these minus ours [95 %]"]
     columns += ["two in one image: look-alikes / others", "with all 16 loaded"]
     columns += [f"other things, {count} loaded" for count in (1, 4, 16)]
     return Table("Selections, several concepts in one image, and other things", columns, rows)
+
+
+def _selections(results: Results, system: str) -> Scores:
+    """The mean score of each selection."""
+    found = _first(results.of("selections", system))
+    return {(0, f"{size} {place}"): score for size in SELECTED for place, score in enumerate(found.get(size, []))}
 
 
 def scores_table(results: Results) -> Table:
