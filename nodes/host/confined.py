@@ -6,6 +6,7 @@ in the UNet that runs: the host may have cloned it for another graphics card, an
 """
 
 import inspect
+import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -120,7 +121,7 @@ class _Confined:
     def release(self, patcher: ModelPatcher) -> None:
         """Free what lies on devices, and report regions that never acted; the host calls this after a sampling."""
         self._placed.clear()
-        if self._progresses:
+        if self._progresses and sys.exc_info()[1] is None:  # a run that was stopped may not have come to them
             for note in describe_idle_regions(self.confinement.regions, self._progresses):
                 say(note)
         self._progresses.clear()

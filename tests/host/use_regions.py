@@ -3,6 +3,7 @@
 python use_regions.py COMFYUI_DIR BASE_DIRECTORY
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -411,14 +412,24 @@ def times() -> dict[str, list[bool]]:
 
 
 def logged_of_idle_regions() -> list[str]:
-    """What the console says of two regions, one of which acts only between the two steps of a sampling."""
+    """What the console says of two regions, one of which acts only between the two steps of a sampling, and of two in a
+    sampling that is stopped."""
     log, lines, handler = logging.getLogger(), [], logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     log.addHandler(handler)
     log.setLevel(logging.INFO)  # as the host does
-    draw(*regional([*region_node(start=0.3, end=0.6), *region_node("a skscat cat", start=0.3)])[:3], steps=2)
+    patched, *sides = regional([*region_node(start=0.3, end=0.6), *region_node("a skscat cat", start=0.3)])[:3]
+    draw(patched, *sides, steps=2)
+    stopped = patched.clone()
+    stopped.set_model_sampler_pre_cfg_function(_stop)
+    with contextlib.suppress(InterruptedError):
+        draw(stopped, *sides, steps=2)
     log.removeHandler(handler)
     return [line for line in lines if line.startswith("SeqLoRA")]
+
+
+def _stop(args) -> None:
+    raise InterruptedError
 
 
 def state() -> list:
