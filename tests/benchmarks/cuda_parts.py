@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from seqlora_core.bank import Bank, ConceptSpec
 from seqlora_core.bank.folder import write_manifest
@@ -40,12 +39,11 @@ from seqlora_core.training.progress import loss_curve
 from seqlora_core.training.trainer import train_concept
 from tests import tiny_base
 from tests.benchmarks.cuda_training import (
-    FULL,
     IDENTITY,
-    TINY,
     Setting,
     config_of,
     filled_bank,
+    make_unet,
     random_concept,
     train_one,
     train_plain,
@@ -204,7 +202,7 @@ def _repeats(setting: Setting) -> Iterator[tuple[str, Action]]:
 
 def _banks(setting: Setting) -> Iterator[tuple[str, Action]]:
     with torch.device("meta"):
-        layers = find_layers(tiny_base.make_unet(**TINY) if setting.toy else UNet2DConditionModel(**FULL))
+        layers = find_layers(make_unet(setting.toy))
     large = Bank.open(filled_bank(setting.earlier, setting.toy))
     spec, requested = ConceptSpec("next", "sksnext", "thing"), TrainingConfig(layers="all")
     plan = partial(make_plan, large, spec, requested, resolve(requested, setting.pixels, "float32"), layers)

@@ -26,9 +26,14 @@ from seqlora_core.training.trainer import train_concept
 from tests import tiny_base
 from tests.benchmarks.filled_bank import fill
 
-FULL = {"cross_attention_dim": 768, "attention_head_dim": 8}
-TINY = {"channels": (32, 64), "layers_per_block": 1, "text_width": 32}
 IDENTITY = BaseIdentity("random", "0")
+
+
+def make_unet(toy: bool) -> UNet2DConditionModel:
+    """A UNet with random weights: one of two narrow levels, or SD1.5's."""
+    if toy:
+        return tiny_base.make_unet(channels=(32, 64), layers_per_block=1, text_width=32)
+    return UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Setting:
         """A UNet with random weights, made on the device."""
         torch.manual_seed(0)
         with torch.device(self.device):
-            unet = tiny_base.make_unet(**TINY) if self.toy else UNet2DConditionModel(**FULL)
+            unet = make_unet(self.toy)
         unet = unet.requires_grad_(False).eval().to(self.device, getattr(torch, dtype))
         return DiffusersDenoiser(unet, sd15_alphas_cumprod())
 
@@ -101,7 +106,7 @@ def filled_bank(earlier: int, toy: bool, preset: str = "all") -> Path:
     """The folder of a bank with so many random concepts."""
     folder = Path(tempfile.mkdtemp()) / "bank"
     with torch.device("meta"):
-        unet = tiny_base.make_unet(**TINY) if toy else UNet2DConditionModel(**FULL)
+        unet = make_unet(toy)
     fill(Bank.open_or_create(folder, IDENTITY, layer_shapes(find_layers(unet))), earlier, preset)
     return folder
 

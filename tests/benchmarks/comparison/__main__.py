@@ -27,10 +27,10 @@ from .job_queue import Job, run_jobs
 from .measure import after, alone, costs, drift, final, final_sheet, pairs, selections
 from .recipes import ABLATION, ALTERNATING, DEFAULTS, LORA, OURS, PUBLISHED, SYSTEMS, Recipe, System
 from .runs import Run, Workshop, write_json
-from .tables import write_tables
+from .tables import LARGER, MIDDLE, write_tables
 from .tuning import CONCEPTS, SEED, Tuning, is_available
 
-FEW, MIDDLE, LARGE, ALL = (1, 2, 4, 8), 16, 32, 48
+FEW, (LARGE, ALL) = (1, 2, 4, 8), LARGER
 SEEDS = (0, 1, 2)
 AVAILABLE = [system for system in SYSTEMS if is_available(system)]
 AT_LARGE = (OURS, PUBLISHED, ALTERNATING, LORA)  # recipes that learn more than 16 concepts

@@ -20,11 +20,9 @@ def draw_growth(growth: Mapping[str, Mapping[int, float]], folder: Path) -> None
     matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same figure is the same file
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for place, (name, points) in enumerate(growth.items()):
-        style = (
-            {"color": "black", "linewidth": 3} if place == 0 else {"color": f"C{(place - 1) % 10}", "linewidth": 1.3}
-        )
-        dashes = "--" if place > 10 else "-"
-        axes.plot(points.keys(), points.values(), dashes, marker="o", markersize=4, label=name, **style)
+        color, width = (f"C{place - 1}", 1.3) if place else ("black", 3)
+        dashes = "--" if place > 10 else "-"  # there are ten colours
+        axes.plot(points.keys(), points.values(), dashes, marker="o", markersize=4, color=color, lw=width, label=name)
     axes.set_xscale("log", base=2)
     ticks = sorted({count for points in growth.values() for count in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

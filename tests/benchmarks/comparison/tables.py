@@ -10,13 +10,13 @@ from seqlora_core.bank.names import slug
 from seqlora_core.mini import mini_concepts
 
 from .figures import draw_grid, draw_growth
+from .measure import SELECTED
 from .recipes import ABLATION, DEFAULTS, SYSTEMS
 from .runs import read_json
 from .statistics import Scores, paired
 
 OURS = SYSTEMS[0].name
 MIDDLE, LARGER, SHOWN = 16, (32, 48), 12
-SELECTED = ("2", "4", "8")
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,12 @@ def defaults_table(results: Results) -> Table:
 
 def several_table(results: Results) -> Table:
     """Selections of 32, two in one image, and images of other things; one seed."""
-    ours, rows = _selections(results, OURS), []
+    ours, rows = _scores_of_selections(results, OURS), []
     for system in SYSTEMS:
         chosen, pairs, drift = (_first(results.of(part, system.name)) for part in ("selections", "pairs", "drift"))
         if chosen or pairs or drift:
-            selected = [f"{fmean(chosen[size]):.3f}" if chosen else "-" for size in SELECTED]
-            difference, _ = _against(_selections(results, system.name), ours, system.name == OURS)
+            selected = [f"{fmean(chosen[str(size)]):.3f}" if chosen else "-" for size in SELECTED]
+            difference, _ = _against(_scores_of_selections(results, system.name), ours, system.name == OURS)
             two = [_pairs(pairs.get(loaded)) for loaded in ("2", "16")]
             others = [f"{drift[count]:.2f}" if drift else "-" for count in ("1", "4", "16")]
             rows.append([system.name, *selected, difference, *two, *others])
@@ -173,10 +173,10 @@ def several_table(results: Results) -> Table:
     return Table("Selections, several concepts in one image, and other things", columns, rows)
 
 
-def _selections(results: Results, system: str) -> Scores:
+def _scores_of_selections(results: Results, system: str) -> Scores:
     """The mean score of each selection."""
     found = _first(results.of("selections", system))
-    return {(0, f"{size} {place}"): score for size in SELECTED for place, score in enumerate(found.get(size, []))}
+    return {(0, f"{size} {i}"): score for size in SELECTED for i, score in enumerate(found.get(str(size), []))}
 
 
 def scores_table(results: Results) -> Table:
